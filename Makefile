@@ -1,0 +1,41 @@
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest lint clean
+
+help:
+	@echo "make demo         install into .venv, then distill the digits data set into runs/digits"
+	@echo "make test         run the tests on the newest versions (PYTEST_ARGS='-k pool' picks some)"
+	@echo "make test-oldest  run the tests marked core on the oldest versions, in .venv-oldest"
+	@echo "make lint         check style, format and types"
+	@echo "make clean        remove the environments, caches and builds; runs/ stays"
+
+demo: .venv/installed
+	.venv/bin/python -m ssdd_jax.main --config configs/digits.py --workdir runs/digits
+
+test: .venv/installed
+	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -n 2 -m core $(PYTEST_ARGS)
+
+lint: .venv/installed
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright
+
+# The stamp is the last thing written, so an installation that was cut off starts again.
+.venv/installed: requirements/newest.txt
+.venv-oldest/installed: requirements/oldest.txt
+.venv/installed .venv-oldest/installed: setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("ssdd_jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=<another>" % v[:2])'
+	@echo "Installing $(filter requirements/%,$^) into $(@D) (a few minutes the first time)"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(filter requirements/%,$^)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

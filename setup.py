@@ -1,0 +1,52 @@
+"""Metadata of the package; the settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+PLOTS = ["matplotlib"]
+DEMO = ["scikit-learn", *PLOTS]
+
+# Read as text: an import would need every dependency before pip has installed one.
+VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "ssdd_jax" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+if VERSION is None:
+    raise RuntimeError('ssdd_jax/__init__.py must have a line of the form __version__ = "1.2.3"')
+
+setup(
+    name="ssdd-jax",
+    version=VERSION[1],
+    description="Self-supervised dataset distillation in JAX",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # The configs live at the top of the repository and travel in the wheel, so that an installation finds them by name.
+    packages=[*find_packages(include=["ssdd_jax", "ssdd_jax.*"]), "ssdd_jax.configs"],
+    package_dir={"ssdd_jax.configs": "configs"},
+    install_requires=[
+        "jax>=0.5.3",
+        "jaxlib>=0.5.3",
+        "numpy",
+        "flax>=0.10.6",
+        "optax",
+        "orbax-checkpoint>=0.11.23",
+        "ml-collections>=1.0",
+        "absl-py",
+        "pillow",
+        "safetensors",
+        "rich",
+        "jaxtyping",
+    ],
+    extras_require={
+        "demo": DEMO,
+        "plots": PLOTS,
+        # tensorflow-datasets imports importlib_resources without declaring it.
+        "tfds": ["tensorflow-datasets", "array-record", "importlib_resources"],
+        # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still admits jax 0.5 but cannot save on it.
+        "neural-tangents": ["neural-tangents", "jax<0.6", "orbax-checkpoint<0.11.24"],
+        "dev": [*DEMO, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]", "build"],
+    },
+)

@@ -1,0 +1,46 @@
+"""Self-supervised dataset distillation in JAX: the public names.
+
+They are imported on first use, so that `import ssdd_jax` is quick and reading a config needs no jax.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ssdd_jax.core.bases": ("PCA", "fit_pca", "encode", "decode"),
+    "ssdd_jax.core.views": ("VIEWS", "apply_views"),
+    "ssdd_jax.core.krr": ("append_bias", "krr_predict"),
+    "ssdd_jax.core.approximation": ("Networks", "fit_networks", "predict_shift"),
+    "ssdd_jax.core.distilled": (
+        "DistilledSet",
+        "Factors",
+        "Layout",
+        "budget_scalars",
+        "compress",
+        "expand",
+        "init_distilled",
+        "max_images",
+        "num_stored_scalars",
+        "reconstruct_images",
+        "view_coefficients",
+    ),
+    "ssdd_jax.core.pool": ("Learner", "MemberState"),
+    "ssdd_jax.core.outer": ("OuterState", "init_outer", "make_outer_step", "outer_loss"),
+    "ssdd_jax.nets": ("make_learner",),
+    "ssdd_jax.io.artifacts": ("load_distilled", "save_distilled"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str):
+    """Import a public name from its home."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ssdd_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,125 @@
+"""Approximation networks: how a representation's coefficients shift under each predefined augmentation.
+
+One two-layer perceptron a view, V -> h -> V, stacked along a leading axis. They replace the stored coefficients of the
+augmented views: C_a is approximated by C_0 + g_a(C_0) (Yu et al., 2025).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ssdd_jax.core.bases import HIGHEST
+
+
+@struct.dataclass
+class Networks:
+    """Stacked networks g_a(c) = relu(c W1 + b1) W2 + b2. Width h = 0 leaves the bias b2: a mean shift.
+
+    Attributes:
+        w1: "A V h". b1: "A h". w2: "A h V". b2: "A V".
+    """
+
+    w1: Float[Array, "A V h"]
+    b1: Float[Array, "A h"]
+    w2: Float[Array, "A h V"]
+    b2: Float[Array, "A V"]
+
+
+def num_network_scalars(num_coefficients: int, hidden: int) -> int:
+    """Return the size of one network, 2 V h + h + V."""
+    return 2 * num_coefficients * hidden + hidden + num_coefficients
+
+
+def init_networks(key: PRNGKeyArray, num_networks: int, num_coefficients: int, hidden: int) -> Networks:
+    """Return networks whose last layer is zero, so that they start by predicting no shift."""
+    limit = jnp.sqrt(6.0 / num_coefficients)
+    return Networks(
+        w1=jax.random.uniform(key, (num_networks, num_coefficients, hidden), minval=-limit, maxval=limit),
+        b1=jnp.zeros((num_networks, hidden)),
+        w2=jnp.zeros((num_networks, hidden, num_coefficients)),
+        b2=jnp.zeros((num_networks, num_coefficients)),
+    )
+
+
+def predict_shift(networks: Networks, coefficients: Float[Array, "m V"]) -> Float[Array, "A m V"]:
+    """Return g_a(c) for every network a and every row c.
+
+    Example:
+        >>> predict_shift(init_networks(jax.random.key(0), 3, 8, 4), jnp.ones((5, 8))).shape
+        (3, 5, 8)
+    """
+
+    def one(net: Networks) -> Float[Array, "m V"]:
+        hidden = jax.nn.relu(jnp.matmul(coefficients, net.w1, precision=HIGHEST) + net.b1[None])
+        return jnp.matmul(hidden, net.w2, precision=HIGHEST) + net.b2[None]
+
+    return jax.vmap(one)(networks)
+
+
+def fit_networks(
+    key: PRNGKeyArray,
+    coefficients: Float[Array, "m V"],
+    view_coefficients: Float[Array, "A m V"],
+    *,
+    hidden: int,
+    bases: Float[Array, "V d"] | None = None,
+    num_steps: int = 2000,
+    learning_rate: float = 1e-2,
+) -> tuple[Networks, Float[Array, " A"]]:
+    """Fit one network a view to the shifts C_a - C_0, by full-batch Adam with a cosine schedule.
+
+    Inputs and shifts are standardised for the fit, and the standardisation is folded into the first and the last layer,
+    so that it costs no storage. The error is measured in representation space, ||(g_a(C_0) - (C_a - C_0)) B||^2.
+
+    Args:
+        key: for the first layer.
+        coefficients: "m V", of view 0.
+        view_coefficients: "A m V", of the augmented views.
+        hidden: width h >= 0; 0 fits the mean shift alone.
+        bases: "V d", of the representations; without them the error is measured between coefficients.
+        num_steps: of Adam.
+        learning_rate: its peak.
+
+    Returns:
+        The networks, and R^2 "A": one minus the ratio of the squared error to that of predicting no shift.
+        It is 0 for the no-shift predictor and 1 for a perfect fit.
+
+    Raises:
+        ValueError: shapes do not match or `hidden` is negative.
+    """
+    if view_coefficients.ndim != 3 or view_coefficients.shape[1:] != coefficients.shape:
+        raise ValueError(
+            f"fit_networks: view coefficients have shape {view_coefficients.shape}, expected (A, m, V) with (m, V) = {coefficients.shape}"
+        )
+    if hidden < 0:
+        raise ValueError(f"fit_networks: hidden is {hidden}, expected at least 0")
+    coefficients, view_coefficients = jax.lax.stop_gradient((coefficients, view_coefficients))
+    shifts = view_coefficients - coefficients[None]
+    num_networks, _, num_coefficients = shifts.shape
+    metric = jnp.eye(num_coefficients) if bases is None else jax.lax.stop_gradient(bases)
+    centre, spread = coefficients.mean(0), coefficients.std(0) + 1e-6
+    shift_centre, shift_spread = shifts.mean(1), shifts.std(1) + 1e-6
+    inputs = (coefficients - centre[None]) / spread[None]
+    no_shift_error = jnp.sum(jnp.matmul(shifts, metric, precision=HIGHEST) ** 2, (1, 2)) + 1e-12
+
+    def unfold(net: Networks) -> Networks:
+        w1 = net.w1 / spread[None, :, None]
+        b1 = net.b1 - jnp.einsum("v,avh->ah", centre, w1, precision=HIGHEST)
+        return Networks(w1=w1, b1=b1, w2=net.w2 * shift_spread[:, None], b2=net.b2 * shift_spread + shift_centre)
+
+    def relative_error(net: Networks) -> Float[Array, " A"]:
+        predicted = predict_shift(net, inputs) * shift_spread[:, None] + shift_centre[:, None]
+        return jnp.sum(jnp.matmul(predicted - shifts, metric, precision=HIGHEST) ** 2, (1, 2)) / no_shift_error
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+
+    def step(carry, _):
+        net, opt_state = carry
+        updates, opt_state = optimizer.update(jax.grad(lambda n: relative_error(n).sum())(net), opt_state)
+        return (optax.apply_updates(net, updates), opt_state), None
+
+    net = init_networks(key, num_networks, num_coefficients, hidden)
+    (net, _), _ = jax.lax.scan(step, (net, optimizer.init(net)), None, length=num_steps)
+    return unfold(net), 1.0 - relative_error(net)

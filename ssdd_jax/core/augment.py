@@ -1,0 +1,99 @@
+"""Random augmentations of images in [0, 1]: key first, one draw an image.
+
+They serve self-supervised pretraining and real batches. Distilled images are never augmented at random: that would
+bias the outer gradient, which is what the predefined views are for.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from ssdd_jax.core.augment_spec import AugmentSpec
+
+Image = Float[Array, "H W C"]
+
+
+def random_resized_crop(key: PRNGKeyArray, image: Image, min_scale: float) -> Image:
+    """Crop a box of area fraction U(min_scale, 1) and aspect ratio exp U(log 3/4, log 4/3), and resize it to the image's shape."""
+    area_key, aspect_key, y_key, x_key = jax.random.split(key, 4)
+    h, w, _ = image.shape
+    area = jax.random.uniform(area_key, (), minval=min_scale, maxval=1.0)
+    aspect = jnp.exp(jax.random.uniform(aspect_key, (), minval=jnp.log(3 / 4), maxval=jnp.log(4 / 3)))
+    size = jnp.minimum(jnp.stack([jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)]), 1.0) * jnp.array([h, w])
+    corner = jnp.stack([jax.random.uniform(y_key), jax.random.uniform(x_key)]) * (jnp.array([h, w]) - size)
+    scale = jnp.array([h, w]) / size
+    return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -corner * scale, "linear", antialias=False)
+
+
+def grayscale(image: Image) -> Image:
+    """Replace RGB by its luma (ITU-R 601); one channel stays as it is."""
+    if image.shape[-1] != 3:
+        return image
+    luma = jnp.sum(image * jnp.array([[[0.299, 0.587, 0.114]]]), -1, keepdims=True)
+    return jnp.broadcast_to(luma, image.shape)
+
+
+def shift_hue(image: Image, turns: Float[Array, ""]) -> Image:
+    """Rotate the hue of an RGB image by `turns` of the colour circle, keeping HSV's saturation and value."""
+    value, low = image.max(-1), image.min(-1)
+    chroma = value - low
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    r, g, b = image[..., 0], image[..., 1], image[..., 2]
+    hue = jnp.where(value == r, (g - b) / safe, jnp.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe)) / 6
+    position = jnp.stack([(n + 6 * (hue + turns)) % 6 for n in (5.0, 3.0, 1.0)], -1)
+    weight = jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
+    return value[..., None] - chroma[..., None] * weight
+
+
+def color_jitter(key: PRNGKeyArray, image: Image, spec: AugmentSpec) -> Image:
+    """Jitter brightness, contrast, saturation and hue, in this order (torchvision draws the order)."""
+    keys = jax.random.split(key, 4)
+    factor = lambda k, strength: jax.random.uniform(k, (), minval=max(0.0, 1 - strength), maxval=1 + strength)
+    clip = lambda x: jnp.clip(x, 0.0, 1.0)
+    image = clip(image * factor(keys[0], spec.brightness))
+    mean = grayscale(image).mean()
+    image = clip(mean + (image - mean) * factor(keys[1], spec.contrast))
+    if image.shape[-1] == 3:
+        gray = grayscale(image)
+        image = clip(gray + (image - gray) * factor(keys[2], spec.saturation))
+        image = clip(shift_hue(image, jax.random.uniform(keys[3], (), minval=-spec.hue, maxval=spec.hue)))
+    return image
+
+
+def gaussian_blur(key: PRNGKeyArray, image: Image) -> Image:
+    """Blur with sigma U(0.1, 2) pixels; weights are renormalized at the border."""
+    sigma = jax.random.uniform(key, (), minval=0.1, maxval=2.0)
+
+    def band(size: int) -> Float[Array, "s s"]:
+        distance = jnp.arange(size)[:, None] - jnp.arange(size)[None]
+        weights = jnp.exp(-0.5 * (distance / sigma) ** 2)
+        return weights / weights.sum(1, keepdims=True)
+
+    h, w, _ = image.shape
+    return jnp.einsum("yi,ijc,xj->yxc", band(h), image, band(w))
+
+
+def augment(key: PRNGKeyArray, images: Float[Array, "n H W C"], spec: AugmentSpec) -> Float[Array, "n H W C"]:
+    """Draw one augmented view of every image in [0, 1]."""
+
+    def one(key: PRNGKeyArray, image: Image) -> Image:
+        keys = iter(jax.random.split(key, 11))
+
+        def sometimes(probability: float, fn: Callable[[PRNGKeyArray, Image], Image], image: Image) -> Image:
+            coin_key, fn_key = next(keys), next(keys)
+            if probability == 0:
+                return image
+            changed = fn(fn_key, image)
+            return changed if probability == 1 else jnp.where(jax.random.bernoulli(coin_key, probability), changed, image)
+
+        if spec.min_crop_scale < 1:
+            image = random_resized_crop(next(keys), image, spec.min_crop_scale)
+        image = sometimes(spec.jitter, lambda k, x: color_jitter(k, x, spec), image)
+        image = sometimes(spec.gray, lambda _, x: grayscale(x), image)
+        image = sometimes(spec.blur, gaussian_blur, image)
+        image = sometimes(spec.solarize, lambda _, x: jnp.where(x >= 0.5, 1 - x, x), image)
+        return sometimes(spec.flip, lambda _, x: x[:, ::-1], image)
+
+    return jax.vmap(one)(jax.random.split(key, len(images)), images)

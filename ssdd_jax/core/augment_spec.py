@@ -1,0 +1,37 @@
+"""How a random view is drawn, as plain settings. Apart from the functions, so that reading settings needs no jax."""
+
+from dataclasses import dataclass, field
+
+
+def share(default: float, high: float = 1.0):
+    """Declare a number of [0, high]."""
+    return field(default=default, metadata={"range": (0.0, high)})
+
+
+@dataclass(frozen=True)
+class AugmentSpec:
+    """How one view of a self-supervised pair is drawn (defaults: solo-learn's Barlow Twins on CIFAR, first view).
+
+    Attributes:
+        min_crop_scale: smallest area fraction of a random resized crop; 1 crops nothing.
+        flip: probability of a horizontal flip; 0 where left and right matter.
+        jitter: probability of colour jitter.
+        brightness: factor range 1 +- brightness.
+        contrast: factor range 1 +- contrast.
+        saturation: factor range 1 +- saturation; without effect on one channel.
+        hue: shift range +-hue, in turns of the colour circle; without effect on one channel.
+        gray: probability of dropping the colour; without effect on one channel.
+        blur: probability of a Gaussian blur of sigma U(0.1, 2) pixels.
+        solarize: probability of inverting the pixels above one half.
+    """
+
+    min_crop_scale: float = share(0.08)
+    flip: float = share(0.5)
+    jitter: float = share(0.8)
+    brightness: float = share(0.4)
+    contrast: float = share(0.4)
+    saturation: float = share(0.2)
+    hue: float = share(0.1, 0.5)
+    gray: float = share(0.2)
+    blur: float = share(0.0)
+    solarize: float = share(0.0)

@@ -1,0 +1,92 @@
+"""Kernel ridge regression in closed form: the inner loop.
+
+Every product and solve runs in full float32, whatever precision the networks run in: the default ridge is 1e-6 of the
+trace, and the reduced precision that accelerators use for float32 products would drown it.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Array, Float
+
+from ssdd_jax.core.bases import HIGHEST
+
+RidgeScale = Literal["absolute", "trace", "mean_trace"]
+
+
+def append_bias(features: Float[Array, "n q"]) -> Float[Array, "n q1"]:
+    """Append a constant feature 1, so that the regression has an intercept (KRR-ST)."""
+    return jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
+
+
+def gram(left: Float[Array, "n q"], right: Float[Array, "k q"]) -> Float[Array, "n k"]:
+    """Return left right^T in full float32."""
+    return jnp.matmul(left, right.T, precision=HIGHEST)
+
+
+def ridge_strength(trace: Float[Array, ""], num_rows: int, ridge: float, ridge_scale: RidgeScale) -> Float[Array, ""]:
+    """Return lambda.
+
+    'absolute': ridge. 'trace': ridge * tr K (KRR-ST). 'mean_trace': ridge * tr K / num_rows (FRePo).
+    The trace is held constant under differentiation, as in the released code of KRR-ST.
+    """
+    scale = {"absolute": 1.0, "trace": jax.lax.stop_gradient(trace), "mean_trace": jax.lax.stop_gradient(trace) / num_rows}
+    return jnp.asarray(ridge * scale[ridge_scale], trace.dtype)
+
+
+def ridge_weights(
+    f_support: Float[Array, "n q"], y_support: Float[Array, "n d"], *, ridge: float, ridge_scale: RidgeScale
+) -> Float[Array, "q d"]:
+    """Return the weights W = F_s^T (F_s F_s^T + lambda I)^-1 Y_s = (F_s^T F_s + lambda I)^-1 F_s^T Y_s.
+
+    The smaller of the two systems is solved, chosen by the static shape: n x n (dual) or q x q (primal).
+    """
+    primal = f_support.shape[0] > f_support.shape[1]
+    kernel = gram(f_support.T, f_support.T) if primal else gram(f_support, f_support)
+    # tr(F F^T) = tr(F^T F), so lambda does not depend on the form.
+    strength = ridge_strength(jnp.trace(kernel), f_support.shape[0], ridge, ridge_scale)
+    factor = cho_factor(kernel + strength * jnp.eye(kernel.shape[0], dtype=kernel.dtype), lower=True)
+    if primal:
+        return cho_solve(factor, jnp.matmul(f_support.T, y_support, precision=HIGHEST))
+    return jnp.matmul(f_support.T, cho_solve(factor, y_support), precision=HIGHEST)
+
+
+def krr_predict(
+    f_support: Float[Array, "n q"],
+    y_support: Float[Array, "n d"],
+    f_target: Float[Array, "b q"],
+    *,
+    ridge: float = 1e-6,
+    ridge_scale: RidgeScale = "trace",
+) -> Float[Array, "b d"]:
+    """Predict the targets' representations by kernel ridge regression: K_ts (K_ss + lambda I)^-1 Y_s, with K = F F^T.
+
+    Args:
+        f_support: "n q" features of the support set; append a bias column with `append_bias` if you want an intercept.
+        y_support: "n d" representations of the support set.
+        f_target: "b q" features to predict for.
+        ridge: regularisation strength, >= 0.
+        ridge_scale: what the strength is relative to: 'absolute', 'trace' (ridge * tr K_ss, held constant under
+            differentiation; KRR-ST) or 'mean_trace' (ridge * tr K_ss / n; FRePo).
+
+    Raises:
+        ValueError: shapes do not match, `ridge` is negative, or `ridge_scale` is unknown.
+
+    Example:
+        >>> f = jax.random.normal(jax.random.key(0), (10, 4))
+        >>> krr_predict(f, f[:, :2], f[:3]).shape
+        (3, 2)
+    """
+    if f_support.ndim != 2 or f_target.ndim != 2 or y_support.ndim != 2:
+        raise ValueError(f"krr_predict: shapes {f_support.shape}, {y_support.shape}, {f_target.shape}, expected (n, q), (n, d), (b, q)")
+    if f_support.shape[1] != f_target.shape[1]:
+        raise ValueError(f"krr_predict: support features are {f_support.shape[1]} wide, target features {f_target.shape[1]}; use one network")
+    if f_support.shape[0] != y_support.shape[0]:
+        raise ValueError(f"krr_predict: {f_support.shape[0]} support features and {y_support.shape[0]} support targets, expected as many")
+    if ridge_scale not in get_args(RidgeScale):
+        raise ValueError(f"krr_predict: ridge_scale is {ridge_scale!r}, expected one of {', '.join(get_args(RidgeScale))}")
+    if ridge < 0:
+        raise ValueError(f"krr_predict: ridge is {ridge}, expected at least 0")
+    return jnp.matmul(f_target, ridge_weights(f_support, y_support, ridge=ridge, ridge_scale=ridge_scale), precision=HIGHEST)

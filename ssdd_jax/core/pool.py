@@ -1,0 +1,121 @@
+"""The pool of inner models, whose features the regression runs on.
+
+Everything is written for one member; a pool is the same type with a leading axis. Whether a member trains or starts
+afresh is data, not control flow, so that it vmaps.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+Variables = Any
+
+
+class Learner(NamedTuple):
+    """A network as functions. `variables` is {"params": ..., "batch_stats": ...} and nothing else.
+
+    Attributes:
+        init: key -> variables.
+        apply: (variables, images "n H W C") -> outputs "n d", in evaluation mode (running statistics).
+        apply_train: (variables, images) -> (outputs "n d", updated batch_stats), in training mode (batch statistics).
+        features: (variables, images) -> flattened penultimate features "n q", in evaluation mode.
+    """
+
+    init: Callable[[PRNGKeyArray], Variables]
+    apply: Callable[[Variables, Float[Array, "n H W C"]], Float[Array, "n d"]]
+    apply_train: Callable[[Variables, Float[Array, "n H W C"]], tuple[Float[Array, "n d"], Any]]
+    features: Callable[[Variables, Float[Array, "n H W C"]], Float[Array, "n q"]]
+
+
+@struct.dataclass
+class MemberState:
+    """One inner model, or a pool of them with a leading axis on every leaf.
+
+    Attributes:
+        variables: parameters and batch statistics.
+        opt_state: of the inner optimizer.
+        age: number of updates since the last reset.
+    """
+
+    variables: Variables
+    opt_state: Any
+    age: Int[Array, ""]
+
+
+def init_member(key: PRNGKeyArray, learner: Learner, optimizer: optax.GradientTransformation) -> MemberState:
+    """Return a fresh member of age 0."""
+    variables = learner.init(key)
+    return MemberState(variables=variables, opt_state=optimizer.init(variables["params"]), age=jnp.zeros((), jnp.int32))
+
+
+def train_member(
+    member: MemberState,
+    images: Float[Array, "n H W C"],
+    reprs: Float[Array, "n d"],
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+) -> tuple[MemberState, Float[Array, ""]]:
+    """Do one training-mode step on the mean squared error; return the member, one update older, and its loss before."""
+
+    def loss_fn(params):
+        outputs, batch_stats = learner.apply_train({**member.variables, "params": params}, images)
+        return jnp.mean((outputs - reprs) ** 2), batch_stats
+
+    params = member.variables["params"]
+    (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, member.opt_state, params)
+    variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+    return MemberState(variables=variables, opt_state=opt_state, age=member.age + 1), loss
+
+
+def train_or_reset(
+    key: PRNGKeyArray,
+    member: MemberState,
+    images: Float[Array, "n H W C"],
+    reprs: Float[Array, "n d"],
+    *,
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    max_age: int,
+) -> tuple[MemberState, Float[Array, ""]]:
+    """Train a member for one step, or replace it by a fresh one once it has had `max_age` updates.
+
+    A fresh member has age 0 and trains again from its next visit on: the intent of KRR-ST, whose released code leaves
+    the counter at its limit and thereby never trains a replaced member.
+    """
+    trained, loss = train_member(member, images, reprs, learner, optimizer)
+    fresh = init_member(key, learner, optimizer)
+    expired = member.age >= max_age
+    return jax.tree.map(lambda new, old: jnp.where(expired, new, old), fresh, trained), loss
+
+
+def take(pool: MemberState, index: Int[Array, " K"]) -> MemberState:
+    """Return the chosen members, stacked."""
+    return jax.tree.map(lambda leaf: leaf[index], pool)
+
+
+def put(pool: MemberState, index: Int[Array, " K"], members: MemberState) -> MemberState:
+    """Return the pool with the chosen members replaced; the others keep their bits."""
+    return jax.tree.map(lambda leaf, new: leaf.at[index].set(new), pool, members)
+
+
+def over_leading_axis(fn: Callable, in_axes: tuple[int | None, ...] | int = 0) -> Callable:
+    """Map `fn` over a leading axis: `jax.vmap`, but an axis of length one runs `fn` as it is written.
+
+    A batched kernel turns a convolution into a grouped one, which XLA runs many times slower on CPUs.
+    """
+
+    def mapped(*args):
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        lengths = {leaf.shape[0] for arg, axis in zip(args, axes, strict=True) if axis == 0 for leaf in jax.tree.leaves(arg)}
+        if lengths != {1}:
+            return jax.vmap(fn, axes)(*args)
+        squeezed = [arg if axis is None else jax.tree.map(lambda leaf: leaf[0], arg) for arg, axis in zip(args, axes, strict=True)]
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], fn(*squeezed))
+
+    return mapped

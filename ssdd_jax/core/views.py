@@ -1,0 +1,75 @@
+"""Predefined augmentations: deterministic, differentiable maps of an image batch, each a *view*. No key anywhere."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Images = Float[Array, "n H W C"]
+
+
+def _shift(images: Images, dy: int, dx: int) -> Images:
+    """Translate by (dy, dx) pixels, filling with zeros (the mean colour of normalized images)."""
+    h, w = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (abs(dy), abs(dy)), (abs(dx), abs(dx)), (0, 0)))
+    return padded[:, abs(dy) - dy : abs(dy) - dy + h, abs(dx) - dx : abs(dx) - dx + w]
+
+
+def _zoom(images: Images, top: int, left: int) -> Images:
+    """Enlarge one quadrant to the full size, bilinearly with half-pixel centres."""
+    n, h, w, c = images.shape
+    quadrant = images[:, top * (h - h // 2) :, left * (w - w // 2) :][:, : h // 2, : w // 2]
+    return jax.image.resize(quadrant, (n, h, w, c), "linear")
+
+
+VIEWS: dict[str, Callable[[Images], Images]] = {
+    "identity": lambda images: images,
+    "rot90": lambda images: jnp.rot90(images, 1, (1, 2)),
+    "rot180": lambda images: jnp.rot90(images, 2, (1, 2)),
+    "rot270": lambda images: jnp.rot90(images, 3, (1, 2)),
+    "hflip": lambda images: images[:, :, ::-1],
+    "vflip": lambda images: images[:, ::-1],
+    "zoom_tl": partial(_zoom, top=0, left=0),
+    "zoom_tr": partial(_zoom, top=0, left=1),
+    "zoom_bl": partial(_zoom, top=1, left=0),
+    "zoom_br": partial(_zoom, top=1, left=1),
+    "shift_up": partial(_shift, dy=-2, dx=0),
+    "shift_down": partial(_shift, dy=2, dx=0),
+    "shift_left": partial(_shift, dy=0, dx=-2),
+    "shift_right": partial(_shift, dy=0, dx=2),
+    "dim": lambda images: 0.7 * images,
+    "bright": lambda images: 1.3 * images,
+}
+ROTATIONS = ("identity", "rot90", "rot180", "rot270")
+
+
+def check_views(views: Sequence[str], image_shape: Sequence[int]) -> None:
+    """Raise a ValueError unless `views` starts with the identity, has no repeats, is known and fits `image_shape` (H, W, C)."""
+    unknown = [name for name in views if name not in VIEWS]
+    if unknown:
+        raise ValueError(f"views: unknown view {unknown[0]!r}, expected names among {', '.join(VIEWS)}")
+    if not views or views[0] != "identity" or len(set(views)) != len(views):
+        raise ValueError(f"views: got {tuple(views)}, expected distinct names of which the first is 'identity'")
+    quarter_turns = {"rot90", "rot270"} & set(views)
+    if quarter_turns and image_shape[0] != image_shape[1]:
+        raise ValueError(f"views: {sorted(quarter_turns)[0]} of {tuple(image_shape)} images, expected square images; pad or resize them")
+
+
+def apply_views(images: Images, views: Sequence[str]) -> Float[Array, "A n H W C"]:
+    """Stack the named views of every image along a new first axis.
+
+    Args:
+        images: "n H W C".
+        views: names among `VIEWS`; the first must be 'identity', so that row 0 is the input itself.
+
+    Raises:
+        ValueError: a name is unknown or repeated, the first is not 'identity', or a quarter turn meets non-square images.
+
+    Example:
+        >>> apply_views(jnp.zeros((5, 8, 8, 1)), ("identity", "rot90")).shape
+        (2, 5, 8, 8, 1)
+    """
+    check_views(views, images.shape[1:])
+    return jnp.stack([VIEWS[name](images) for name in views])

@@ -1,0 +1,75 @@
+"""Linear evaluation: a linear classifier on frozen features, trained as KRR-ST does (SGD, cosine to zero, cross-entropy)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+
+@struct.dataclass
+class ProbeState:
+    """Weight "q k", bias "k" and the optimizer's state."""
+
+    params: dict[str, Array]
+    opt_state: Any
+
+
+def init_probe(key: PRNGKeyArray, width: int, num_classes: int, optimizer: optax.GradientTransformation) -> ProbeState:
+    """Return a probe initialised like PyTorch's linear layer."""
+    weight_key, bias_key = jax.random.split(key)
+    limit = width**-0.5
+    params = {
+        "weight": jax.random.uniform(weight_key, (width, num_classes), minval=-limit, maxval=limit),
+        "bias": jax.random.uniform(bias_key, (num_classes,), minval=-limit, maxval=limit),
+    }
+    return ProbeState(params=params, opt_state=optimizer.init(params))
+
+
+def probe_logits(params: dict[str, Array], features: Float[Array, "n q"]) -> Float[Array, "n k"]:
+    """Return the class scores."""
+    return features @ params["weight"] + params["bias"][None]
+
+
+def make_probe_step(*, optimizer: optax.GradientTransformation) -> Callable[..., tuple[ProbeState, dict[str, Array]]]:
+    """Build step(state, step, schedule "s b", features "n q", labels "n") -> (state, metrics), one minibatch update.
+
+    `schedule` is of `ssdd_jax.evals.batches.batch_schedule`.
+    """
+
+    def step(state: ProbeState, step_number, schedule, features, labels):
+        rows = schedule[step_number]
+
+        def loss_fn(params):
+            return optax.softmax_cross_entropy_with_integer_labels(probe_logits(params, features[rows]), labels[rows]).mean()
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return ProbeState(params=optax.apply_updates(state.params, updates), opt_state=opt_state), {"loss": loss}
+
+    return step
+
+
+def accuracy(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Float[Array, ""]:
+    """Return the share of rows whose largest score is the label's, in [0, 1]."""
+    return jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+
+
+def label_subset(key: PRNGKeyArray, labels: np.ndarray, fraction: float, min_per_class: int) -> np.ndarray:
+    """Draw a class-balanced few-label subset: `fraction` of every class, at least `min_per_class` (or all there are).
+
+    Returns:
+        Sorted row numbers.
+    """
+    scores = np.asarray(jax.random.uniform(key, labels.shape))
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        count = min(len(rows), max(min_per_class, round(fraction * len(rows))))
+        chosen.append(rows[np.argsort(scores[rows], kind="stable")[:count]])
+    return np.sort(np.concatenate(chosen))

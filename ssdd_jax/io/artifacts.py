@@ -1,0 +1,118 @@
+"""A distilled set on disk: `distilled.safetensors` and `manifest.json`, all that is needed to train on it elsewhere."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from ssdd_jax.core.approximation import Networks
+from ssdd_jax.core.distilled import DistilledSet, Factors, Layout, num_images, num_stored_scalars
+from ssdd_jax.errors import InputError
+from ssdd_jax.io.files import sha256, write_bytes, write_json
+
+FORMAT = 1
+TENSORS, MANIFEST = "distilled.safetensors", "manifest.json"
+_PARTS = {"images": Factors, "reprs": Factors, "networks": Networks}
+
+
+def _flatten(distilled: DistilledSet) -> dict[str, np.ndarray]:
+    """Name every array: 'images' or 'images.bases' and so on."""
+    arrays = {}
+    for part in _PARTS:
+        value = getattr(distilled, part)
+        if dataclasses.is_dataclass(value):
+            arrays |= {f"{part}.{field.name}": getattr(value, field.name) for field in dataclasses.fields(value)}
+        elif value is not None:
+            arrays[part] = value
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+
+
+def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> Path:
+    """Write a distilled set into the folder `path`; the manifest is written last, so a folder with one is whole.
+
+    Args:
+        path: folder, made if it is missing.
+        compact: the set.
+        metadata: JSON values for the manifest: `normalization` ({"mean": [...], "std": [...]} of pixels in [0, 1]),
+            `teacher`, `method`, `seed` and the like.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: an array holds NaN or infinity.
+
+    Example:
+        >>> save_distilled("my_set", compact, method="ours")  # doctest: +SKIP
+    """
+    path = Path(path)
+    arrays = _flatten(compact)
+    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise ValueError(f"save_distilled: {bad[0]} holds NaN or infinity, nothing was written; the optimisation diverged")
+    content = safetensors.numpy.save(arrays)
+    manifest = {
+        "format": FORMAT,
+        "layout": dataclasses.asdict(compact.layout),
+        "image_axes": "NHWC",
+        "num_images": num_images(compact),
+        "num_views": len(compact.layout.views),
+        "stored_scalars": num_stored_scalars(compact),
+        "arrays": {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in arrays.items()},
+        "sha256": sha256(content),
+        **metadata,
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    # An old manifest must not vouch for new arrays, not even for a moment.
+    (path / MANIFEST).unlink(missing_ok=True)
+    write_bytes(path / TENSORS, content)
+    write_json(path / MANIFEST, manifest)
+    return path
+
+
+def read_manifest(path: str | Path) -> dict[str, Any] | None:
+    """Return the manifest of a distilled set, or None when the folder holds no whole one."""
+    file = Path(path) / MANIFEST
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def load_distilled(path: str | Path) -> DistilledSet:
+    """Read a distilled set and check it against its manifest.
+
+    Args:
+        path: the folder that `save_distilled` wrote, such as `runs/digits/distilled/ours/seed_0`.
+
+    Raises:
+        InputError: the folder holds no distilled set, or its arrays are not those of the manifest.
+
+    Example:
+        >>> images, reprs = expand(load_distilled("my_set"))  # doctest: +SKIP
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if manifest is None:
+        below = sorted(str(file.parent) for file in path.glob(f"**/{MANIFEST}"))
+        hint = f"did you mean {below[0]}?" if below else "give the folder that save_distilled wrote"
+        raise InputError(f"no distilled set at {path}, expected {MANIFEST} and {TENSORS} there; {hint}")
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{path / MANIFEST} has format {manifest.get('format')!r}, expected {FORMAT}; use the version that wrote it")
+    if not (path / TENSORS).is_file():
+        raise InputError(f"{path / TENSORS} is missing although {MANIFEST} is there; copy the whole folder again")
+    content = (path / TENSORS).read_bytes()
+    if sha256(content) != manifest["sha256"]:
+        raise InputError(f"{path / TENSORS} is damaged: its sha256 is not the manifest's; copy or distill it again")
+    arrays = {name: jnp.asarray(array) for name, array in safetensors.numpy.load(content).items()}
+
+    def part(name: str) -> Any:
+        if name in arrays:
+            return arrays[name]
+        members = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
+        return _PARTS[name](**members) if members else None
+
+    layout = Layout(**{key: tuple(value) for key, value in manifest["layout"].items()})
+    return DistilledSet(images=part("images"), reprs=part("reprs"), networks=part("networks"), layout=layout)

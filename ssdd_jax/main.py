@@ -1,0 +1,103 @@
+"""The command line: `python -m ssdd_jax.main --config NAME[:VARIANT] --workdir DIR [--config.key=value ...]`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from ssdd_jax.errors import InputError
+from ssdd_jax.run.spec import RunSpec, nearest, to_spec
+
+USAGE = f"""{__doc__}
+
+--config   a shipped config by name, or a config file by path; VARIANT, such as smoke, is passed to it
+--workdir  folder of the run's outputs; a run that was cut off goes on there
+--config.key=value  changes a setting, e.g. --config.num_pairs=20 --config.only=krr_st,ours
+--debug    show the traceback of an error
+shipped configs: {{configs}}"""
+
+
+def config_folder() -> Path:
+    """Return where the shipped configs lie: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def shipped_configs() -> list[str]:
+    """Return the names of the shipped configs."""
+    return sorted(file.stem for file in config_folder().glob("*.py") if file.stem != "__init__")
+
+
+def resolve_config(value: str) -> str:
+    """Return NAME[:VARIANT] or PATH[:VARIANT] as PATH[:VARIANT]."""
+    name, colon, variant = value.partition(":")
+    if Path(name).is_file():
+        return value
+    shipped = config_folder() / f"{name.removesuffix('.py')}.py"
+    if Path(name).name == name and shipped.is_file():
+        return f"{shipped}{colon}{variant}"
+    names = shipped_configs()
+    raise InputError(f"--config {name}: no such file or shipped config; shipped are {', '.join(names)}{nearest(Path(name).stem, names)}")
+
+
+def parse(argv: Sequence[str]) -> tuple[RunSpec, Path]:
+    """Return the settings and the folder of a run.
+
+    Raises:
+        InputError: an argument is missing, unknown or out of range.
+    """
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file("config", None, "config", flag_values=values)
+    workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
+    args = list(argv)
+    for i, arg in enumerate(args):
+        if arg == "--config" and i + 1 < len(args):
+            args[i + 1] = resolve_config(args[i + 1])
+        elif arg.startswith("--config="):
+            args[i] = f"--config={resolve_config(arg.removeprefix('--config='))}"
+    try:
+        rest = values(["ssdd_jax", *args])[1:]
+        config = config_flag.value
+    except InputError:
+        raise
+    except Exception as error:  # whatever the config file raises is the config's fault: one line, not a traceback
+        raise InputError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+    if rest:
+        raise InputError(f"stray argument {rest[0]!r}, expected --config.key=value; did you forget the dashes?")
+    if config is None or workdir_flag.value is None:
+        missing = "--config" if config is None else "--workdir"
+        raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
+    return to_spec(config), Path(workdir_flag.value)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0 done, 2 unusable input, 4 a number went bad."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or {"--help", "-h"} & set(argv):
+        print(USAGE.format(configs=", ".join(shipped_configs())))
+        return 0
+    debug = "--debug" in argv
+    try:
+        spec, workdir = parse([arg for arg in argv if arg != "--debug"])
+        from ssdd_jax.run.loop import NumericalError  # from here on jax is needed
+        from ssdd_jax.run.pipeline import run
+
+        try:
+            run(spec, workdir)
+        except NumericalError as error:
+            if debug:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 4
+    except InputError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""report/results.md and its pictures, from the files of a finished run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from ssdd_jax.core.distilled import num_images
+from ssdd_jax.errors import InputError
+from ssdd_jax.io.artifacts import load_distilled, read_manifest
+from ssdd_jax.io.files import write_bytes
+from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.report import figures
+from ssdd_jax.report.tables import results_table, to_markdown, views_table
+
+NO_PLOTS = "loss curves skipped: matplotlib is not installed; pip install ssdd-jax[plots]"
+
+
+def write_report(workdir: str | Path) -> list[str]:
+    """Write report/results.md and its PNGs into the folder of a finished run.
+
+    Args:
+        workdir: holds results.json, and metrics.jsonl and distilled/ for the pictures.
+
+    Returns:
+        One line for the user on each thing that was left out.
+
+    Raises:
+        InputError: results.json is missing or is no JSON.
+
+    Example:
+        >>> write_report("runs/digits")  # doctest: +SKIP
+        []
+    """
+    workdir = Path(workdir)
+    results = _read_results(workdir / "results.json")
+    folder, notes = workdir / "report", []
+    sections = [_introduction(results), to_markdown(*results_table(results)), _definitions(results)]
+    views = views_table(results)
+    if views is not None:
+        sections += ["## Views", to_markdown(*views), _VIEWS_CAPTION]
+
+    curves = loss_curves(Metrics(workdir / "metrics.jsonl").read(), results["rows"])
+    if not curves:
+        notes.append("loss curves skipped: metrics.jsonl holds no outer losses of these methods")
+    else:
+        try:
+            content = figures.loss_picture(curves)
+        except ImportError:
+            notes.append(NO_PLOTS)
+        else:
+            write_bytes(folder / "loss.png", content)
+            sections += ["## Outer loss", "![outer loss of every method against the outer step](loss.png)"]
+
+    for method in dict.fromkeys(row["method"] for row in results["rows"]):
+        try:
+            sections += _method_section(workdir, folder, method, [row["seed"] for row in results["rows"] if row["method"] == method])
+        except InputError as error:
+            notes.append(f"pictures of {method} skipped: {error}")
+    # Last, so that every picture that it shows is there.
+    write_bytes(folder / "results.md", ("\n\n".join(sections) + "\n").encode())
+    return notes
+
+
+def loss_curves(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Gather the outer losses of every method in `rows` from the lines of metrics.jsonl.
+
+    Seeds may have run in several groups. The lines of seeds that `rows` lacks are those of an earlier run in the same folder.
+
+    Returns:
+        Of every method the steps "t" that all its seeds have logged, and the losses "t S".
+    """
+    seeds_of: dict[str, list[int]] = {}
+    for row in rows:
+        seeds_of.setdefault(row["method"], []).append(row["seed"])
+    found: dict[str, dict[int, dict[int, float]]] = {method: {} for method in seeds_of}
+    for record in records:
+        kind, _, rest = record["stage"].partition("/")
+        method, _, label = rest.rpartition("/seeds_")
+        if kind != "distill" or method not in found:
+            continue
+        seeds = record.get("seeds", [int(seed) for seed in label.split("_")])
+        for seed, loss in zip(seeds, np.atleast_1d(record["loss"]).tolist(), strict=True):
+            found[method].setdefault(record["step"], {})[seed] = loss
+    curves = {}
+    for method, losses in found.items():
+        seeds = [seed for seed in seeds_of[method] if any(seed in of_step for of_step in losses.values())]
+        steps = [step for step in sorted(losses) if seeds and all(seed in losses[step] for seed in seeds)]
+        if steps:
+            curves[method] = np.array(steps), np.array([[losses[step][seed] for seed in seeds] for step in steps])
+    return curves
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise InputError(f"no results at {file}, expected the file that a finished run leaves there; give that run's folder, or finish it")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is no JSON ({error}); run the evaluation again") from error
+
+
+def _introduction(results: Mapping[str, Any]) -> str:
+    dataset, budget, width = results["dataset"], results["budget"], results["teacher"]["repr_width"]
+    h, w, c = dataset["image_shape"]
+    pair = h * w * c + width
+    seeds = sorted({row["seed"] for row in results["rows"]})
+    return f"""# {results["name"]}
+
+- Dataset: {dataset["name"]}, images {h} × {w} × {c}, {dataset["num_classes"]} classes, evaluated on the {dataset["split"]} split; fingerprint `{dataset["fingerprint"]}`
+- Budget: {budget["scalars"]:,} numbers, as many as {budget["num_pairs"]:,} pairs of an image and a representation store ({h} × {w} × {c} + {width} = {pair:,} each)
+- Student: {", ".join(dict.fromkeys(row["student"] for row in results["rows"]))}; {"seed" if len(seeds) == 1 else "seeds"} {", ".join(map(str, seeds))}
+
+## Results"""
+
+
+def _definitions(results: Mapping[str, Any]) -> str:
+    split = results["dataset"]["split"]
+    return (
+        f"Probes are the accuracy on the {split} split, in percent, of a linear classifier on the frozen features of a student trained on the "
+        "distilled set alone, fitted with all training labels and with few; repr_error is the student's mean squared error in predicting the "
+        f"teacher's representations of the {split} images, divided by their variance (0 is perfect, 1 no better than their mean). "
+        "Values are the mean over seeds ± the sample standard deviation; pairs are images × views, numbers stored counts everything that is "
+        "needed to rebuild the set, with its share of the budget, and seconds are those of distilling one seed."
+    )
+
+
+_VIEWS_CAPTION = (
+    "The teacher's shift is the mean squared change of its representation under a view, divided by the variance of its representations. "
+    "A view's targets are stored, shared with view 0, or predicted by an approximation network, "
+    "with its R² on the shifts that it replaces."
+)
+
+
+def _method_section(workdir: Path, folder: Path, method: str, seeds: Sequence[int]) -> list[str]:
+    """Write the pictures of a method and return the paragraphs that show them."""
+    paths = [workdir / "distilled" / method / f"seed_{seed}" for seed in seeds]
+    path, seed = next(((path, seed) for path, seed in zip(paths, seeds, strict=True) if path.is_dir()), (paths[0], seeds[0]))
+    distilled = load_distilled(path)
+    normalization = (read_manifest(path) or {}).get("normalization")
+    if normalization is None:
+        raise InputError(f"the manifest in {path} has no normalization of the pixels")
+    mean, std = normalization["mean"], normalization["std"]
+    pictures = {"images": figures.images_picture(distilled, mean, std)}
+    shown, count = min(num_images(distilled), figures.MAX_IMAGES), num_images(distilled)
+    captions = {"images": "The distilled images" if shown == count else f"The first {shown} of {count:,} distilled images"}
+    bases = figures.bases_picture(distilled)
+    if bases is not None:
+        count = len(distilled.images.bases)
+        shown = "The image bases" if count <= figures.MAX_BASES else f"The first {figures.MAX_BASES} of {count:,} image bases"
+        pictures["bases"] = bases
+        captions["bases"] = f"{shown}, each stretched to its own range; mid-grey is 0"
+    if len(distilled.layout.views) > 1:
+        pictures["views"] = figures.views_picture(distilled, mean, std)
+        captions["views"] = "The first images under every view"
+    paragraphs = [f"## {method}, seed {seed}"]
+    for kind, picture in pictures.items():
+        name = f"{method}-{kind}.png"
+        write_bytes(folder / name, figures.png(picture))
+        paragraphs += [f"{captions[kind]}:", f"![{captions[kind]}]({quote(name)})"]
+    return paragraphs

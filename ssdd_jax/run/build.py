@@ -1,0 +1,196 @@
+"""From settings to objects: data on the device, learners, optimizers, and the plan of every method."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars, max_images
+from ssdd_jax.core.pool import Learner
+from ssdd_jax.data import channel_statistics, fingerprint, load_dataset, split_validation
+from ssdd_jax.errors import InputError
+from ssdd_jax.nets import make_learner
+from ssdd_jax.run.spec import DataSpec, EvaluationSpec, MethodSpec, NetSpec, PoolSpec, RunSpec, TeacherSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The images of a run: uint8 NHWC, training and evaluation split, and the statistics of the training images."""
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    eval_images: np.ndarray
+    eval_labels: np.ndarray
+    num_classes: int
+    mean: np.ndarray
+    std: np.ndarray
+    fingerprint: str
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return (H, W, C)."""
+        h, w, c = self.train_images.shape[1:]
+        return h, w, c
+
+    def normalize(self, images: Array) -> Array:
+        """Return uint8 images, or float images in [0, 1], in the student's normalized space; works under jit."""
+        unit = images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
+        mean, std = (jnp.asarray(v, jnp.float32).reshape((1,) * (images.ndim - 1) + (-1,)) for v in (self.mean, self.std))
+        return (unit - mean) / std
+
+
+def load_data(spec: DataSpec, split: str) -> Data:
+    """Load the dataset and hold out the validation images; evaluate on `split`, 'test' or 'validation'."""
+    dataset = load_dataset(spec.source, spec.path, spec.size)
+    identity = fingerprint(dataset)
+    eval_images, eval_labels = dataset.test_images, dataset.test_labels
+    if spec.validation > 0:
+        dataset, held_out_images, held_out_labels = split_validation(dataset, spec.validation)
+        if split == "validation":
+            eval_images, eval_labels = held_out_images, held_out_labels
+    mean, std = channel_statistics(dataset.train_images)
+    return Data(
+        name=dataset.name,
+        train_images=dataset.train_images,
+        train_labels=dataset.train_labels,
+        eval_images=eval_images,
+        eval_labels=eval_labels,
+        num_classes=len(dataset.class_names),
+        mean=mean,
+        std=std,
+        fingerprint=identity,
+    )
+
+
+def repr_width(spec: TeacherSpec) -> int:
+    """Return d."""
+    return spec.widths[-1]
+
+
+def teacher_learner(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> Learner:
+    """Return the teacher's network; its outputs are the representation."""
+    return _learner(NetSpec(spec.net, spec.widths), image_shape, 0, "config.teacher", pooled=True)
+
+
+def student_learner(spec: NetSpec, image_shape: tuple[int, int, int], width: int) -> Learner:
+    """Return the student's network, with a linear layer of `width` outputs on its flattened features."""
+    return _learner(spec, image_shape, width, "config.student")
+
+
+def _learner(spec: NetSpec, image_shape: tuple[int, int, int], num_outputs: int, where: str, *, pooled: bool = False) -> Learner:
+    try:
+        return make_learner(spec.net, spec.widths, image_shape, num_outputs, pooled=pooled)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def sgd(spec: PoolSpec | EvaluationSpec) -> optax.GradientTransformation:
+    """Return SGD with momentum and weight decay coupled to the gradient on every parameter, as PyTorch's."""
+    return optax.chain(optax.add_decayed_weights(spec.weight_decay), optax.sgd(spec.learning_rate, spec.momentum))
+
+
+def outer_optimizer(spec: RunSpec, method: MethodSpec, start: int = 0) -> optax.GradientTransformation:
+    """Return AdamW whose linear schedule is `start` steps in."""
+    steps = num_steps(spec, method)
+    linear = optax.linear_schedule(method.learning_rate, method.learning_rate * spec.outer.final_rate, max(steps, 1))
+    return optax.adamw(lambda count: linear(count + start), spec.outer.b1, spec.outer.b2, weight_decay=spec.outer.weight_decay)
+
+
+def teacher_optimizer(spec: TeacherSpec) -> optax.GradientTransformation:
+    """Return the teacher's optimizer: linear warm-up, then a cosine to zero; norms and biases are not decayed."""
+    warmup = min(spec.warmup_steps, max(spec.steps - 1, 0))
+    schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else spec.learning_rate, spec.learning_rate, warmup, max(spec.steps, 1))
+    matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    if spec.optimizer == "adamw":
+        return optax.adamw(schedule, weight_decay=spec.weight_decay, mask=matrices)
+    return optax.lars(
+        schedule, spec.weight_decay, weight_decay_mask=matrices, trust_coefficient=0.02, trust_ratio_mask=matrices, momentum=0.9
+    )
+
+
+def num_steps(spec: RunSpec, method: MethodSpec) -> int:
+    """Return the outer steps of a method."""
+    return spec.outer.steps if method.steps < 0 else method.steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method will store: its layout, its number of images and their cost in numbers."""
+
+    layout: Layout
+    num_images: int
+    stored_scalars: int
+    budget: int
+
+
+def plan_method(
+    name: str, method: MethodSpec, num_pairs: int, image_shape: tuple[int, int, int], width: int, shifts: Mapping[str, float]
+) -> Plan:
+    """Choose the target kinds and the number of images that the budget holds.
+
+    Args:
+        name: of the method, for messages.
+        method: its settings.
+        num_pairs: N.
+        image_shape: (H, W, C).
+        width: d.
+        shifts: mean squared shift of the teacher's representation under each view, divided by its variance; used
+            where the target kinds are automatic.
+
+    Raises:
+        InputError: the budget does not hold the bases and one image, or a size does not fit the data.
+    """
+    where = f"config.methods.{name}"
+    h, w, c = image_shape
+    if method.base_size > min(h, w):
+        raise InputError(f"{where}.base_size is {method.base_size}, expected at most {min(h, w)}, the images' side; 0 is the full size")
+    base_shape = (method.base_size, method.base_size, c) if method.base_size else image_shape
+    if method.image_bases > prod(base_shape):
+        raise InputError(f"{where}.image_bases is {method.image_bases}, expected at most {prod(base_shape)}, the numbers of a base image")
+    if method.repr_bases > width:
+        raise InputError(f"{where}.repr_bases is {method.repr_bases}, expected at most {width}, the width of the teacher's representation")
+    budget = budget_scalars(num_pairs, image_shape, width)
+    sizes = {"num_image_bases": method.image_bases, "num_repr_bases": method.repr_bases, "hidden": method.hidden}
+    auto = method.target_kinds == ("auto",)
+    try:
+        if auto:
+            shared = [view for view in method.views[1:] if shifts[view] <= method.shared_below]
+            kinds_of = lambda costly: ("stored", *("shared" if view in shared else costly for view in method.views[1:]))
+            layouts = [Layout(image_shape, base_shape, method.views, kinds_of(costly)) for costly in ("stored", "network")]
+        else:
+            layouts = [Layout(image_shape, base_shape, method.views, method.target_kinds)]
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    # Stored coefficients are exact, so networks must save something to be chosen.
+    layout = max(layouts, key=lambda candidate: max_images(budget, candidate, width, **sizes))
+    most = max_images(budget, layout, width, **sizes)
+    if most < 1:
+        least = count_stored_scalars(1, layout, width, **sizes)
+        raise InputError(
+            f"{where}: the bases and one image take {least} numbers, the budget of {num_pairs} pairs is {budget}; "
+            f"lower image_bases ({method.image_bases}) or repr_bases ({method.repr_bases}), or raise config.num_pairs"
+        )
+    if method.images > most:
+        raise InputError(f"{where}.images is {method.images}, expected at most {most}, what the budget of {budget} numbers holds")
+    count = method.images or most
+    return Plan(layout, count, count_stored_scalars(count, layout, width, **sizes), budget)
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """Return a plan as JSON values."""
+    layout = plan.layout
+    return {
+        "num_images": plan.num_images,
+        "num_views": len(layout.views),
+        "views": list(layout.views),
+        "target_kinds": list(layout.target_kinds),
+        "base_shape": list(layout.base_shape),
+        "stored_scalars": plan.stored_scalars,
+    }

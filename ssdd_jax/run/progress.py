@@ -1,0 +1,53 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class Display:
+    """The display of one run; `Task.advance` is cheap enough to call every step."""
+
+    def __init__(self):
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.live = self.console.is_terminal
+        self._started = time.monotonic()
+
+    def print(self, text: object) -> None:
+        """Print a line (or a rich table) above the bar."""
+        self.console.print(text)
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator["Task"]:
+        """Show the progress of `total` steps under `name`."""
+        if not self.live:
+            yield Task(self, name, total)
+            return
+        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=self.console, transient=True, refresh_per_second=4) as bar:
+            yield Task(self, name, total, bar)
+
+
+class Task:
+    """One bar, or one plain line every `PLAIN_INTERVAL_S` seconds."""
+
+    def __init__(self, display: Display, name: str, total: int, bar: Progress | None = None):
+        self.display, self.name, self.total, self.bar = display, name, total, bar
+        self.started = self.last_line = time.monotonic()
+        self.bar_id = bar.add_task(name, total=total, note="") if bar else None
+
+    def advance(self, done: int, note: str = "") -> None:
+        """Say that `done` steps of all are done."""
+        if self.bar is not None and self.bar_id is not None:
+            self.bar.update(self.bar_id, completed=done, **({"note": note} if note else {}))
+        elif time.monotonic() - self.last_line >= PLAIN_INTERVAL_S:
+            self.last_line = time.monotonic()
+            elapsed = self.last_line - self.started
+            left = f", {elapsed / done * (self.total - done):.0f} s left" if done else ""
+            print(f"{self.name}: {done}/{self.total}{left}{'  ' + note if note else ''}", flush=True, file=sys.stdout)

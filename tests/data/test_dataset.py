@@ -1,0 +1,236 @@
+"""Properties of the in-memory dataset: validation, splits, padding, statistics, scaling, fingerprint."""
+
+import ast
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ssdd_jax.data.dataset as dataset_module
+from ssdd_jax.data import Dataset, channel_statistics, denormalize, fingerprint, normalize, split_validation
+from ssdd_jax.data.dataset import pad_images
+from ssdd_jax.errors import InputError
+
+
+def make_dataset(num_train=50, num_test=20, shape=(6, 5, 3), seed=0, **changes):
+    random = np.random.RandomState(seed)
+    fields = {
+        "name": "toy",
+        "train_images": random.randint(0, 256, (num_train, *shape)).astype(np.uint8),
+        "train_labels": random.randint(0, 4, num_train).astype(np.int32),
+        "test_images": random.randint(0, 256, (num_test, *shape)).astype(np.uint8),
+        "test_labels": random.randint(0, 4, num_test).astype(np.int32),
+        "class_names": ("a", "b", "c", "d"),
+    }
+    return Dataset(**{**fields, **changes})
+
+
+def assert_refused(match, call, *args, **kwargs):
+    with pytest.raises(InputError, match=match) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+IMAGES = np.zeros((50, 6, 5, 3), np.uint8)
+LABELS = np.zeros(50, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"train_images": IMAGES.astype(np.float32)}, r"train_images is float32 .*expected a NumPy uint8"),
+        ({"train_images": IMAGES[..., 0]}, r"train_images is uint8 \(50, 6, 5\), expected .*\(n, H, W, C\)"),
+        ({"train_images": IMAGES.tolist()}, r"train_images is a list, expected"),
+        ({"test_labels": np.zeros(20, np.int64)}, r"test_labels is int64 \(20,\), expected a NumPy int32"),
+        ({"test_labels": np.zeros((20, 1), np.int32)}, r"test_labels is int32 \(20, 1\), expected"),
+        ({"train_labels": LABELS[:-1]}, r"train has 50 images and 49 labels, expected as many"),
+        ({"train_labels": LABELS + 4}, r"train_labels span 4\.\.4, expected 0\.\.3"),
+        ({"train_labels": LABELS - 1}, r"train_labels span -1\.\.-1, expected 0\.\.3"),
+        ({"train_images": IMAGES[:0], "train_labels": LABELS[:0]}, r"train_images has shape \(0, 6, 5, 3\), expected a non-empty"),
+        ({"train_images": IMAGES[:, :0]}, r"train_images has shape \(50, 0, 5, 3\), expected a non-empty"),
+        ({"train_images": IMAGES[:, :, :4]}, r"train images are 6x4x3 and test images 6x5x3, expected one shape"),
+        ({"class_names": ["a", "b", "c", "d"]}, r"class_names is a list, expected a non-empty tuple of str"),
+        ({"class_names": ()}, r"class_names is a tuple, expected a non-empty tuple of str"),
+        ({"class_names": (0, 1, 2, 3)}, r"class_names is a tuple, expected a non-empty tuple of str"),
+    ],
+)
+def test_dataset_refuses_inconsistent_fields(changes, match):
+    assert_refused(match, make_dataset, **changes)
+
+
+def test_dataset_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_dataset().name = "other"
+
+
+def numbered(count):
+    """A dataset whose every train image carries its own index, so that images can be told apart exactly."""
+    index = np.arange(count)
+    images = np.zeros((count, 2, 1, 1), np.uint8)
+    images[:, 0, 0, 0], images[:, 1, 0, 0] = index // 256, index % 256
+    return make_dataset(shape=(2, 1, 1), train_images=images, train_labels=(index % 4).astype(np.int32))
+
+
+def image_numbers(images):
+    return images[:, 0, 0, 0].astype(int) * 256 + images[:, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("count", "fraction", "num_held"), [(1000, 0.1, 100), (301, 0.25, 75), (2, 0.5, 1)])
+def test_split_validation_partitions_the_train_split(count, fraction, num_held):
+    dataset = numbered(count)
+    reduced, images, labels = split_validation(dataset, fraction)
+    kept, held = image_numbers(reduced.train_images), image_numbers(images)
+    assert len(held) == num_held
+    assert set(kept).isdisjoint(held)
+    assert sorted([*kept, *held]) == list(range(count))
+    np.testing.assert_array_equal(reduced.train_labels, kept % 4)
+    np.testing.assert_array_equal(labels, held % 4)
+    np.testing.assert_array_equal(reduced.test_images, dataset.test_images)
+    np.testing.assert_array_equal(reduced.test_labels, dataset.test_labels)
+
+
+def test_split_validation_depends_on_the_seed_alone():
+    dataset = numbered(1000)
+    first, again, other = (image_numbers(split_validation(dataset, 0.1, seed)[1]) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
+    # The stream is frozen by NumPy: other numbers here would silently change every reported validation score.
+    np.testing.assert_array_equal(first[:5], [1, 14, 27, 31, 45])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_split_validation_refuses_a_fraction_out_of_range(fraction):
+    assert_refused("validation fraction is .*, expected more than 0 and less than 1", split_validation, make_dataset(), fraction)
+
+
+def test_split_validation_refuses_empty_parts_and_bad_seeds():
+    assert_refused("0.001 of 50 train images holds out 0, expected at least 1", split_validation, make_dataset(), 0.001)
+    assert_refused("0.999 of 50 train images holds out 50, expected at least 1", split_validation, make_dataset(), 0.999)
+    assert_refused("validation seed is -1, expected 0", split_validation, make_dataset(), 0.1, -1)
+
+
+def test_pad_images_centres_the_image_in_zeros():
+    dataset = make_dataset(shape=(28, 28, 1))
+    padded = pad_images(dataset, 32)
+    for before, after in ((dataset.train_images, padded.train_images), (dataset.test_images, padded.test_images)):
+        assert after.shape == (len(before), 32, 32, 1)
+        np.testing.assert_array_equal(after[:, 2:30, 2:30], before)
+        assert after.sum(dtype=np.int64) == before.sum(dtype=np.int64)
+
+
+def test_pad_images_puts_odd_rows_at_the_bottom_and_columns_at_the_right():
+    dataset = make_dataset(shape=(6, 5, 3))
+    padded = pad_images(dataset, 8).train_images
+    np.testing.assert_array_equal(padded[:, 1:7, 1:6], dataset.train_images)
+
+
+def test_pad_images_refuses_to_shrink():
+    dataset = make_dataset(shape=(6, 5, 3))
+    assert_refused("size is 5 but the images of 'toy' are 6x5, expected at least 6", pad_images, dataset, 5)
+    assert pad_images(make_dataset(shape=(6, 6, 3)), 6).train_images.shape == (50, 6, 6, 3)
+
+
+@pytest.mark.parametrize("block", [1, 7, 50, 4096])
+def test_channel_statistics_equal_numpy_float64(monkeypatch, block):
+    monkeypatch.setattr(dataset_module, "_BLOCK_IMAGES", block)
+    images = make_dataset().train_images
+    images[..., 1] //= 3
+    mean, std = channel_statistics(images)
+    scaled = images.astype(np.float64) / 255.0
+    assert mean.dtype == std.dtype == np.float64
+    np.testing.assert_allclose(mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-13)
+    np.testing.assert_allclose(std, scaled.std(axis=(0, 1, 2)), rtol=1e-13)
+
+
+def test_channel_statistics_of_a_constant_channel_are_exact():
+    mean, std = channel_statistics(np.full((3, 2, 2, 1), 51, np.uint8))
+    np.testing.assert_allclose(mean, [0.2], rtol=1e-15)
+    np.testing.assert_allclose(std, [0.0], atol=1e-15)
+
+
+def test_channel_statistics_refuse_other_arrays():
+    assert_refused("images is float32 .*, expected a NumPy uint8", channel_statistics, IMAGES.astype(np.float32))
+    assert_refused("images is uint8 .*, expected a NumPy uint8 array", channel_statistics, IMAGES[0])
+    assert_refused("expected a non-empty image", channel_statistics, IMAGES[:0])
+
+
+def test_normalize_equals_the_formula_and_centres_the_dataset():
+    images = make_dataset().train_images
+    mean, std = channel_statistics(images)
+    scaled = normalize(images, mean, std)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, (images.astype(np.float64) / 255.0 - mean) / std, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scaled.mean(axis=(0, 1, 2), dtype=np.float64), 0.0, atol=1e-6)
+    np.testing.assert_allclose(scaled.std(axis=(0, 1, 2), dtype=np.float64), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.4914, 0.2470), (0.0, 1.0), (1.0, 1e-3), (0.5, 100.0), (0.2861, 0.3530)])
+def test_denormalize_inverts_normalize_on_every_pixel_value(mean, std):
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    result = denormalize(normalize(images, [mean], [std]), [mean], [std])
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, images)
+
+
+def test_denormalize_rounds_and_clips():
+    values = np.array([-3.0, -0.4 / 255, 0.6 / 255, 254.4 / 255, 1.2])[:, None]
+    np.testing.assert_array_equal(denormalize(values, [0.0], [1.0])[:, 0], [0, 0, 1, 254, 255])
+
+
+def test_scaling_leaves_its_input_alone():
+    scaled = np.ones((2, 2, 1), np.float32)
+    denormalize(scaled, [0.5], [0.25])
+    np.testing.assert_array_equal(scaled, 1.0)
+
+
+def test_scaling_refuses_what_it_cannot_invert():
+    floats = IMAGES.astype(np.float32)
+    ones, zeros = np.ones(3), np.zeros(3)
+    assert_refused("images to normalize are float32 .*, expected uint8", normalize, floats, zeros, ones)
+    for scale, images in ((normalize, IMAGES), (denormalize, floats)):
+        assert_refused(r"mean \(1,\) and std \(3,\), expected \(..., C\), \(C,\)", scale, images, zeros[:1], ones)
+        assert_refused(r"mean \(3,\) and std \(\), expected \(..., C\), \(C,\)", scale, images, zeros, 1.0)
+        assert_refused("expected finite means and positive stds", scale, images, zeros, zeros)
+        assert_refused("expected finite means and positive stds", scale, images, zeros * np.nan, ones)
+    assert_refused("NaN or infinity, expected finite numbers", denormalize, floats * np.nan, zeros, ones)
+
+
+def test_fingerprint_is_stable_under_copies_and_memory_layout():
+    dataset = make_dataset()
+    strided = np.asfortranarray(dataset.train_images)
+    assert not strided.flags.c_contiguous
+    prints = {fingerprint(dataset), fingerprint(make_dataset()), fingerprint(dataclasses.replace(dataset, train_images=strided))}
+    assert len(prints) == 1
+    assert len(prints.pop()) == 64
+
+
+@pytest.mark.parametrize("field", ["train_images", "train_labels", "test_images", "test_labels"])
+def test_fingerprint_changes_with_a_single_element(field):
+    dataset = make_dataset()
+    changed = getattr(dataset, field).copy()
+    changed.flat[changed.size // 2] ^= 1
+    assert fingerprint(dataclasses.replace(dataset, **{field: changed})) != fingerprint(dataset)
+
+
+def test_fingerprint_changes_with_names_and_shapes():
+    dataset = make_dataset()
+    changes = [
+        {"name": "other"},
+        {"class_names": ("a", "b", "c", "e")},
+        {name: getattr(dataset, name).swapaxes(1, 2).copy().reshape(-1, 5, 6, 3) for name in ("train_images", "test_images")},
+        {name: getattr(dataset, name).reshape(-1, 5, 6, 3) for name in ("train_images", "test_images")},
+    ]
+    prints = [fingerprint(dataset), *(fingerprint(dataclasses.replace(dataset, **change)) for change in changes)]
+    assert len(set(prints)) == len(prints)
+
+
+def test_data_imports_numpy_and_the_standard_library_only():
+    allowed = {*sys.stdlib_module_names, "numpy", "sklearn"}
+    for file in Path(dataset_module.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] in allowed or name == "ssdd_jax.errors" or name.startswith("ssdd_jax.data"), (file.name, name)
