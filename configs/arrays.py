@@ -1,12 +1,24 @@
-"""Any .npz of x_train, y_train, x_test, y_test (uint8 NHWC)."""
+"""Any .npz of x_train, y_train, x_test, y_test (uint8 NHWC): --config arrays --config.data.path=FILE.npz.
 
-from ssdd_jax.run.spec import METHODS, default_config
+The sizes are for 32 x 32 colour images on two cores.
+"""
+
+from dataclasses import replace
+
+from ssdd_jax.run.spec import METHODS, check_variant, default_config, smoke
 
 
 def get_config(variant=""):
-    config = default_config()
+    check_variant(variant, ("smoke",))
+    bases = dict(base_size=8, image_bases=96, repr_bases=24)
+    methods = {name: replace(method, **(bases if method.image_bases else {})) for name, method in METHODS.items()}
+    methods["raw_small"] = replace(methods["raw_small"], base_size=8)
+    config = default_config(**methods)
     config.name = "arrays"
-    config.data.source = "arrays"
-    config.data.path = "/tmp/w/emoji.npz"
-    config.teacher.steps = 1500
+    config.num_pairs = 10
+    config.data.update(source="arrays", path="data/arrays.npz")
+    config.teacher.update(widths=(32, 64, 128), steps=1000, batch_size=256)
+    config.outer.steps = 400
+    if variant == "smoke":
+        smoke(config)
     return config

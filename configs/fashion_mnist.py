@@ -1,17 +1,54 @@
-"""Fashion-MNIST."""
+"""Fashion-MNIST: 70,000 grey images of 28 x 28 in 10 classes, gzipped IDX files.
 
-from ssdd_jax.run.spec import METHODS, default_config
+By default the files are looked for where Debian's package dataset-fashion-mnist puts them; --config.data.path=FOLDER
+names another place.
+"""
+
+from dataclasses import replace
+
+from ssdd_jax.run.spec import METHODS, check_variant, default_config, smoke
 
 
-def get_config(variant=""):
+def cpu():
+    """N = 10, small networks: all methods, three seeds, within 30 minutes on two cores."""
     config = default_config()
-    config.name = "fashion_mnist"
     config.num_pairs = 10
-    config.data.source = "idx"
-    config.teacher.widths = (32, 64, 128)
-    config.teacher.steps = 1500
-    config.teacher.batch_size = 256
+    config.teacher.update(widths=(32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.min_crop_scale = 0.3
     config.evaluation.probe_steps = 2000
+    return config
+
+
+def gpu():
+    """N = 100 at the paper's scale: ResNet18 teacher, 32 pixels, ConvNet 128-256-512, 30,000 steps."""
+    bases = dict(base_size=16, image_bases=200, repr_bases=200, hidden=4)
+    methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=1e-3) for name, method in METHODS.items()}
+    methods["raw_small"] = replace(methods["raw_small"], base_size=16)
+    config = default_config(**methods)
+    config.num_pairs = 100
+    config.data.size = 32
+    config.teacher.update(
+        net="resnet18",
+        widths=(64, 128, 256, 512),
+        steps=200 * 54_000 // 256,
+        optimizer="lars",
+        learning_rate=0.3,
+        warmup_steps=10 * 54_000 // 256,
+        projector_width=2048,
+    )
+    config.student.widths = (128, 256, 512)
+    config.pool.update(size=10, max_age=1000)
+    config.outer.update(steps=30_000, batch_size=1024)
+    config.evaluation.update(updates=0, epochs=1000, probe_steps=5000)
+    return config
+
+
+def get_config(variant=""):
+    check_variant(variant, ("cpu", "smoke"))
+    config = gpu() if variant == "" else cpu()
+    config.name = "fashion_mnist"
+    config.data.source = "idx"
+    if variant == "smoke":
+        smoke(config)
     return config

@@ -5,9 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
-from ssdd_jax.core.distilled import DistilledSet, Factors, reconstruct_images
+from ssdd_jax.core.distilled import DistilledSet, reconstruct_images
 from ssdd_jax.core.views import apply_views
 
 MIN_SIDE = 48
@@ -56,11 +57,9 @@ def to_pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     return np.clip(np.rint(255 * unit), 0, 255).astype(np.uint8)
 
 
-def bases_picture(distilled: DistilledSet) -> Image.Image | None:
-    """Draw the image bases, each stretched to its own range, mid-grey for 0; None when images are kept plain."""
-    if not isinstance(distilled.images, Factors):
-        return None
-    bases = np.asarray(distilled.images.bases)[:MAX_BASES].reshape(-1, *distilled.layout.base_shape)
+def bases_picture(bases: ArrayLike, base_shape: Sequence[int]) -> Image.Image:
+    """Draw the first image bases "U p", each stretched to its own range, symmetric about a mid-grey 0."""
+    bases = np.asarray(bases)[:MAX_BASES].reshape(-1, *base_shape)
     largest = np.maximum(np.abs(bases).max((1, 2, 3), keepdims=True), np.finfo(np.float32).tiny)
     return grid((MID_GREY + np.rint(127 * (bases / largest))).astype(np.uint8), min(16, len(bases)))
 
@@ -107,11 +106,12 @@ def loss_picture(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
         axes = figure.add_subplot(yscale="log", xlabel="outer step", ylabel="outer loss (mean squared error, log scale)")
-        num_seeds = max(losses.shape[1] for _, losses in curves.values())
+        one_seed = all(losses.shape[1] == 1 for _, losses in curves.values())
         # The order of the legend is that of the curves' ends, so that it reads from top to bottom.
         order = sorted(curves, key=lambda method: -curves[method][1][-1].mean())
         styles = {method: (COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)]) for i, method in enumerate(curves)}
@@ -121,9 +121,13 @@ def loss_picture(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
             axes.plot(steps, losses.mean(1), line, color=colour, linewidth=1.8, marker=marker, label=method)
             if losses.shape[1] > 1:
                 axes.fill_between(steps, losses.min(1), losses.max(1), color=colour, alpha=0.2, linewidth=0)
-        axes.grid(which="major", color="0.88", linewidth=0.8)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", color="0.88", linewidth=0.8)
         axes.set_axisbelow(True)
-        title = "one seed" if num_seeds == 1 else f"mean of {num_seeds} seeds,\nband: least to largest"
+        title = "one seed" if one_seed else "mean over seeds,\nband: least to largest"
         legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title=title, title_fontsize=9, alignment="left")
         for text in legend.get_texts():
             text.set_color(styles[text.get_text()][0])

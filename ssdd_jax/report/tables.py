@@ -1,10 +1,12 @@
 """results.json as tables: a header and rows of text, for Markdown and for the terminal."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -15,6 +17,8 @@ SCORES = ("repr_error", "probe_accuracy", "probe_accuracy_low")
 SIZES = ("num_images", "num_views", "stored_scalars", "steps")
 REFERENCE_LABELS = {"none": "no pretraining", "teacher_init": "teacher's network, untrained", "teacher": "teacher"}
 NOTHING = "–"
+# A column's padding and the blank that the box draws between columns.
+GAP = 2
 
 
 def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -116,15 +120,44 @@ def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), "|:--" + "|--:" * (len(header) - 1) + "|", *map(line, rows)])
 
 
-def to_rich(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> RichTable:
-    """Return a table for the terminal; a narrow one folds cells at blanks but never a mean from its deviation."""
-    table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for column, name in enumerate(header):
-        whole = any("±" in row[column] for row in rows)
-        table.add_column(Text(name), justify="right" if column else "left", no_wrap=whole, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+@dataclass(frozen=True)
+class TerminalTable:
+    """A table for rich to print. Where the terminal is too narrow, its columns go on below, with the first one repeated."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for part, columns in enumerate(self._parts(options.max_width)):
+            if part:
+                yield Text()
+            table = RichTable(title=None if part else self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0))
+            table.show_edge = table.pad_edge = False
+            for column in columns:
+                table.add_column(Text(self.header[column]), justify="right" if column else "left", width=self._width(column))
+            for row in self.rows:
+                table.add_row(*(Text(row[column]) for column in columns))
+            yield table
+
+    def _width(self, column: int) -> int:
+        """Return the width that breaks no cell, and the header at blanks alone."""
+        return max(map(len, [*self.header[column].split(), *(row[column] for row in self.rows)]))
+
+    def _parts(self, max_width: int) -> list[list[int]]:
+        parts, used = [], max_width
+        for column in range(1, len(self.header)):
+            used += GAP + self._width(column)
+            if used > max_width:
+                parts.append([0])
+                used = self._width(0) + GAP + self._width(column)
+            parts[-1].append(column)
+        return parts
+
+
+def to_rich(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> TerminalTable:
+    """Return a table for rich to print, split into parts where the terminal is too narrow."""
+    return TerminalTable(header, rows, title)
 
 
 def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -138,11 +171,11 @@ def _mean_std(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
-def _spread(score: Mapping[str, float | None], text) -> str:
+def _spread(score: Mapping[str, Any], text: Callable[[float], str]) -> str:
     return text(score["mean"]) if score["std"] is None else f"{text(score['mean'])} ± {text(score['std'])}"
 
 
-def _percent(score: Mapping[str, float | None]) -> str:
+def _percent(score: Mapping[str, Any]) -> str:
     return _spread(score, lambda value: f"{100 * value:.1f}")
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ssdd_jax.core.distilled import num_images
+from ssdd_jax.core.distilled import Factors, num_images
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.artifacts import load_distilled, read_manifest
 from ssdd_jax.io.files import write_bytes
@@ -82,7 +82,7 @@ def loss_curves(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str
         method, _, label = rest.rpartition("/seeds_")
         if kind != "distill" or method not in found:
             continue
-        seeds = record.get("seeds", [int(seed) for seed in label.split("_")])
+        seeds = record["seeds"] if "seeds" in record else [int(seed) for seed in label.split("_")]
         for seed, loss in zip(seeds, np.atleast_1d(record["loss"]).tolist(), strict=True):
             found[method].setdefault(record["step"], {})[seed] = loss
     curves = {}
@@ -106,25 +106,30 @@ def _read_results(file: Path) -> dict[str, Any]:
 def _introduction(results: Mapping[str, Any]) -> str:
     dataset, budget, width = results["dataset"], results["budget"], results["teacher"]["repr_width"]
     h, w, c = dataset["image_shape"]
-    pair = h * w * c + width
+    pair = f"{h} × {w} × {c} + {width} = {h * w * c + width:,}"
+    students = dict.fromkeys(row["student"] for row in results["rows"])
     seeds = sorted({row["seed"] for row in results["rows"]})
-    return f"""# {results["name"]}
-
-- Dataset: {dataset["name"]}, images {h} × {w} × {c}, {dataset["num_classes"]} classes, evaluated on the {dataset["split"]} split; fingerprint `{dataset["fingerprint"]}`
-- Budget: {budget["scalars"]:,} numbers, as many as {budget["num_pairs"]:,} pairs of an image and a representation store ({h} × {w} × {c} + {width} = {pair:,} each)
-- Student: {", ".join(dict.fromkeys(row["student"] for row in results["rows"]))}; {"seed" if len(seeds) == 1 else "seeds"} {", ".join(map(str, seeds))}
-
-## Results"""
+    lines = [
+        f"# {results['name']}",
+        "",
+        f"- Dataset: {dataset['name']}, images {h} × {w} × {c}, {dataset['num_classes']} classes, {dataset['split']} split",
+        f"- Fingerprint of the dataset: `{dataset['fingerprint']}`",
+        f"- Budget: {budget['scalars']:,} numbers, those of {budget['num_pairs']:,} pairs of an image and a representation ({pair} each)",
+        f"- Student: {', '.join(students)}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
+        "",
+        "## Results",
+    ]
+    return "\n".join(lines)
 
 
 def _definitions(results: Mapping[str, Any]) -> str:
     split = results["dataset"]["split"]
     return (
-        f"Probes are the accuracy on the {split} split, in percent, of a linear classifier on the frozen features of a student trained on the "
-        "distilled set alone, fitted with all training labels and with few; repr_error is the student's mean squared error in predicting the "
-        f"teacher's representations of the {split} images, divided by their variance (0 is perfect, 1 no better than their mean). "
-        "Values are the mean over seeds ± the sample standard deviation; pairs are images × views, numbers stored counts everything that is "
-        "needed to rebuild the set, with its share of the budget, and seconds are those of distilling one seed."
+        f"Probes are the accuracy on the {split} split, in percent, of a linear classifier on the frozen features of a student trained on "
+        "the distilled set alone, fitted with all training labels and with few; repr_error is the student's mean squared error in "
+        f"predicting the teacher's representations of the {split} images, divided by their variance (0 is perfect, 1 no better than their "
+        "mean). Values are the mean over seeds ± the sample standard deviation; pairs are images × views, numbers stored counts everything "
+        "that is needed to rebuild the set, with its share of the budget, and seconds are those of distilling one seed."
     )
 
 
@@ -145,20 +150,21 @@ def _method_section(workdir: Path, folder: Path, method: str, seeds: Sequence[in
         raise InputError(f"the manifest in {path} has no normalization of the pixels")
     mean, std = normalization["mean"], normalization["std"]
     pictures = {"images": figures.images_picture(distilled, mean, std)}
-    shown, count = min(num_images(distilled), figures.MAX_IMAGES), num_images(distilled)
-    captions = {"images": "The distilled images" if shown == count else f"The first {shown} of {count:,} distilled images"}
-    bases = figures.bases_picture(distilled)
-    if bases is not None:
-        count = len(distilled.images.bases)
-        shown = "The image bases" if count <= figures.MAX_BASES else f"The first {figures.MAX_BASES} of {count:,} image bases"
-        pictures["bases"] = bases
+    captions = {"images": _all_or_first(num_images(distilled), figures.MAX_IMAGES, "distilled images")}
+    if isinstance(distilled.images, Factors):
+        shown = _all_or_first(len(distilled.images.bases), figures.MAX_BASES, "image bases")
+        pictures["bases"] = figures.bases_picture(distilled.images.bases, distilled.layout.base_shape)
         captions["bases"] = f"{shown}, each stretched to its own range; mid-grey is 0"
     if len(distilled.layout.views) > 1:
         pictures["views"] = figures.views_picture(distilled, mean, std)
-        captions["views"] = "The first images under every view"
+        captions["views"] = f"{_all_or_first(num_images(distilled), figures.MAX_ROWS, 'distilled images')}, one a row, under every view"
     paragraphs = [f"## {method}, seed {seed}"]
     for kind, picture in pictures.items():
         name = f"{method}-{kind}.png"
         write_bytes(folder / name, figures.png(picture))
         paragraphs += [f"{captions[kind]}:", f"![{captions[kind]}]({quote(name)})"]
     return paragraphs
+
+
+def _all_or_first(count: int, most: int, what: str) -> str:
+    return f"The {what}" if count <= most else f"The first {most} of {count:,} {what}"

@@ -55,11 +55,12 @@ def load_data(spec: DataSpec, split: str) -> Data:
         dataset, held_out_images, held_out_labels = split_validation(dataset, spec.validation)
         if split == "validation":
             eval_images, eval_labels = held_out_images, held_out_labels
-    mean, std = channel_statistics(dataset.train_images)
+    train_images, train_labels = dataset.train_images[: spec.limit or None], dataset.train_labels[: spec.limit or None]
+    mean, std = channel_statistics(train_images)
     return Data(
         name=dataset.name,
-        train_images=dataset.train_images,
-        train_labels=dataset.train_labels,
+        train_images=train_images,
+        train_labels=train_labels,
         eval_images=eval_images,
         eval_labels=eval_labels,
         num_classes=len(dataset.class_names),

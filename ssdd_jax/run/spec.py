@@ -32,12 +32,21 @@ def within(default: Any, low: float, high: float = float("inf")) -> Any:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which images. `validation` is the share of the training images that is never trained on: settings are chosen on it."""
+    """Which images.
+
+    Attributes:
+        source: a name among `ssdd_jax.data.sources.SOURCES`.
+        path: of the file or folder, where the source needs one.
+        size: side to pad the images to with zeros; 0 leaves them.
+        validation: share of the training images that is never trained on: settings are chosen on it.
+        limit: how many of the remaining training images to use; 0 uses all.
+    """
 
     source: str = "digits"
     path: str = ""
     size: int = within(0, 0)
     validation: float = within(0.1, 0.0, 0.9)
+    limit: int = within(0, 0)
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,8 @@ class TeacherSpec:
     projector_layers: int = within(2, 0)
     off_diagonal: float = within(0.0051, 0.0)
     loss_scale: float = within(0.1, 0.0)
-    first_view: AugmentSpec = AugmentSpec()
-    second_view: AugmentSpec = AugmentSpec(solarize=0.2)
+    first_view: AugmentSpec = field(default_factory=AugmentSpec)
+    second_view: AugmentSpec = field(default_factory=lambda: AugmentSpec(solarize=0.2))
     standardize: bool = True
     seed: int = within(0, 0)
 
@@ -241,6 +250,32 @@ def to_config(spec: Any) -> ConfigDict:
 def default_config(**methods: MethodSpec) -> ConfigDict:
     """Return the defaults as a ConfigDict to edit, with all methods, or with those given."""
     return to_config(RunSpec(methods=methods or METHODS))
+
+
+def check_variant(variant: str, known: tuple[str, ...]) -> None:
+    """Raise an InputError unless a config's variant is '' or among `known`."""
+    if variant and variant not in known:
+        raise InputError(f"variant {variant!r} is unknown, expected none or one of {', '.join(known)}{nearest(variant, known)}")
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrink a config to seconds: every stage and method runs, no number means anything."""
+    config.num_pairs = 4
+    config.seeds = (0,)
+    config.log_every = 2
+    config.checkpoint_every = 4
+    config.data.limit = 256
+    config.teacher.update(net="convnet", widths=(8, 16), steps=4, batch_size=32, warmup_steps=1, projector_width=16)
+    config.student.update(net="convnet", widths=(4, 8))
+    config.pool.update(size=2, max_age=3)
+    config.outer.update(steps=6, batch_size=32)
+    config.evaluation.update(epochs=0, updates=5, probe_steps=5, probe_batch_size=64)
+    for method in config.methods.values():
+        method.network_steps = 20
+        method.images = 6 if method.image_bases else 0
+        method.image_bases, method.repr_bases = min(method.image_bases, 4), min(method.repr_bases, 4)
+        method.base_size = min(method.base_size, 4)
+        method.steps = min(method.steps, 6)
 
 
 def json_ready(spec: Any, *, tuples: bool = False) -> Any:

@@ -54,7 +54,7 @@ def in_batches(fn: Callable[[jax.Array], jax.Array], images: np.ndarray | jax.Ar
 def train_teacher(spec: RunSpec, data: Data, folder: Path, metrics: Metrics, display: Display) -> Teacher:
     """Pretrain the teacher, or load it when its checkpoint is complete, and freeze it."""
     teacher = spec.teacher
-    name = digest(teacher, data.fingerprint, spec.data.validation)
+    name = digest(teacher, data.fingerprint, spec.data.validation, spec.data.limit)
     learner = teacher_learner(teacher, data.image_shape)
     optimizer = teacher_optimizer(teacher)
     projector = Projector(teacher.projector_width, teacher.projector_layers)

@@ -1,0 +1,28 @@
+import dataclasses
+import importlib
+import inspect
+import os
+import pkgutil
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+# The annotations of the core are checked at every call. A test of what the functions themselves refuse calls `inspect.unwrap(fn)`.
+with install_import_hook("ssdd_jax.core", "beartype.beartype"):
+    import ssdd_jax.core
+
+    CORE = [importlib.import_module(f"ssdd_jax.core.{module.name}") for module in pkgutil.iter_modules(ssdd_jax.core.__path__)]
+
+# A state's annotations are those of one; stacked, or as jax rebuilds it around placeholders, its leaves are others.
+for module in CORE:
+    for _, cls in inspect.getmembers(module, dataclasses.is_dataclass):
+        cls.__init__ = inspect.unwrap(cls.__init__)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
