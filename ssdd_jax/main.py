@@ -1,5 +1,6 @@
 """The command line: `python -m ssdd_jax.main --config NAME[:VARIANT] --workdir DIR [--config.key=value ...]`."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,16 +61,31 @@ def parse(argv: Sequence[str]) -> tuple[RunSpec, Path]:
     try:
         rest = values(["ssdd_jax", *args])[1:]
         config = config_flag.value
-    except InputError:
-        raise
-    except Exception as error:  # whatever the config file raises is the config's fault: one line, not a traceback
-        raise InputError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(f"{' '.join(str(error).split())}; settings follow --config and read --config.section.key=value") from error
+    except Exception as error:  # whatever a config file raises is its fault: one line, not a traceback
+        raise InputError(_config_error(error)) from error
     if rest:
         raise InputError(f"stray argument {rest[0]!r}, expected --config.key=value; did you forget the dashes?")
     if config is None or workdir_flag.value is None:
         missing = "--config" if config is None else "--workdir"
         raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
     return to_spec(config), Path(workdir_flag.value)
+
+
+def _config_error(error: BaseException) -> str:
+    """Return one line for whatever came of reading the config file or of setting an unknown key."""
+    # ml_collections wraps what get_config raised into the text of another error, last line last.
+    text = str(error).replace("\\'", "'").replace("\\n", "\n")
+    last = ([line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__])[-1]
+    if "InputError: " in last:
+        return last.partition("InputError: ")[2]
+    key, hint = re.search(r"'(\w+)'", text), re.search(r'Did you mean "(\w+)"', text)
+    if isinstance(error, AttributeError | KeyError) and key and "get_config" not in text:
+        return f"the config has no key {key[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
+    if isinstance(error, AttributeError) and "get_config" in text:
+        return "the config file has no function get_config(variant=''); define one that returns a ConfigDict"
+    return last if "Traceback" in text else f"{type(error).__name__}: {' '.join(text.split())}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

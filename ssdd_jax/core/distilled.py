@@ -6,7 +6,7 @@ are settings, and what a method stores is the number of scalars in the pytree.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import jax
@@ -154,17 +154,18 @@ def reconstruct_images(distilled: DistilledSet) -> Float[Array, "m H W C"]:
     return resize_images(images, layout.image_shape)
 
 
-def _stored_coefficients(reprs: Float[Array, "T m d"] | Factors) -> Float[Array, "T m V"]:
+def stored_coefficients(reprs: Float[Array, "T m d"] | Factors) -> Float[Array, "T m V"]:
+    """Return the coefficients of the stored views; for plain representations, the representations themselves."""
     return reprs.coefficients if isinstance(reprs, Factors) else reprs
 
 
-def _with_coefficients(reprs: Float[Array, "T m d"] | Factors, coefficients: Float[Array, "T m V"]):
-    return reprs.replace(coefficients=coefficients) if isinstance(reprs, Factors) else coefficients
+def _with_coefficients(reprs: Float[Array, "T m d"] | Factors, coefficients: Float[Array, "S k V"]):
+    return replace(reprs, coefficients=coefficients) if isinstance(reprs, Factors) else coefficients
 
 
 def view_coefficients(distilled: DistilledSet) -> Float[Array, "A m V"]:
     """Return every view's representation coefficients; for plain representations, the representations themselves."""
-    stored = _stored_coefficients(distilled.reprs)
+    stored = stored_coefficients(distilled.reprs)
     shifts = None if distilled.networks is None else predict_shift(distilled.networks, stored[0])
     rows, num_stored, num_networks = [], 0, 0
     for kind in distilled.layout.target_kinds:
@@ -227,16 +228,16 @@ def compress(distilled: DistilledSet, layout: Layout, networks: Networks | None 
         raise ValueError(f"compress: {layout.target_kinds} stores a view that {old.target_kinds} does not have")
     stored_before = [new for was, new in pairs if was == "stored"]
     keep = jnp.array([row for row, kind in enumerate(stored_before) if kind == "stored"])
-    kept = _with_coefficients(distilled.reprs, _stored_coefficients(distilled.reprs)[keep])
+    kept = _with_coefficients(distilled.reprs, stored_coefficients(distilled.reprs)[keep])
     return DistilledSet(images=distilled.images, reprs=kept, networks=networks, layout=layout)
 
 
 def take_images(distilled: DistilledSet, index: Int[Array, " k"]) -> DistilledSet:
     """Return the set of the chosen images alone; bases, means and networks are shared, and differentiable as such."""
     images = distilled.images
-    images = images.replace(coefficients=images.coefficients[index]) if isinstance(images, Factors) else images[index]
-    reprs = _with_coefficients(distilled.reprs, _stored_coefficients(distilled.reprs)[:, index])
-    return distilled.replace(images=images, reprs=reprs)
+    images = replace(images, coefficients=images.coefficients[index]) if isinstance(images, Factors) else images[index]
+    reprs = _with_coefficients(distilled.reprs, stored_coefficients(distilled.reprs)[:, index])
+    return replace(distilled, images=images, reprs=reprs)
 
 
 def num_images(distilled: DistilledSet) -> int:
@@ -268,9 +269,7 @@ def count_stored_scalars(
     return images + reprs + layout.count("stored") * num_images * width + layout.count("network") * num_network_scalars(width, hidden)
 
 
-def max_images(
-    budget: int, layout: Layout, repr_width: int, *, num_image_bases: int = 0, num_repr_bases: int = 0, hidden: int = 0
-) -> int:
+def max_images(budget: int, layout: Layout, repr_width: int, *, num_image_bases: int = 0, num_repr_bases: int = 0, hidden: int = 0) -> int:
     """Return the largest m whose finished set stores at most `budget` numbers; 0 or less when not even the bases fit."""
     cost = lambda m: count_stored_scalars(
         m, layout, repr_width, num_image_bases=num_image_bases, num_repr_bases=num_repr_bases, hidden=hidden

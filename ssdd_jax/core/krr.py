@@ -82,7 +82,9 @@ def krr_predict(
     if f_support.ndim != 2 or f_target.ndim != 2 or y_support.ndim != 2:
         raise ValueError(f"krr_predict: shapes {f_support.shape}, {y_support.shape}, {f_target.shape}, expected (n, q), (n, d), (b, q)")
     if f_support.shape[1] != f_target.shape[1]:
-        raise ValueError(f"krr_predict: support features are {f_support.shape[1]} wide, target features {f_target.shape[1]}; use one network")
+        raise ValueError(
+            f"krr_predict: support features are {f_support.shape[1]} wide, target features {f_target.shape[1]}; use one network"
+        )
     if f_support.shape[0] != y_support.shape[0]:
         raise ValueError(f"krr_predict: {f_support.shape[0]} support features and {y_support.shape[0]} support targets, expected as many")
     if ridge_scale not in get_args(RidgeScale):

@@ -1,6 +1,7 @@
 """The outer loss and the outer step: everything that is differentiated through."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -173,6 +174,6 @@ def make_warm_up_step(
         old = jax.tree.map(lambda leaf: leaf[0], pools.take(state.pool, index))
         new, _ = pools.train_member(old, *support_rows(state.distilled), learner, inner_optimizer)
         kept = jax.tree.map(lambda n, o: jnp.where(old.age < ages[member], n, o)[None], new, old)
-        return state.replace(pool=pools.put(state.pool, index, kept))
+        return replace(state, pool=pools.put(state.pool, index, kept))
 
     return step

@@ -11,7 +11,6 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
-
 @struct.dataclass
 class ProbeState:
     """Weight "q k", bias "k" and the optimizer's state."""

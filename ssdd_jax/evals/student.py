@@ -9,9 +9,7 @@ from jaxtyping import Array, Float
 from ssdd_jax.core.pool import Learner, MemberState, train_member
 
 
-def make_student_step(
-    *, learner: Learner, optimizer: optax.GradientTransformation
-) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
+def make_student_step(*, learner: Learner, optimizer: optax.GradientTransformation) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
     """Build step(member, step, schedule "s b", images "n H W C", reprs "n d") -> (member, metrics), one minibatch update.
 
     `schedule` is of `ssdd_jax.evals.batches.batch_schedule`.

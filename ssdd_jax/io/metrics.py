@@ -26,11 +26,13 @@ class Metrics:
         return records
 
     def begin(self, stage: str, step: int) -> None:
-        """Drop the lines of `stage` beyond `step`."""
-        records = self.read()
-        kept = [r for r in records if r["stage"] != stage or r["step"] <= step]
-        if len(kept) != len(records):
-            write_bytes(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        """Drop the lines of `stage` beyond `step`, and a last line that was cut off."""
+        if not self.path.exists():
+            return
+        kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]
+        content = "".join(json.dumps(r) + "\n" for r in kept).encode()
+        if content != self.path.read_bytes():
+            write_bytes(self.path, content)
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         """Append one line."""

@@ -17,9 +17,7 @@ NETS: dict[str, Callable[[tuple[int, ...], int, bool], nn.Module]] = {
 }
 
 
-def make_learner(
-    net: str, widths: Sequence[int], image_shape: Sequence[int], num_outputs: int, *, pooled: bool = False
-) -> Learner:
+def make_learner(net: str, widths: Sequence[int], image_shape: Sequence[int], num_outputs: int, *, pooled: bool = False) -> Learner:
     """Return a network as functions.
 
     Args:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import PCA, fit_pca
-from ssdd_jax.core.distilled import DistilledSet, Factors, Layout, compress, init_distilled, resize_images
+from ssdd_jax.core.distilled import DistilledSet, Factors, Layout, compress, init_distilled, resize_images, stored_coefficients
 from ssdd_jax.core.outer import init_outer, make_outer_step, make_warm_up_step, warm_up_ages
 from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.core.views import VIEWS, apply_views
@@ -164,14 +164,13 @@ def approximate(sets: Any, layout: Layout, method: MethodSpec, seeds: jax.Array)
         return sets, None
 
     def one(distilled: DistilledSet, seed):
-        factored = isinstance(distilled.reprs, Factors)
-        coefficients = distilled.reprs.coefficients if factored else distilled.reprs
+        coefficients = stored_coefficients(distilled.reprs)
         networks, r2 = fit_networks(
             step_key(seed, Stream.NETWORKS),
             coefficients[0],
             coefficients[wanted],
             hidden=method.hidden,
-            bases=distilled.reprs.bases if factored else None,
+            bases=distilled.reprs.bases if isinstance(distilled.reprs, Factors) else None,
             num_steps=method.network_steps,
         )
         return compress(distilled, layout, networks), r2
@@ -209,7 +208,7 @@ def distill(context: Context, name: str, seeds: Sequence[int]) -> None:
             )
         )
         state = jax.jit(fresh)(seed_array, sets)
-        checkpoints, done, state = resumable(folder / phase, state if pool is None else state.replace(pool=pool))
+        checkpoints, done, state = resumable(folder / phase, state if pool is None else replace(state, pool=pool))
         with checkpoints:
             if done == 0 and pool is None:
                 state = warm_up(context, state, seed_array, name)

@@ -15,7 +15,7 @@ from ssdd_jax.evals.probe import accuracy, init_probe, label_subset, make_probe_
 from ssdd_jax.evals.student import make_student_step, repr_error
 from ssdd_jax.io.artifacts import load_distilled, read_manifest
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.run.build import repr_width, sgd, teacher_learner
+from ssdd_jax.run.build import sgd, teacher_learner
 from ssdd_jax.run.distill import Context
 from ssdd_jax.run.loop import Loop, stack, unstack
 from ssdd_jax.run.spec import digest
@@ -123,9 +123,7 @@ class Evaluator:
     def probe(self, name: str, seeds: Sequence[int], features: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, list[float]]:
         """Return the accuracy of the linear probe with all labels and with few, one value a seed."""
         labels, spec = self.context.data.train_labels, self.spec
-        few = [
-            label_subset(step_key(seed, Stream.LABEL_SUBSET), labels, spec.low_fraction, spec.low_per_class) for seed in seeds
-        ]
+        few = [label_subset(step_key(seed, Stream.LABEL_SUBSET), labels, spec.low_fraction, spec.low_per_class) for seed in seeds]
         every = [np.arange(len(labels))] * len(seeds)
         return {
             "probe_accuracy": self._probe(f"probe/{name}", seeds, features, every),

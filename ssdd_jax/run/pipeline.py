@@ -35,7 +35,9 @@ def run(spec: RunSpec, workdir: Path) -> dict[str, Any]:
     display = Display()
     workdir = prepare_workdir(workdir)
     data = load_data(spec.data, spec.evaluation.split)
-    display.print(f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}")
+    display.print(
+        f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"
+    )
     check_sizes(spec, data.image_shape)
     write_json(workdir / "spec.json", provenance(spec, data.fingerprint))
     metrics = Metrics(workdir / "metrics.jsonl")
@@ -144,6 +146,10 @@ def provenance(spec: RunSpec, fingerprint: str) -> dict[str, Any]:
     return {
         "settings": json_ready(spec),
         "data_fingerprint": fingerprint,
-        "versions": {"ssdd_jax": ssdd_jax.__version__, "python": sys.version.split()[0], **{name: metadata.version(name) for name in VERSIONED}},
+        "versions": {
+            "ssdd_jax": ssdd_jax.__version__,
+            "python": sys.version.split()[0],
+            **{name: metadata.version(name) for name in VERSIONED},
+        },
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

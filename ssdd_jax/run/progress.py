@@ -15,7 +15,7 @@ class Display:
     """The display of one run; `Task.advance` is cheap enough to call every step."""
 
     def __init__(self):
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, markup=False)
         self.live = self.console.is_terminal
         self._started = time.monotonic()
 
@@ -29,7 +29,13 @@ class Display:
         if not self.live:
             yield Task(self, name, total)
             return
-        columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=self.console, transient=True, refresh_per_second=4) as bar:
             yield Task(self, name, total, bar)
 

@@ -216,7 +216,9 @@ class RunSpec:
             raise InputError("config.evaluation.split is 'validation' but config.data.validation is 0; hold out a share, such as 0.1")
         for name in self.chosen_methods():
             if name not in self.methods:
-                raise InputError(f"config.only names {name!r}, expected methods among {', '.join(self.methods)}{nearest(name, self.methods)}")
+                raise InputError(
+                    f"config.only names {name!r}, expected methods among {', '.join(self.methods)}{nearest(name, self.methods)}"
+                )
 
     def chosen_methods(self) -> tuple[str, ...]:
         """Return the names of the methods to run."""
@@ -258,7 +260,7 @@ def check_variant(variant: str, known: tuple[str, ...]) -> None:
         raise InputError(f"variant {variant!r} is unknown, expected none or one of {', '.join(known)}{nearest(variant, known)}")
 
 
-def smoke(config: ConfigDict) -> None:
+def smoke(config: Any) -> None:
     """Shrink a config to seconds: every stage and method runs, no number means anything."""
     config.num_pairs = 4
     config.seeds = (0,)

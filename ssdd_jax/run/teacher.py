@@ -16,7 +16,7 @@ from ssdd_jax.io.files import write_bytes
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run.build import Data, repr_width, teacher_learner, teacher_optimizer
-from ssdd_jax.run.loop import Loop, resumable
+from ssdd_jax.run.loop import Loop, resumable, stack, unstack
 from ssdd_jax.run.progress import Display
 from ssdd_jax.run.spec import RunSpec, digest
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
@@ -74,26 +74,23 @@ def train_teacher(spec: RunSpec, data: Data, folder: Path, metrics: Metrics, dis
         rows = jax.random.randint(rows_key, (teacher.batch_size,), 0, len(images))
         return pretrain(state, images[rows].astype(jnp.float32) / 255.0, view_key)
 
-    state = init_teacher(step_key(teacher.seed, Stream.TEACHER_INIT), learner, projector, repr_width(teacher), optimizer)
+    # The loop runs groups of seeds; the teacher is a group of one.
+    state = stack([init_teacher(step_key(teacher.seed, Stream.TEACHER_INIT), learner, projector, repr_width(teacher), optimizer)])
     checkpoints, start, state = resumable(folder / f"teacher-{name}", state)
     with checkpoints:
-        if start < teacher.steps:
-            loop = Loop(step, (None,), spec.steps_per_dispatch)
-            batched = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], state)
-            batched = loop.run(
-                batched,
-                teacher.steps,
-                (jnp.asarray(data.train_images),),
-                display=display,
-                name="teacher",
-                start=start,
-                metrics=metrics,
-                log_every=spec.log_every,
-                checkpoints=checkpoints,
-                checkpoint_every=spec.checkpoint_every,
-            )
-            state = jax.tree.map(lambda leaf: leaf[0], batched)
-    return freeze(spec, data, learner, state.encoder, name)
+        state = Loop(step, (None,), spec.steps_per_dispatch).run(
+            state,
+            teacher.steps,
+            (jnp.asarray(data.train_images),),
+            display=display,
+            name="teacher",
+            start=start,
+            metrics=metrics,
+            log_every=spec.log_every,
+            checkpoints=checkpoints,
+            checkpoint_every=spec.checkpoint_every,
+        )
+    return freeze(spec, data, learner, unstack(state)[0].encoder, name)
 
 
 def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: str) -> Teacher:

@@ -88,7 +88,7 @@ def make_teacher_step(
                 embeddings.append(z)
             return barlow_twins_loss(*embeddings, off_diagonal=off_diagonal, scale=scale), (encoder_stats, projector_stats)
 
-        params = {"encoder": state.encoder["params"], "projector": state.projector["params"]}
+        params: Any = {"encoder": state.encoder["params"], "projector": state.projector["params"]}
         (loss, (encoder_stats, projector_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         params = optax.apply_updates(params, updates)

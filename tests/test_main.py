@@ -1,0 +1,159 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ssdd_jax import expand, load_distilled
+from ssdd_jax.main import main, parse, resolve_config, shipped_configs
+from ssdd_jax.run.pipeline import run
+
+# Few methods, so that the run is short: the smoke variants of all configs are in test_configs.py.
+ARGS = ["--config", "digits:smoke", "--config.only=krr_st,ours"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, made by the command line in a process of its own, from another directory."""
+    workdir = tmp_path_factory.mktemp("a run")
+    command = [sys.executable, "-m", "ssdd_jax.main", *ARGS, "--workdir", str(workdir / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=workdir, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    assert done.returncode == 0, done.stderr
+    return workdir / "out", done.stdout
+
+
+def test_a_run_leaves_what_it_says(finished):
+    workdir, output = finished
+    for name in ("spec.json", "metrics.jsonl", "results.json", "report/results.md"):
+        assert (workdir / name).is_file(), name
+    results = json.loads((workdir / "results.json").read_text())
+    assert {row["method"] for row in results["rows"]} == {"krr_st", "ours"}
+    assert results["budget"] == {"num_pairs": 4, "scalars": 4 * (64 + 16)}
+    for row in results["rows"]:
+        assert row["stored_scalars"] <= results["budget"]["scalars"]
+        assert 0 <= row["probe_accuracy"] <= 1
+        assert row["repr_error"] > 0
+        distilled = load_distilled(workdir / "distilled" / row["method"] / f"seed_{row['seed']}")
+        images, reprs = expand(distilled)
+        assert images.shape == (row["num_views"], row["num_images"], 8, 8, 1)
+        assert reprs.shape == (row["num_views"], row["num_images"], 16)
+    assert set(results["references"]) == {"none", "teacher_init", "teacher"}
+    assert json.loads((workdir / "spec.json").read_text())["settings"]["seeds"] == [0]
+    assert "numbers; targets: identity stored" in output
+    assert "results.md" in output
+
+
+def test_every_logged_number_is_finite_and_steps_ascend(finished):
+    workdir, _ = finished
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    stages = {record["stage"] for record in records}
+    assert {"teacher", "distill/krr_st/seeds_0", "distill/ours/seeds_0"} <= stages
+    for stage in stages:
+        steps = [record["step"] for record in records if record["stage"] == stage]
+        assert steps == sorted(set(steps))
+        assert all(np.isfinite(record["loss"]).all() for record in records if record["stage"] == stage)
+
+
+def test_a_finished_run_is_not_run_again(finished, monkeypatch):
+    workdir, _ = finished
+    before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and "report" not in file.parts}
+
+    def refuse(*_, **__):
+        raise AssertionError("a step was run although everything was complete")
+
+    monkeypatch.setattr("ssdd_jax.run.distill.warm_up", refuse)
+    monkeypatch.setattr("ssdd_jax.run.evaluate.Evaluator.train_students", refuse)
+    monkeypatch.setattr("ssdd_jax.run.evaluate.Evaluator.probe", refuse)
+    run(parse([*ARGS, "--workdir", str(workdir)])[0], workdir)
+    after = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and "report" not in file.parts}
+    assert after == before
+
+
+def test_the_same_command_gives_the_same_bits_and_another_seed_others(finished, tmp_path):
+    workdir, _ = finished
+    for seed in (0, 1):
+        assert main([*ARGS, "--config.only=ours", f"--config.seeds=({seed},)", "--workdir", str(tmp_path / str(seed))]) == 0
+    read = lambda folder, seed: (folder / "distilled" / "ours" / f"seed_{seed}" / "distilled.safetensors").read_bytes()
+    assert read(tmp_path / "0", 0) == read(workdir, 0)
+    assert read(tmp_path / "1", 1) != read(workdir, 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config", "digit", "--workdir", "x"], "did you mean 'digits'"),
+        (["--config", "digits:smok", "--workdir", "x"], "variant 'smok' is unknown.*did you mean 'smoke'"),
+        (["--config", "digits", "--workdir", "x", "--config.outer.stps=5"], "no key 'stps'; did you mean 'steps'"),
+        (["--config", "digits", "--workdir", "x", "--config.outer.steps=abc"], "config.outer.steps=abc: invalid literal"),
+        (["--config", "digits", "--workdir", "x", "--config.outer.steps=-3"], "config.outer.steps is -3, expected at least 0"),
+        (["--config", "digits", "--workdir", "x", "stray"], "stray argument 'stray'"),
+        (["--config", "digits"], "--workdir is missing"),
+        (["--workdir", "x"], "--config is missing"),
+        (["--config", "digits", "--wokdir", "x"], "wokdir.*Did you mean: workdir"),
+        (["--config", "digits", "--workdir", "x", "--config.num_pairs=2"], "the budget of 2 pairs is 256; lower image_bases"),
+        (["--config", "digits", "--workdir", "x", "--config.methods.basis.image_bases=65"], "image_bases is 65, expected at most 64"),
+        (["--config", "digits", "--workdir", "x", "--config.methods.ours.factor_scale=big"], "factor_scale is 'big', expected 'balanced'"),
+        (["--config", "digits", "--workdir", "x", "--config.student.widths=(4,4,4,4)"], "config.student: .*halves .* images to nothing"),
+        (["--config", "digits", "--workdir", "setup.py"], "--workdir setup.py"),
+        (["--config", "arrays", "--workdir", "x", "--config.data.path=none.npz"], "no file 'none.npz'"),
+        (["--config", "fashion_mnist", "--workdir", "x", "--config.data.path=/none"], "apt-get install dataset-fashion-mnist"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "setup.py").write_text("")
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    import re
+
+    assert re.search(message, error), error
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "setup.py"]
+
+
+def test_a_config_file_that_breaks_is_one_line(tmp_path, capsys):
+    for content, message in (
+        ("x = 1", "no function get_config"),
+        ("def get_config(): return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("def get_config( return", "SyntaxError"),
+        ("import none_such", "none_such"),
+    ):
+        (tmp_path / "broken.py").write_text(content)
+        assert main(["--config", str(tmp_path / "broken.py"), "--workdir", str(tmp_path / "w")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert message in error
+
+
+def test_u_beyond_the_rank_of_the_data_is_refused_before_anything_is_distilled(tmp_path, capsys):
+    # The corner pixels of the digits are always blank, so 64 pixels have rank below 64.
+    args = ["--config", "digits:smoke", "--workdir", str(tmp_path), "--config.only=basis_init", "--config.num_pairs=80"]
+    settings = ["--config.methods.basis_init.image_bases=64", "--config.methods.basis_init.base_size=8"]
+    assert main([*args, *settings]) == 2
+    error = capsys.readouterr().err
+    assert "image_bases is 64, expected at most" in error
+    assert "the rank of the training images" in error
+    assert not (tmp_path / "distilled").exists()
+
+
+def test_a_config_is_found_by_name_and_by_path():
+    assert resolve_config("digits:smoke").endswith("configs/digits.py:smoke")
+    assert resolve_config("configs/digits.py") == "configs/digits.py"
+    assert {"arrays", "cifar100", "digits", "fashion_mnist"} <= set(shipped_configs())
+
+
+def test_help_lists_the_configs(capsys):
+    assert main(["--help"]) == 0
+    assert "digits" in capsys.readouterr().out
+
+
+def test_a_number_that_goes_bad_stops_the_run_with_the_step_and_status_4(tmp_path, capsys):
+    args = ["--config", "digits:smoke", "--workdir", str(tmp_path), "--config.only=krr_st", "--config.methods.krr_st.learning_rate=1e38"]
+    assert main(args) == 4
+    error = capsys.readouterr().err
+    assert "distill/krr_st/seeds_0: " in error
+    assert "at step" in error
+    assert not (tmp_path / "distilled").exists()
