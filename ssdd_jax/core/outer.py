@@ -151,7 +151,7 @@ def make_outer_step(
         metrics = {
             "loss": loss,
             "member_loss": jnp.mean(member_loss),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "mean_age": jnp.mean(new_state.pool.age.astype(jnp.float32)),
         }
         return new_state, metrics

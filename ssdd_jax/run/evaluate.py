@@ -16,7 +16,7 @@ from ssdd_jax.evals.student import make_student_step, repr_error
 from ssdd_jax.io.artifacts import load_distilled, read_manifest
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run.build import sgd, teacher_learner
-from ssdd_jax.run.distill import Context
+from ssdd_jax.run.context import Context
 from ssdd_jax.run.loop import Loop, stack, unstack
 from ssdd_jax.run.spec import digest
 from ssdd_jax.run.teacher import in_batches

@@ -15,8 +15,9 @@ from ssdd_jax.io.artifacts import read_manifest
 from ssdd_jax.io.files import write_json
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.report import results_table, summarize, to_rich, write_report
-from ssdd_jax.run.build import as_dict, load_data, repr_width
-from ssdd_jax.run.distill import Context, distill
+from ssdd_jax.run.build import as_dict, load_data, plan_method, repr_width, student_learner, teacher_learner
+from ssdd_jax.run.context import Context
+from ssdd_jax.run.distill import distill
 from ssdd_jax.run.evaluate import REFERENCES, Evaluator
 from ssdd_jax.run.loop import seed_groups
 from ssdd_jax.run.progress import Display
@@ -118,8 +119,6 @@ def row_digest(context: Context, evaluator: Evaluator, name: str, seed: int) -> 
 
 def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
     """Refuse, before anything runs, what cannot be built whatever the teacher turns out to be."""
-    from ssdd_jax.run.build import plan_method, student_learner, teacher_learner
-
     teacher_learner(spec.teacher, image_shape)
     student_learner(spec.student, image_shape, repr_width(spec.teacher))
     for name in spec.chosen_methods():

@@ -97,6 +97,6 @@ def make_teacher_step(
             projector={"params": params["projector"], "batch_stats": projector_stats},
             opt_state=opt_state,
         )
-        return new_state, {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return step

@@ -59,7 +59,8 @@ def test_a_stacked_fit_equals_separate_fits(key):
         # The first layer of a lone network draws other numbers, so the stack holds the same view twice.
         twin, twin_fit = fit_networks(key, c, jnp.stack([views[a], views[a]]), hidden=4, num_steps=100)
         np.testing.assert_allclose(twin_fit[a], fit[a], rtol=1e-4)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x[a], y[a], rtol=1e-3, atol=1e-4), twin, stacked)
+        for ours, alone in zip(jax.tree.leaves(stacked), jax.tree.leaves(twin), strict=True):
+            np.testing.assert_allclose(ours[a], alone[a], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_bases", [False, True])

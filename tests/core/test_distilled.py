@@ -1,4 +1,3 @@
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -305,7 +304,7 @@ def test_compress_refuses_what_it_cannot_do():
         compress(full, Layout(SHAPE, SHAPE, VIEW_NAMES, KINDS), networks)
     with pytest.raises(ValueError, match="compressed already"):
         compress(finished(), LAYOUT, networks)
-    with pytest.raises(ValueError, match="stores a view that .* does not have"):
+    with pytest.raises(ValueError, match=r"stores a view that .* does not have"):
         compress(full, Layout(SHAPE, BASE, VIEW_NAMES, ("stored", "network", "stored", "stored")), networks)
     with pytest.raises(ValueError, match="the set has no networks; call compress"):
         view_coefficients(full.replace(layout=LAYOUT))

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,7 @@ def test_four_quarter_turns_are_the_identity(images):
 
 def test_rotations_are_the_powers_of_the_quarter_turn(images):
     views = apply_views(images, ROTATIONS)
-    for before, after in zip(views[:-1], views[1:], strict=True):
+    for before, after in itertools.pairwise(views):
         np.testing.assert_array_equal(VIEWS["rot90"](before), after)
 
 

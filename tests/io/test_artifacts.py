@@ -15,7 +15,9 @@ def compact_set(key):
     normal = lambda *shape: jax.random.normal(next(draw), shape)
     layout = Layout((8, 8, 1), (4, 4, 1), ("identity", "rot90", "hflip"), ("stored", "network", "shared"))
     networks = Networks(w1=normal(1, 3, 2), b1=normal(1, 2), w2=normal(1, 2, 3), b2=normal(1, 3))
-    return DistilledSet(Factors(normal(16), normal(5, 16), normal(7, 5)), Factors(normal(6), normal(3, 6), normal(1, 7, 3)), networks, layout)
+    return DistilledSet(
+        Factors(normal(16), normal(5, 16), normal(7, 5)), Factors(normal(6), normal(3, 6), normal(1, 7, 3)), networks, layout
+    )
 
 
 def plain_set(key):
@@ -79,7 +81,7 @@ def test_a_failed_save_leaves_no_manifest_that_vouches_for_other_arrays(tmp_path
 
 
 def test_errors_say_where_a_set_is_and_what_is_missing(tmp_path, key):
-    with pytest.raises(InputError, match="no distilled set at .*expected manifest.json"):
+    with pytest.raises(InputError, match=r"no distilled set at .*expected manifest\.json"):
         load_distilled(tmp_path)
     save_distilled(tmp_path / "ours" / "seed_0", plain_set(key))
     with pytest.raises(InputError, match=r"did you mean .*ours/seed_0\?"):

@@ -37,7 +37,7 @@ def test_a_checkpoint_of_another_shape_or_structure_is_named_and_refused(tmp_pat
         checkpoints.save(1, {"a": jnp.zeros(3)})
         with pytest.raises(InputError, match=r"\['a'\] has .*\(3,\).*expected .*\(4,\)"):
             checkpoints.restore({"a": jnp.zeros(4)})
-        with pytest.raises(InputError, match="expected .*int32"):
+        with pytest.raises(InputError, match=r"expected .*int32"):
             checkpoints.restore({"a": jnp.zeros(3, jnp.int32)})
         with pytest.raises(InputError, match=r"\['b'\] is not in both"):
             checkpoints.restore({"a": jnp.zeros(3), "b": jnp.zeros(1)})

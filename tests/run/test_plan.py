@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssdd_jax.core.distilled import count_stored_scalars
+from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars
 from ssdd_jax.errors import InputError
 from ssdd_jax.main import config_folder
 from ssdd_jax.run.build import plan_method
@@ -50,10 +50,16 @@ def test_krr_st_stores_exactly_its_pairs():
 def test_no_plan_exceeds_its_budget_and_one_more_image_would(num_pairs, side, channels, width, bases, repr_bases, hidden, shift):
     method = MethodSpec(image_bases=bases, repr_bases=repr_bases, views=ROTATIONS, hidden=hidden)
     shape = (side, side, channels)
+    if bases > side * side * channels or repr_bases > width:
+        with pytest.raises(InputError, match="expected at most"):
+            plan_method("ours", method, num_pairs, shape, width, dict.fromkeys(ROTATIONS, shift))
+        return
     try:
         plan = plan_method("ours", method, num_pairs, shape, width, dict.fromkeys(ROTATIONS, shift))
-    except InputError as error:
-        assert "expected at most" in str(error) or "the budget of" in str(error)
+    except InputError:
+        layout = Layout(shape, shape, ROTATIONS, ("stored", *["shared" if shift <= method.shared_below else "stored"] * 3))
+        least = count_stored_scalars(1, layout, width, num_image_bases=bases, num_repr_bases=repr_bases)
+        assert least > budget_scalars(num_pairs, shape, width)
         return
     sizes = {"num_image_bases": bases, "num_repr_bases": repr_bases, "hidden": hidden}
     assert plan.stored_scalars <= plan.budget
@@ -89,4 +95,3 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(changes, message):
     with pytest.raises(InputError, match=message) as caught:
         plan_method("krr_st", replace(MethodSpec(), **changes), 10, (28, 28, 1), 128, {"rot90": 1.0, "rot45": 1.0, "hflip": 0.0})
     assert "\n" not in str(caught.value)
-

@@ -1,0 +1,103 @@
+"""What the stages after the teacher share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssdd_jax.core.bases import PCA, fit_pca
+from ssdd_jax.core.distilled import Layout, resize_images
+from ssdd_jax.errors import InputError
+from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.run.build import Data, Plan, plan_method, repr_width, student_learner
+from ssdd_jax.run.progress import Display
+from ssdd_jax.run.spec import RunSpec, digest
+from ssdd_jax.run.teacher import Teacher, cached_representations, in_batches, view_shifts
+
+
+@dataclass(eq=False)
+class Context:
+    """What the stages after the teacher share; what is expensive is computed on first use and kept."""
+
+    spec: RunSpec
+    data: Data
+    teacher: Teacher
+    workdir: Path
+    metrics: Metrics
+    display: Display
+
+    def __post_init__(self):
+        self.width = repr_width(self.spec.teacher)
+        self.learner = student_learner(self.spec.student, self.data.image_shape, self.width)
+        self._pcas: dict[Any, PCA] = {}
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of all checkpoints."""
+        return self.workdir / "checkpoints"
+
+    def reprs(self, split: str, view: str = "identity") -> np.ndarray:
+        """Return the teacher's representations of a split."""
+        return cached_representations(self.teacher, self.data, split, view, self.checkpoints)
+
+    @cached_property
+    def shifts(self) -> dict[str, float]:
+        """Return the teacher's shift under every view that a method uses."""
+        return view_shifts(self.teacher, self.data, tuple(dict.fromkeys(v for m in self.spec.methods.values() for v in m.views)))
+
+    @cached_property
+    def device_images(self) -> jax.Array:
+        """Return the training images as uint8 on the device."""
+        return jnp.asarray(self.data.train_images)
+
+    @cached_property
+    def device_bank(self) -> jax.Array:
+        """Return the training images' representations under every real view, "R n d", on the device."""
+        return jnp.stack([jnp.asarray(self.reprs("train", view)) for view in self.spec.outer.real_views])
+
+    def pca(self, layout: Layout | None, num_components: int, name: str) -> PCA | None:
+        """Return the PCA of the base-resolution images of `layout`, or of the representations, or None for 0 components."""
+        if not num_components:
+            return None
+        key = (layout.base_shape if layout else None, num_components)
+        if key not in self._pcas:
+            what = "representations" if layout is None else "images"
+            if layout is None:
+                rows = self.reprs("train")
+            else:
+                shrink = jax.jit(lambda batch: resize_images(self.data.normalize(batch), layout.base_shape).reshape(len(batch), -1))
+                rows = in_batches(shrink, self.data.train_images)
+            limit = min(len(rows) - 1, rows.shape[1])
+            fitted = fit_pca(jnp.asarray(rows), min(num_components, limit))
+            rank = int(np.sum(np.asarray(fitted.variances) > 1e-6 * float(fitted.variances[0])))
+            if num_components > min(rank, limit):
+                setting = "repr_bases" if layout is None else "image_bases"
+                raise InputError(
+                    f"config.methods.{name}.{setting} is {num_components}, expected at most {min(rank, limit)}, "
+                    f"the rank of the training {what}; lower it"
+                )
+            self._pcas[key] = fitted
+        return self._pcas[key]
+
+    def plan(self, name: str) -> Plan:
+        """Return the plan of a method, checked against the data."""
+        plan = plan_method(name, self.spec.methods[name], self.spec.num_pairs, self.data.image_shape, self.width, self.shifts)
+        if plan.num_images > len(self.data.train_images):
+            raise InputError(
+                f"config.methods.{name}: the budget holds {plan.num_images} images, the training split has {len(self.data.train_images)} "
+                f"to start from; set config.methods.{name}.images or lower config.num_pairs"
+            )
+        return plan
+
+    def distilled_folder(self, name: str, seed: int) -> Path:
+        """Return where a distilled set lies."""
+        return self.workdir / "distilled" / name / f"seed_{seed}"
+
+    def distilled_digest(self, name: str) -> str:
+        """Return the name of everything that a distilled set depends on, but the seed."""
+        spec = self.spec
+        return digest(self.teacher.digest, spec.num_pairs, spec.student, spec.pool, spec.outer, spec.methods[name])
