@@ -17,7 +17,9 @@ def get_config(variant=""):
     config.name = "arrays"
     config.num_pairs = 10
     config.data.update(source="arrays", path="data/arrays.npz")
-    config.teacher.update(widths=(32, 64, 128), steps=1000, batch_size=256)
+    config.teacher.update(widths=(16, 32, 64, 128), steps=1500, batch_size=256)
+    for view in (config.teacher.first_view, config.teacher.second_view):
+        view.update(min_crop_scale=0.2, saturation=0.4, hue=0.2)
     config.outer.steps = 400
     if variant == "smoke":
         smoke(config)

@@ -60,7 +60,7 @@ class Loop:
             if length == 1:
                 return seeds_step(state, first, *args)
             state, metrics = jax.lax.scan(lambda s, i: seeds_step(s, i, *args), state, first + jnp.arange(length))
-            return state, jax.tree.map(lambda leaf: leaf[-1], metrics)
+            return state, jax.tree.map(lambda leaf: leaf.sum(0), metrics)
 
         self.dispatch = dispatch
 
@@ -80,14 +80,16 @@ class Loop:
     ) -> Any:
         """Run steps start ... num_steps - 1 and return the last state.
 
-        Every `log_every` steps the metrics go to `metrics` under `name` (a list with one value a seed), and are checked.
+        Every `log_every` steps the metrics, averaged over the steps since the last time, are checked and go to `metrics`
+        under `name`, as a list with one value a seed.
 
         Raises:
             NumericalError: a metric is NaN or infinite.
         """
         if metrics is not None:
             metrics.begin(name, start)
-        step = start
+        step = logged = start
+        pending = []
         with display.task(name, num_steps) as task:
             while step < num_steps:
                 # A dispatch ends where something is due, so that the lengths that are compiled are few.
@@ -95,9 +97,12 @@ class Loop:
                 length = min(self.steps_per_dispatch, stop - step)
                 state, values = self.dispatch(state, jnp.asarray(step), length, *args)
                 step += length
+                pending.append(values)
                 note = ""
                 if step % log_every == 0 or step == num_steps:
-                    numbers = {key: np.asarray(value, np.float64) for key, value in values.items()}
+                    # Only here does the host wait for the device.
+                    numbers = {key: np.sum([np.asarray(v[key], np.float64) for v in pending], 0) / (step - logged) for key in values}
+                    pending, logged = [], step
                     self._check(numbers, step, name, checkpoints)
                     note = f"loss {numbers['loss'].mean():.4g}"
                     if metrics is not None:

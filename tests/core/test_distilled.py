@@ -232,8 +232,13 @@ def every_kind_of_set():
 @pytest.mark.parametrize("name", every_kind_of_set())
 def test_every_leaf_receives_a_gradient_from_the_outer_loss(name, key):
     distilled = every_kind_of_set()[name]
-    learner = make_learner("convnet", (4, 8), SHAPE, WIDTH)
-    loss = lambda d: outer_loss(d, learner.init(key), draw(6, *SHAPE, seed=8), draw(6, WIDTH, seed=9), learner=learner, ridge=1e-2)
+    learner = make_learner("convnet", (4,), SHAPE, WIDTH)
+    shapes = jax.eval_shape(learner.init, key)
+    variables = {
+        "params": jax.tree.map(lambda leaf: draw(*leaf.shape), shapes["params"]),
+        "batch_stats": jax.tree.map(lambda leaf: jnp.abs(draw(*leaf.shape)) + 0.5, shapes["batch_stats"]),
+    }
+    loss = lambda d: outer_loss(d, variables, draw(6, *SHAPE, seed=8), draw(6, WIDTH, seed=9), learner=learner, ridge=1e-2)
     for path, gradient in leaves(jax.jit(jax.grad(loss))(distilled)).items():
         assert bool(jnp.isfinite(gradient).all()), path
         # No stored coefficient, pixel or basis entry is dead; a hidden unit may be.

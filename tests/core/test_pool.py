@@ -26,6 +26,7 @@ def update(key, member):
 
 
 update_one = jax.jit(update)
+start = jax.jit(lambda key: init_member(key, LEARNER, SGD))
 train = jax.jit(lambda member: train_member(member, IMAGES, REPRS, LEARNER, SGD))
 
 
@@ -34,7 +35,7 @@ def pool(key):
     """Four members of ages 0, 1, 2 and 3, the last at its limit."""
     members = []
     for age, member_key in enumerate(jax.random.split(key, 4)):
-        member = init_member(member_key, LEARNER, SGD)
+        member = start(member_key)
         for _ in range(age):
             member, _ = train(member)
         members.append(member)
@@ -58,17 +59,17 @@ def moved(before, after):
 
 
 def test_training_lowers_the_loss_that_it_reports(key):
-    member, losses = init_member(key, LEARNER, SGD), []
+    member, losses = start(key), []
     for _ in range(20):
         member, loss = train(member)
         losses.append(float(loss))
-    outputs, _ = LEARNER.apply_train(init_member(key, LEARNER, SGD).variables, IMAGES)
+    outputs, _ = LEARNER.apply_train(start(key).variables, IMAGES)
     assert losses[0] == pytest.approx(float(jnp.mean((outputs - REPRS) ** 2)), rel=1e-4)
     assert losses[-1] < 0.7 * losses[0]
 
 
 def test_training_moves_every_parameter_the_batch_statistics_and_the_momentum(key):
-    member = init_member(key, LEARNER, SGD)
+    member = start(key)
     trained, _ = train(member)
     assert all(moved(member, trained))
 
@@ -91,7 +92,7 @@ def test_ages_grow_by_one_or_start_over(pool, key):
 def test_a_member_at_its_limit_is_replaced_by_a_fresh_one(pool, key):
     old = member_of(pool, 3)
     reset, _ = update_one(key, old)
-    assert_close(reset, init_member(key, LEARNER, SGD))
+    assert_close(reset, start(key))
     assert all(moved(old.variables["params"], reset.variables["params"]))
     assert any(moved(old.opt_state, reset.opt_state))
     assert all(not leaf.any() for leaf in jax.tree.leaves(reset.opt_state))
@@ -114,7 +115,7 @@ def test_a_replaced_member_trains_again_and_is_replaced_again(pool, key):
 
 def test_only_the_members_that_are_put_back_change_and_the_others_keep_their_bits(pool, key):
     chosen = jnp.array([3, 1])
-    updated, _ = over_leading_axis(update)(jax.random.split(key, 2), take(pool, chosen))
+    updated, _ = jax.jit(over_leading_axis(update))(jax.random.split(key, 2), take(pool, chosen))
     after = put(pool, chosen, updated)
     for i in (0, 2):
         assert_equal(member_of(after, i), member_of(pool, i))

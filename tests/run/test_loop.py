@@ -46,7 +46,7 @@ def test_a_number_that_goes_bad_is_named_with_its_step_and_the_last_checkpoint(t
 
     metrics = Metrics(tmp_path / "metrics.jsonl")
     with (
-        Checkpoints(Path(tmp_path) / "c") as checkpoints,
+        Checkpoints(tmp_path / "c") as checkpoints,
         pytest.raises(NumericalError, match=r"walk: loss is .*nan.* at step 6; .*of step 4"),
     ):
         run(Loop(explode, (0,)), 10, metrics=metrics, log_every=2, checkpoints=checkpoints, checkpoint_every=2)
