@@ -66,15 +66,25 @@ def run(spec: RunSpec, workdir: Path) -> dict[str, Any]:
 
 
 def evaluate(context: Context, plans: dict[str, Any], budget: int, groups: list[tuple[int, ...]]) -> dict[str, Any]:
-    """Evaluate what results.json does not hold yet, writing it after every group, and return it."""
+    """Evaluate what results.json does not hold yet, writing it after every group, and return it.
+
+    Rows of methods that `config.only` leaves out stay as long as they are of the same settings.
+    """
     spec, file = context.spec, context.workdir / "results.json"
     old = json.loads(file.read_text()) if file.exists() else {}
     evaluator = Evaluator(context)
     known = {row["digest"]: row for row in old.get("rows", [])}
     references = old.get("references", {}) if old.get("reference_digest") == digest(evaluator.digest, spec.seeds) else {}
-    rows: list[dict[str, Any]] = []
+    # What is known already stays in the file from the first write on.
+    cells = {}
+    for name in spec.methods:
+        for seed in spec.seeds:
+            row = known.get(row_digest(context, evaluator, name, seed))
+            if row is not None:
+                cells[name, seed] = row
 
     def write() -> dict[str, Any]:
+        rows = [cells[cell] for cell in ((name, seed) for name in spec.methods for seed in spec.seeds) if cell in cells]
         results = {
             "name": spec.name,
             "dataset": {
@@ -101,20 +111,17 @@ def evaluate(context: Context, plans: dict[str, Any], budget: int, groups: list[
             references[name] = {key: [value for part in groups_of for value in part[key]] for key in groups_of[0]}
     for name in plans:
         for group in groups:
-            names = [row_digest(context, evaluator, name, seed) for seed in group]
-            if all(row_name in known for row_name in names):
-                rows += [known[row_name] for row_name in names]
-                continue
-            fresh = evaluator.evaluate(name, group)
-            rows += [{**row, "digest": row_name} for row, row_name in zip(fresh, names, strict=True)]
-            write()
+            if not all((name, seed) in cells for seed in group):
+                for row in evaluator.evaluate(name, group):
+                    cells[name, row["seed"]] = {**row, "digest": row_digest(context, evaluator, name, row["seed"])}
+                write()
     return write()
 
 
 def row_digest(context: Context, evaluator: Evaluator, name: str, seed: int) -> str:
     """Return the name of one cell of the table: the set it is of and how it is evaluated."""
     manifest = read_manifest(context.distilled_folder(name, seed)) or {}
-    return digest(evaluator.digest, manifest.get("sha256"), name, seed)
+    return digest(evaluator.digest, context.distilled_digest(name), manifest.get("sha256"), name, seed)
 
 
 def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:

@@ -54,9 +54,17 @@ def variables_of(learner, seed=0):
 def with_one_draw(learner):
     """Return the learner with an initializer of one random call: drawing every layer apart takes most of a step's compilation."""
     variables = variables_of(learner)
-    params, unravel = ravel_pytree(variables["params"])
-    stats = jax.tree.map(jnp.ones_like, variables["batch_stats"])
-    return learner._replace(init=lambda key: {"params": unravel(params + 0.3 * jax.random.normal(key, params.shape)), "batch_stats": stats})
+    flat, unravel = ravel_pytree(variables["params"])
+    resting = {"scale": 1.0, "bias": 0.0, "var": 1.0, "mean": 0.0}
+    rest = lambda path, leaf: (
+        leaf * np.prod(leaf.shape[:-1]) ** -0.5 if path[-1].key == "kernel" else jnp.full_like(leaf, resting[path[-1].key])
+    )
+
+    def init(key):
+        drawn = {**variables, "params": unravel(jax.random.normal(key, flat.shape))}
+        return jax.tree_util.tree_map_with_path(rest, drawn)
+
+    return learner._replace(init=init)
 
 
 LEARNER = with_one_draw(make_learner("convnet", (4, 8), SHAPE, WIDTH))
@@ -65,7 +73,7 @@ REAL_IMAGES = 2 * draw(3, *SHAPE, seed=8)[jnp.arange(16) % 3] + 0.3 * draw(16, *
 REAL_REPRS = jnp.tanh(REAL_IMAGES.reshape(16, -1) @ draw(128, WIDTH, seed=9) / 8) + 1.0
 
 
-def make_set(views=("identity", "rot90"), kinds=("stored", "stored"), count=5, contrast=1.0):
+def make_set(views=("identity", "rot90"), kinds=("stored", "stored"), count=5, contrast=4.0):
     layout = Layout(SHAPE, BASE, views, kinds)
     reprs = draw(len(views), count, WIDTH, seed=1) + 1.0
     pixels = resize_images(draw(40, *SHAPE, seed=2), BASE).reshape(40, -1)
