@@ -1,0 +1,57 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssdd_jax.core.augment_spec import AugmentSpec
+from ssdd_jax.nets import make_learner
+from ssdd_jax.teacher.barlow_twins import Projector, barlow_twins_loss, init_teacher, make_teacher_step
+
+pytestmark = pytest.mark.core
+
+
+def oracle(z1, z2, off_diagonal, scale):
+    """Zbontar et al. (2021), equation 1, in float64 and with loops."""
+    z1, z2 = (np.asarray(z, np.float64) for z in (z1, z2))
+    z1, z2 = ((z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5) for z in (z1, z2))
+    total = 0.0
+    for i in range(z1.shape[1]):
+        for j in range(z2.shape[1]):
+            c = (z1[:, i] * z2[:, j]).mean()
+            total += (c - 1) ** 2 if i == j else off_diagonal * c**2
+    return scale * total
+
+
+def test_the_loss_is_the_formulas(key):
+    z1, z2 = 2 * jax.random.normal(key, (20, 6)) + 1, jax.random.normal(jax.random.fold_in(key, 1), (20, 6))
+    np.testing.assert_allclose(barlow_twins_loss(z1, z2, off_diagonal=0.1, scale=0.3), oracle(z1, z2, 0.1, 0.3), rtol=1e-5)
+
+
+def test_equal_uncorrelated_embeddings_have_no_loss():
+    z = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    assert barlow_twins_loss(z, z) < 1e-8
+    assert barlow_twins_loss(z, -z) > 0.7
+
+
+def test_pretraining_lowers_the_loss_and_moves_every_parameter(key):
+    learner = make_learner("convnet", (4, 8), (8, 8, 3), 0, pooled=True)
+    optimizer, projector = optax.adam(1e-2), Projector(8, 1)
+    step = jax.jit(
+        make_teacher_step(
+            encoder=learner,
+            projector=projector,
+            optimizer=optimizer,
+            views=(AugmentSpec(min_crop_scale=0.5, hue=0.0), AugmentSpec(min_crop_scale=0.5, hue=0.0, blur=0.5, solarize=0.2)),
+            normalize=lambda images: images - 0.5,
+        )
+    )
+    start = state = init_teacher(key, learner, projector, 8, optimizer)
+    images = jax.random.uniform(key, (32, 8, 8, 3)) * jnp.linspace(0, 1, 32)[:, None, None, None]
+    losses = []
+    for i in range(30):
+        state, metrics = step(state, images, jax.random.fold_in(key, i))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    for old, new in zip(jax.tree.leaves((start.encoder, start.projector)), jax.tree.leaves((state.encoder, state.projector)), strict=True):
+        assert not np.array_equal(old, new)
