@@ -11,7 +11,20 @@ from ssdd_jax.run.spec import METHODS, check_variant, default_config, smoke
 
 def cpu():
     """N = 10, small networks: all methods, three seeds, within 30 minutes on two cores."""
-    config = default_config()
+    methods = {
+        "random": METHODS["random"],
+        "krr_st": replace(METHODS["krr_st"], learning_rate=0.1),
+        "basis_init": METHODS["basis_init"],
+        "raw_small": replace(METHODS["raw_small"], learning_rate=0.05),
+        "basis": replace(METHODS["basis"], learning_rate=0.02),
+        "ours": replace(METHODS["ours"], learning_rate=0.02, hidden=8),
+    }
+    # More rows, for --config.only: networks trained inside the loop, a cheap view, and krr_st with the time of `ours`.
+    methods["ours_joint"] = replace(methods["ours"], joint=1 / 3)
+    methods["ours_flip"] = replace(methods["ours"], views=("identity", "hflip"), target_kinds=("stored", "shared"))
+    methods["krr_st_long"] = replace(methods["krr_st"], steps=1500)
+    config = default_config(**methods)
+    config.only = "random,krr_st,basis_init,raw_small,basis,ours"
     config.num_pairs = 10
     config.teacher.update(widths=(32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):
