@@ -1,6 +1,6 @@
 """Any .npz of x_train, y_train, x_test, y_test (uint8 NHWC): --config arrays --config.data.path=FILE.npz.
 
-The sizes are for 32 x 32 colour images on two cores.
+The sizes are for 32 x 32 colour images on two cores: N = 10, or 50 with the variant n50.
 """
 
 from dataclasses import replace
@@ -9,18 +9,27 @@ from ssdd_jax.run.spec import METHODS, check_variant, default_config, smoke
 
 
 def get_config(variant=""):
-    check_variant(variant, ("smoke",))
-    bases = dict(base_size=8, image_bases=96, repr_bases=24)
-    methods = {name: replace(method, **(bases if method.image_bases else {})) for name, method in METHODS.items()}
-    methods["raw_small"] = replace(methods["raw_small"], base_size=8)
+    check_variant(variant, ("n50", "smoke"))
+    large = variant == "n50"
+    bases = dict(base_size=8, image_bases=128 if large else 96, repr_bases=48 if large else 24, learning_rate=0.02)
+    # With many images a step takes a random part of them: about as many rows as the features are wide, views counted.
+    methods = {
+        "random": METHODS["random"],
+        "krr_st": replace(METHODS["krr_st"], learning_rate=0.1),
+        "basis_init": replace(METHODS["basis_init"], **bases),
+        "raw_small": replace(METHODS["raw_small"], base_size=8, learning_rate=0.05, support_images=128 if large else 0),
+        "basis": replace(METHODS["basis"], **bases, support_images=128 if large else 0),
+        "ours": replace(METHODS["ours"], **bases, support_images=64),
+    }
     config = default_config(**methods)
     config.name = "arrays"
-    config.num_pairs = 10
+    config.num_pairs = 50 if large else 10
     config.data.update(source="arrays", path="data/arrays.npz")
     config.teacher.update(widths=(16, 32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.update(min_crop_scale=0.2, saturation=0.4, hue=0.2)
     config.outer.steps = 400
+    config.evaluation.probe_steps = 2000
     if variant == "smoke":
         smoke(config)
     return config

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from oracles.outer import block_forward
 
 from ssdd_jax.nets import make_learner
-from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, average_pool
+from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, average_pool, kaiming_fan_out_init
 
 pytestmark = pytest.mark.core
 RESNET = (64, 128, 256, 512)
@@ -121,3 +122,60 @@ def test_a_pooled_convnet_is_the_spatial_mean_of_its_flattened_features(key):
 def test_a_network_that_cannot_be_built_is_refused(args, message):
     with pytest.raises(ValueError, match=message):
         make_learner(*args)
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.RandomState(seed).normal(size=shape), jnp.float32)
+
+
+def fill(learner):
+    """Return variables of the learner's shapes in which every norm does something."""
+    value = lambda path, leaf: jnp.abs(draw(*leaf.shape)) + 0.5 if path[-1].key == "var" else 0.3 * draw(*leaf.shape)
+    return jax.tree_util.tree_map_with_path(value, jax.eval_shape(learner.init, jax.random.key(0)))
+
+
+def test_resnet_convolutions_start_he_normal_over_fan_out(key):
+    conv = Conv(32, use_bias=False, kernel_init=kaiming_fan_out_init)
+    kernel = jax.jit(conv.init)(key, jnp.zeros((1, 4, 4, 16)))["params"]["Conv_0"]["kernel"]
+    assert float(kernel.std()) == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_away_from_its_start_equals_the_formula(train, affine):
+    x, running = 2 * draw(6, 3) + 3, {"mean": draw(3, seed=1), "var": jnp.abs(draw(3, seed=2)) + 1}
+    params = {"scale": draw(3, seed=3), "bias": draw(3, seed=4)} if affine else {}
+    y, updated = BatchNorm(affine=affine).apply({"params": params, "batch_stats": running}, x, train, mutable=["batch_stats"])
+    rows, mean, var = (np.asarray(array, np.float64) for array in (x, running["mean"], running["var"]))
+    expected = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5) if train else (rows - mean) / np.sqrt(var + 1e-5)
+    if affine:
+        expected = expected * np.asarray(params["scale"]) + np.asarray(params["bias"])
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    stats = updated.get("batch_stats", running)
+    np.testing.assert_allclose(stats["mean"], 0.9 * mean + 0.1 * rows.mean(0) if train else mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 * var + 0.1 * rows.var(0, ddof=1) if train else var, rtol=1e-5)
+
+
+def test_a_convnet_equals_its_formula_in_float64():
+    learner, images = make_learner("convnet", (4, 6), (8, 8, 2), 5), draw(3, 8, 8, 2)
+    variables, x = fill(learner), np.asarray(images, np.float64)
+    params, stats = variables["params"], variables["batch_stats"]
+    for i in range(2):
+        norm, conv = params[f"BatchNorm_{i}"], params[f"Conv_{i}"]["Conv_0"]
+        block = {"kernel": conv["kernel"], "bias": conv["bias"], "scale": norm["scale"], "shift": norm["bias"], **stats[f"BatchNorm_{i}"]}
+        x, _ = block_forward({name: np.asarray(leaf, np.float64) for name, leaf in block.items()}, x)
+    expected = x.reshape(3, -1)
+    np.testing.assert_allclose(learner.features(variables, images), expected, rtol=1e-4, atol=1e-5)
+    head = params["Linear_0"]["Dense_0"]
+    outputs = expected @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    np.testing.assert_allclose(learner.apply(variables, images), outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("net", ["convnet", "resnet10"])
+def test_without_a_head_the_outputs_are_the_features_and_training_moves_every_statistic(net):
+    learner, images = make_learner(net, (4,), (4, 4, 1), 0), draw(3, 4, 4, 1)
+    variables = fill(learner)
+    np.testing.assert_array_equal(learner.apply(variables, images), learner.features(variables, images))
+    _, stats = learner.apply_train(variables, images)
+    for before, after in zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(stats), strict=True):
+        assert not np.array_equal(before, after)

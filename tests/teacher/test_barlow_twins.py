@@ -55,3 +55,23 @@ def test_pretraining_lowers_the_loss_and_moves_every_parameter(key):
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     for old, new in zip(jax.tree.leaves((start.encoder, start.projector)), jax.tree.leaves((state.encoder, state.projector)), strict=True):
         assert not np.array_equal(old, new)
+
+
+def test_a_step_draws_by_its_key_alone_and_averages_the_statistics_of_both_views_in_turn(key):
+    learner, projector, optimizer = make_learner("convnet", (4,), (4, 4, 1), 0, pooled=True), Projector(6, 1), optax.sgd(0.1)
+    flip = AugmentSpec(min_crop_scale=1.0, jitter=0.0, gray=0.0)
+    settings = {"encoder": learner, "projector": projector, "optimizer": optimizer, "views": (flip, flip)}
+    step = jax.jit(make_teacher_step(**settings, normalize=lambda x: x))
+    state = jax.jit(lambda k: init_teacher(k, learner, projector, 4, optimizer))(key)
+    images = jax.random.uniform(key, (16, 4, 4, 1))
+    first, again, other = (step(state, images, jax.random.key(seed))[0].encoder for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True))
+
+    # Constant images look the same in both views: two averages of 0.9 old + 0.1 new leave 0.81 of the start, which is 0.
+    constant = jnp.ones_like(images)
+    conv = state.encoder["params"]["Conv_0"]["Conv_0"]
+    activations = jax.lax.conv_general_dilated(constant, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    expected = 0.19 * (np.asarray(activations).mean((0, 1, 2)) + np.asarray(conv["bias"]))
+    after = step(state, constant, key)[0].encoder["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(after, expected, rtol=1e-3, atol=1e-5)
