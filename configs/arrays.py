@@ -15,7 +15,7 @@ def get_config(variant=""):
     # With many images a step takes a random part of them: about as many rows as the features are wide, views counted.
     methods = {
         "random": METHODS["random"],
-        "krr_st": replace(METHODS["krr_st"], learning_rate=0.1),
+        "krr_st": replace(METHODS["krr_st"], learning_rate=0.03),
         "basis_init": replace(METHODS["basis_init"], **bases),
         "raw_small": replace(METHODS["raw_small"], base_size=8, learning_rate=0.05, support_images=128 if large else 0),
         "basis": replace(METHODS["basis"], **bases, support_images=128 if large else 0),
@@ -28,7 +28,7 @@ def get_config(variant=""):
     config.teacher.update(widths=(16, 32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.update(min_crop_scale=0.2, saturation=0.4, hue=0.2)
-    config.outer.steps = 400
+    config.outer.steps = 250 if large else 400
     config.evaluation.probe_steps = 2000
     if variant == "smoke":
         smoke(config)

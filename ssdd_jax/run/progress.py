@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL_S = 10.0
+# A file has no width of its own; the results table fits into this one.
+FILE_WIDTH = 120
 
 
 class Display:
@@ -17,11 +19,12 @@ class Display:
     def __init__(self):
         self.console = Console(highlight=False, markup=False)
         self.live = self.console.is_terminal
-        self._started = time.monotonic()
+        if not self.live:
+            self.console.width = FILE_WIDTH
 
     def print(self, text: object) -> None:
         """Print a line (or a rich table) above the bar."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=isinstance(text, str))
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator["Task"]:
