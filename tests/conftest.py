@@ -9,6 +9,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import jax
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The annotations of the core are checked at every call. A test of what the functions themselves refuse calls `inspect.unwrap(fn)`.
@@ -21,6 +22,10 @@ with install_import_hook("ssdd_jax.core", "beartype.beartype"):
 for module in CORE:
     for _, cls in inspect.getmembers(module, dataclasses.is_dataclass):
         cls.__init__ = inspect.unwrap(cls.__init__)
+
+# The first example of a property compiles, and a run that fails must fail again.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 
 @pytest.fixture

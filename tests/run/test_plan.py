@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars
@@ -37,7 +37,6 @@ def test_krr_st_stores_exactly_its_pairs():
     assert (plan.num_images, plan.stored_scalars) == (100, 358_400)
 
 
-@settings(deadline=None)
 @given(
     num_pairs=st.integers(1, 60),
     side=st.integers(4, 16),
