@@ -63,7 +63,7 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a step was run although everything was complete")
 
-    monkeypatch.setattr("ssdd_jax.run.distill.warm_up", refuse)
+    monkeypatch.setattr("ssdd_jax.run.distill.Distiller.optimise", refuse)
     monkeypatch.setattr("ssdd_jax.run.evaluate.Evaluator.train_students", refuse)
     monkeypatch.setattr("ssdd_jax.run.evaluate.Evaluator.probe", refuse)
     run(parse([*ARGS, "--workdir", str(workdir)])[0], workdir)

@@ -17,7 +17,7 @@ from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.report import results_table, summarize, to_rich, write_report
 from ssdd_jax.run.build import as_dict, load_data, plan_method, repr_width, student_learner, teacher_learner
 from ssdd_jax.run.context import Context
-from ssdd_jax.run.distill import distill
+from ssdd_jax.run.distill import Distiller
 from ssdd_jax.run.evaluate import REFERENCES, Evaluator
 from ssdd_jax.run.loop import seed_groups
 from ssdd_jax.run.progress import Display
@@ -54,8 +54,9 @@ def run(spec: RunSpec, workdir: Path) -> dict[str, Any]:
         display.print(f"  {name}: {plan.num_images} images, {plan.stored_scalars} numbers; targets: {kinds}")
     groups = seed_groups(spec.seeds, spec.seeds_at_once)
     for name in methods:
+        distiller = Distiller(context, name)
         for group in groups:
-            distill(context, name, group)
+            distiller.distill(group)
 
     results = evaluate(context, plans, budget, groups)
     for note in write_report(workdir):

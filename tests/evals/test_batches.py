@@ -10,7 +10,7 @@ pytestmark = pytest.mark.core
 
 
 @given(num_rows=st.integers(1, 12), batch_size=st.integers(1, 15))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_an_epoch_covers_every_row_once_and_fills_up_from_its_beginning(num_rows, batch_size):
     per_epoch = batches_per_epoch(num_rows, batch_size)
     schedule = np.asarray(batch_schedule(jax.random.key(0), num_rows, batch_size, 2 * per_epoch))

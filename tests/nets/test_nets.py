@@ -50,7 +50,7 @@ def test_the_stem_of_the_resnet_makes_stages_of_34_17_9_and_5_pixels():
             sizes.append(out.shape[1])
         return out
 
-    variables = learner.init(jax.random.key(0))
+    variables = jax.jit(learner.init)(jax.random.key(0))
     with nn.intercept_methods(record):
         learner.features(variables, jnp.zeros((1, 32, 32, 3)))
     assert list(dict.fromkeys(sizes)) == [34, 17, 9, 5]
@@ -60,7 +60,7 @@ def test_a_residual_block_starts_as_the_identity_because_its_last_norm_starts_at
     learner = make_learner("resnet18", (4, 8), (8, 8, 3), 0)
     scales = [
         np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(learner.init(jax.random.key(0))["params"])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(learner.init)(jax.random.key(0))["params"])
         if "scale" in jax.tree_util.keystr(path)
     ]
     assert sum(bool((scale == 0).all()) for scale in scales) == 4
@@ -92,7 +92,7 @@ def test_batch_norm_normalizes_by_the_biased_and_averages_the_unbiased_variance(
 
 def test_evaluation_uses_running_statistics_and_does_not_depend_on_the_batch(key):
     learner = make_learner("convnet", (4, 8), (8, 8, 1), 3)
-    variables = learner.init(key)
+    variables = jax.jit(learner.init)(key)
     x = jax.random.normal(key, (6, 8, 8, 1))
     np.testing.assert_allclose(learner.apply(variables, x)[:2], learner.apply(variables, x[:2]), atol=1e-6)
     in_training, stats = learner.apply_train(variables, x)

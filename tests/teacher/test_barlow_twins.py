@@ -46,7 +46,7 @@ def test_pretraining_lowers_the_loss_and_moves_every_parameter(key):
             normalize=lambda images: images - 0.5,
         )
     )
-    start = state = init_teacher(key, learner, projector, 8, optimizer)
+    start = state = jax.jit(lambda k: init_teacher(k, learner, projector, 8, optimizer))(key)
     images = jax.random.uniform(key, (32, 8, 8, 3)) * jnp.linspace(0, 1, 32)[:, None, None, None]
     losses = []
     for i in range(30):
