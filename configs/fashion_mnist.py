@@ -35,7 +35,7 @@ def cpu():
 
 def gpu():
     """N = 100 at the paper's scale: ResNet18 teacher, 32 pixels, ConvNet 128-256-512, 30,000 steps."""
-    bases = dict(base_size=16, image_bases=200, repr_bases=200, hidden=4)
+    bases = dict(base_size=16, image_bases=100, repr_bases=100, hidden=4)
     methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=1e-3) for name, method in METHODS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=16)
     config = default_config(**methods)

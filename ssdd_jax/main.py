@@ -49,15 +49,17 @@ def parse(argv: Sequence[str]) -> tuple[RunSpec, Path]:
     Raises:
         InputError: an argument is missing, unknown or out of range.
     """
-    values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file("config", None, "config", flag_values=values)
-    workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
     args = list(argv)
     for i, arg in enumerate(args):
         if arg == "--config" and i + 1 < len(args):
             args[i + 1] = resolve_config(args[i + 1])
         elif arg.startswith("--config="):
             args[i] = f"--config={resolve_config(arg.removeprefix('--config='))}"
+    # ml_collections runs every config file in the module of this name, on top of what an earlier one has left there.
+    sys.modules.pop("config_config", None)
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file("config", None, "config", flag_values=values, sys_argv=["ssdd_jax", *args])
+    workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
     try:
         rest = values(["ssdd_jax", *args])[1:]
         config = config_flag.value

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -108,8 +109,6 @@ def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(args, message, ca
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith("error: ")
-    import re
-
     assert re.search(message, error), error
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "setup.py"]
 

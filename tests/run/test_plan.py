@@ -32,6 +32,24 @@ def test_cifar100_at_100_pairs_has_the_papers_budget_shapes_and_number_of_images
     assert (358_400 - fixed + 768 + 512) // 400 == 242
 
 
+@pytest.mark.parametrize(
+    ("name", "variant", "shape"),
+    [
+        ("arrays", "", (32, 32, 3)),
+        ("arrays", "n50", (32, 32, 3)),
+        ("cifar100", "", (32, 32, 3)),
+        ("digits", "", (8, 8, 1)),
+        ("fashion_mnist", "", (32, 32, 1)),
+        ("fashion_mnist", "cpu", (28, 28, 1)),
+    ],
+)
+def test_every_method_of_every_config_fits_its_budget_and_nearly_fills_it(name, variant, shape):
+    spec = load(name, variant)
+    for method, settings in spec.methods.items():
+        plan = plan_method(method, settings, spec.num_pairs, shape, spec.teacher.widths[-1], dict.fromkeys(settings.views, 1.0))
+        assert 0.95 * plan.budget < plan.stored_scalars <= plan.budget, method
+
+
 def test_krr_st_stores_exactly_its_pairs():
     plan = plan_method("krr_st", MethodSpec(), 100, (32, 32, 3), 512, {})
     assert (plan.num_images, plan.stored_scalars) == (100, 358_400)
