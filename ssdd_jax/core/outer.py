@@ -84,6 +84,14 @@ def init_outer(
     return OuterState(step=jnp.zeros((), jnp.int32), distilled=distilled, opt_state=optimizer.init(distilled), pool=members)
 
 
+def image_sampler(key: PRNGKeyArray, total: int, count: int) -> Callable[[DistilledSet], DistilledSet]:
+    """Return the function that takes `count` of a set's `total` images, drawn with the key; 0 takes all of them."""
+    if not 0 < count < total:
+        return lambda distilled: distilled
+    index = jax.random.permutation(key, total)[:count]
+    return lambda distilled: take_images(distilled, index)
+
+
 def make_outer_step(
     *,
     learner: Learner,
@@ -125,9 +133,7 @@ def make_outer_step(
         pool_size = state.pool.age.shape[0]
         chosen = jax.random.choice(member_key, pool_size, (members_per_step,), replace=False)
         members = pools.take(state.pool, chosen)
-        total = num_images(state.distilled)
-        subset = jax.random.permutation(support_key, total)[:support_images] if 0 < support_images < total else None
-        select = lambda distilled: distilled if subset is None else take_images(distilled, subset)
+        select = image_sampler(support_key, num_images(state.distilled), support_images)
 
         def loss_fn(distilled):
             one = lambda variables: outer_loss(
@@ -165,14 +171,18 @@ def warm_up_ages(key: PRNGKeyArray, pool_size: int, max_age: int) -> Int[Array, 
 
 
 def make_warm_up_step(
-    *, learner: Learner, inner_optimizer: optax.GradientTransformation
-) -> Callable[[OuterState, Int[Array, ""], Int[Array, " L"]], OuterState]:
-    """Build step(state, member, ages) -> state, which trains one member on the set unless it has reached its age."""
+    *, learner: Learner, inner_optimizer: optax.GradientTransformation, support_images: int = 0
+) -> Callable[[OuterState, Int[Array, ""], Int[Array, " L"], PRNGKeyArray], OuterState]:
+    """Build step(state, member, ages, key) -> state, which trains one member on the set unless it has reached its age.
 
-    def step(state: OuterState, member, ages):
+    `support_images` and the key are those of the outer step: the images that take part.
+    """
+
+    def step(state: OuterState, member, ages, key):
+        select = image_sampler(key, num_images(state.distilled), support_images)
         index = jnp.asarray(member)[None]
         old = jax.tree.map(lambda leaf: leaf[0], pools.take(state.pool, index))
-        new, _ = pools.train_member(old, *support_rows(state.distilled), learner, inner_optimizer)
+        new, _ = pools.train_member(old, *support_rows(select(state.distilled)), learner, inner_optimizer)
         kept = jax.tree.map(lambda n, o: jnp.where(old.age < ages[member], n, o)[None], new, old)
         return replace(state, pool=pools.put(state.pool, index, kept))
 

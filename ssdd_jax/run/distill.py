@@ -38,8 +38,7 @@ class Distiller:
         self.init = jax.jit(over_leading_axis(self._init))
         self.compress = jax.jit(over_leading_axis(self._compress))
         self.represent = jax.jit(context.teacher.represent)
-        warm_up_step = make_warm_up_step(learner=context.learner, inner_optimizer=sgd(self.spec.pool))
-        self.warm_up_step = jax.jit(over_leading_axis(warm_up_step, (0, None, 0)), donate_argnums=0)
+        self.warm_up_step = jax.jit(over_leading_axis(self._warm_up_step, (0, None, 0, 0, None)), donate_argnums=0)
 
     def distill(self, seeds: Sequence[int]) -> None:
         """Distil for a group of seeds and save the sets, unless sets of the same settings are there."""
@@ -122,7 +121,7 @@ class Distiller:
         with self.context.display.task(f"warm up {self.name}", int(updates.sum())) as task:
             for member, count in enumerate(updates):
                 for _ in range(count):
-                    state = self.warm_up_step(state, jnp.asarray(member), ages)
+                    state = self.warm_up_step(state, jnp.asarray(member), ages, seeds, jnp.asarray(done))
                     done += 1
                     task.advance(done)
         return state
@@ -162,6 +161,12 @@ class Distiller:
             inner_optimizer=sgd(self.spec.pool),
             pool_size=self.spec.pool.size,
         )
+
+    def _warm_up_step(self, state: Any, member: jax.Array, ages: jax.Array, seed: jax.Array, number: jax.Array) -> Any:
+        """Train one member of one pool for one step; steps are numbered from 1, ages are drawn at 0."""
+        learner, inner_optimizer = self.context.learner, sgd(self.spec.pool)
+        step = make_warm_up_step(learner=learner, inner_optimizer=inner_optimizer, support_images=self.method.support_images)
+        return step(state, member, ages, step_key(seed, Stream.POOL_WARM_UP, number + 1))
 
     def _compress(self, distilled: DistilledSet, seed: jax.Array) -> tuple[DistilledSet, jax.Array]:
         """Fit the approximation networks, drop what they replace, and return the set with R^2 "A"."""
