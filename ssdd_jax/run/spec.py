@@ -153,7 +153,7 @@ class MethodSpec:
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """Student pretraining and the probes (METHOD of KRR-ST). Exactly one of `epochs` and `updates` is positive.
+    """Student pretraining and the probes, with the settings of KRR-ST. Exactly one of `epochs` and `updates` is positive.
 
     `split` is 'test', or 'validation' while settings are being chosen.
     """

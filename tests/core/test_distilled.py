@@ -197,7 +197,7 @@ def test_stored_scalars_of_the_published_setting():
     budget = budget_scalars(100, (32, 32, 3), 512)
     assert budget == 358_400
     means = 16 * 16 * 3 + 512
-    # METHOD.md A.3 counts no means.
+    # The published count leaves the means out.
     assert max_images(budget + means, layout, 512, num_image_bases=200, num_repr_bases=200, hidden=4) == 242
 
 
