@@ -31,7 +31,7 @@ setup(
         "jaxlib>=0.5.3",
         "numpy",
         "flax>=0.10.6",
-        "optax",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.11.23",
         "ml-collections>=1.0",
         "absl-py",
