@@ -1,11 +1,16 @@
 """Layers with PyTorch's conventions, which the published numbers depend on."""
 
+import functools
+import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
+
+# What the linear layer on top of the features is called among the parameters, in every network: flax's name for the only one.
+HEAD = "Linear_0"
 
 # PyTorch's default for convolutions and linear layers: weight and bias uniform in +-1/sqrt(fan_in).
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -42,14 +47,32 @@ class Conv(nn.Module):
         )(x)
 
 
-class Linear(nn.Module):
-    """Fully connected layer."""
+class DepthwiseConv(nn.Module):
+    """3 x 3 convolution of every channel by itself, padding 1, no bias."""
 
-    width: int
+    stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n q"]) -> Float[Array, "n d"]:
-        return nn.Dense(self.width, kernel_init=torch_kernel_init, bias_init=torch_bias_init(x.shape[-1]))(x)
+    def __call__(self, x: Float[Array, "n H W C"]) -> Float[Array, "n h w C"]:
+        n, height, width, channels = x.shape
+        kernel = self.param("kernel", torch_kernel_init, (3, 3, 1, channels))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        # A sum over the nine taps: XLA's CPU backend runs a convolution with a group a channel tens of times slower.
+        rows, columns = (slice(0, size, self.stride) for size in (height, width))
+        taps = (x[:, i : i + height, j : j + width][:, rows, columns] * kernel[i, j][None, None] for i in range(3) for j in range(3))
+        return functools.reduce(operator.add, taps)
+
+
+class Linear(nn.Module):
+    """Fully connected layer over the last axis; without a `bias_init` the bias starts as PyTorch's."""
+
+    width: int
+    kernel_init: Callable = torch_kernel_init
+    bias_init: Callable | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n q"]) -> Float[Array, "*n d"]:
+        return nn.Dense(self.width, kernel_init=self.kernel_init, bias_init=self.bias_init or torch_bias_init(x.shape[-1]))(x)
 
 
 class BatchNorm(nn.Module):
@@ -90,3 +113,14 @@ def average_pool(x: Float[Array, "n H W C"]) -> Float[Array, "n h w C"]:
     # Strided slices: XLA's CPU backend runs their gradient much faster than that of reduce_window.
     x = x[:, : h - h % 2, : w - w % 2]
     return 0.25 * (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2])
+
+
+def max_pool(x: Float[Array, "n H W C"]) -> Float[Array, "n h w C"]:
+    """Take the maximum of 2 x 2 blocks, dropping an odd last row or column.
+
+    Equal maxima share the gradient, where PyTorch gives it to the first. Behind a ReLU only zeros tie in practice, and
+    its own gradient there is zero.
+    """
+    n, h, w, c = x.shape
+    x = x[:, : h - h % 2, : w - w % 2]
+    return jnp.maximum(jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2]), jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2]))

@@ -6,10 +6,29 @@ from jaxtyping import Array, Float
 from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, kaiming_fan_out_init
 
 
+def _conv(width: int, kernel: int, stride: int, padding: int, name: str) -> Conv:
+    return Conv(width, kernel, stride, padding, use_bias=False, kernel_init=kaiming_fan_out_init, name=name)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions added to the input, through a 1 x 1 one where shapes differ; the last norm starts at zero."""
+
+    width: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n H W c"], train: bool) -> Float[Array, "n h w C"]:
+        y = nn.relu(BatchNorm(name="bn1")(_conv(self.width, 3, self.stride, 1, "conv1")(x), train))
+        y = BatchNorm(nn.initializers.zeros, name="bn2")(_conv(self.width, 3, 1, 1, "conv2")(y), train)
+        if self.stride != 1 or x.shape[-1] != self.width:
+            x = BatchNorm(name="downsample_1")(_conv(self.width, 1, self.stride, 0, "downsample_0")(x), train)
+        return nn.relu(x + y)
+
+
 class ResNet(nn.Module):
     """Basic-block ResNet: blocks (2, 2, 2, 2) is ResNet18, (1, 1, 1, 1) is ResNet10; features are the spatial mean.
 
-    The padding of 2 turns 32 pixels into stages of 34, 17, 9 and 5 pixels. The last norm of a block starts at zero.
+    The padding of 2 turns 32 pixels into stages of 34, 17, 9 and 5 pixels. Modules are named as torchvision's.
     """
 
     widths: tuple[int, ...]
@@ -18,17 +37,10 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W C"], train: bool = False) -> tuple[Float[Array, "n q"], Float[Array, "n d"]]:
-        conv = lambda width, kernel=3, stride=1, padding=1: Conv(
-            width, kernel, stride, padding, use_bias=False, kernel_init=kaiming_fan_out_init
-        )
-        x = nn.relu(BatchNorm()(conv(self.widths[0], padding=2)(x), train))
+        x = nn.relu(BatchNorm(name="bn1")(_conv(self.widths[0], 3, 1, 2, "conv1")(x), train))
         for stage, (width, num_blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                y = nn.relu(BatchNorm()(conv(width, stride=stride)(x), train))
-                y = BatchNorm(scale_init=nn.initializers.zeros)(conv(width)(y), train)
-                if x.shape != y.shape:
-                    x = BatchNorm()(conv(width, 1, stride, 0)(x), train)
-                x = nn.relu(x + y)
+                x = BasicBlock(width, stride, name=f"layer{stage + 1}_{block}")(x, train)
         features = x.mean((1, 2))
         return features, Linear(self.num_outputs)(features) if self.num_outputs else features

@@ -1,0 +1,41 @@
+"""VGG11 with batch norm and a single linear layer, for small images."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, max_pool
+
+# Whether a max-pooling follows each of the eight convolutions.
+_POOLED = (True, True, False, True, False, True, False, True)
+
+
+def pad_to(x: Float[Array, "n h w C"], side: int) -> Float[Array, "n H W C"]:
+    """Pad images below `side` pixels with zeros to that many, centred; larger ones stay as they are."""
+    before = [max(side - size, 0) // 2 for size in x.shape[1:3]]
+    after = [max(side - size, 0) - pad for size, pad in zip(x.shape[1:3], before, strict=True)]
+    return jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))
+
+
+class VGG11(nn.Module):
+    """VGG11 as in KRR-ST's released code: eight blocks of 3 x 3 convolution, batch norm and ReLU, five max-poolings.
+
+    The poolings divide a side by 32, so smaller images are padded with zeros to 32 pixels. Features are the flattened
+    output, 512 at 32 pixels; with `pooled`, its spatial mean.
+    """
+
+    widths: tuple[int, ...]
+    num_outputs: int
+    pooled: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n H W C"], train: bool = False) -> tuple[Float[Array, "n q"], Float[Array, "n d"]]:
+        x, index = pad_to(x, 32), 0
+        # Names count the entries of PyTorch's Sequential, where ReLU and pooling have their own.
+        for width, followed_by_pool in zip(self.widths, _POOLED, strict=True):
+            x = Conv(width, name=f"features_{index}")(x)
+            x = nn.relu(BatchNorm(name=f"features_{index + 1}")(x, train))
+            x = max_pool(x) if followed_by_pool else x
+            index += 4 if followed_by_pool else 3
+        features = x.mean((1, 2)) if self.pooled else x.reshape(len(x), -1)
+        return features, Linear(self.num_outputs)(features) if self.num_outputs else features

@@ -1,0 +1,75 @@
+"""Vision transformer for small images: patches of 4 x 4 pixels and a class token."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ssdd_jax.nets.layers import Conv, Linear
+
+PATCH = 4
+HEADS = 3
+
+# timm truncates at +-2, which is a hundred standard deviations: a plain normal.
+_init = nn.initializers.normal(0.02)
+
+
+def _linear(width: int, name: str | None = None) -> Linear:
+    return Linear(width, _init, nn.initializers.zeros, name=name)
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    """Return a layer norm of timm's eps, 1e-6."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, softmax(Q K^T / sqrt(head width)) V."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
+        n, t, width = x.shape
+        qkv = _linear(3 * width, "qkv")(x).reshape(n, t, 3, HEADS, width // HEADS)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        weights = jax.nn.softmax(jnp.einsum("nqhw,nkhw->nhqk", q, k) * (width // HEADS) ** -0.5)
+        return _linear(width, "proj")(jnp.einsum("nhqk,nkhw->nqhw", weights, v).reshape(n, t, width))
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times as wide between, with GELU (the exact one)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
+        width = x.shape[-1]
+        return _linear(width, "fc2")(jax.nn.gelu(_linear(4 * width, "fc1")(x), approximate=False))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then the MLP, each added to its input."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
+        x = x + Attention(name="attn")(layer_norm("norm1")(x))
+        return x + MLP(name="mlp")(layer_norm("norm2")(x))
+
+
+class ViT(nn.Module):
+    """Timm's ViT with 3 heads on patches of 4 pixels, learned positions, one block a width (all equal).
+
+    It starts as timm's: normal weights of standard deviation 0.02, zero biases. Features are the normalized class token.
+    """
+
+    widths: tuple[int, ...]
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n H W C"], train: bool = False) -> tuple[Float[Array, "n q"], Float[Array, "n d"]]:
+        n, width = len(x), self.widths[0]
+        x = Conv(width, PATCH, PATCH, padding=0, name="patch_embed")(x).reshape(n, -1, width)
+        cls_token = self.param("cls_token", _init, (1, 1, width))
+        pos_embed = self.param("pos_embed", _init, (1, 1 + x.shape[1], width))
+        x = jnp.concatenate([jnp.broadcast_to(cls_token, (n, 1, width)), x], axis=1) + pos_embed
+        for index in range(len(self.widths)):
+            x = Block(name=f"blocks_{index}")(x)
+        features = layer_norm("norm")(x)[:, 0]
+        return features, _linear(self.num_outputs)(features) if self.num_outputs else features

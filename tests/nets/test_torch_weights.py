@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from golden.recipe import CASES, NUM_OUTPUTS, draw_images, draw_state_dict
+
+from ssdd_jax.nets import NETS, make_learner, variables_from_torch
+from ssdd_jax.nets.resnet import BasicBlock
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+OUTPUTS = np.load(GOLDEN / "nets.npz")
+KEYS = json.loads((GOLDEN / "nets.json").read_text())
+
+
+def template(learner):
+    return jax.eval_shape(learner.init, jax.random.key(0))
+
+
+def given(case, num_outputs=NUM_OUTPUTS, **options):
+    """Return net, learner, state dict and the template of a case."""
+    net, widths, shape, seed = CASES[case]
+    learner = make_learner(net, widths, shape, num_outputs, **options)
+    return net, learner, draw_state_dict(KEYS[case], seed), template(learner)
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_every_network_has_a_case():
+    assert {case[0] for case in CASES.values()} == set(NETS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_with_the_weights_of_pytorch_a_network_gives_its_features_and_outputs(case):
+    net, learner, state_dict, wanted = given(case)
+    images = draw_images(*CASES[case][2:])
+    variables = variables_from_torch(net, state_dict, wanted)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables) == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), wanted)
+    features, outputs = jax.jit(lambda *args: (learner.features(*args), learner.apply(*args)))(variables, images)
+    # PyTorch flattens channels first.
+    expected = OUTPUTS[f"{case}/features"].reshape(4, CASES[case][1][-1], -1).transpose(0, 2, 1).reshape(4, -1)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outputs, OUTPUTS[f"{case}/outputs"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["vgg11", "alexnet"])
+def test_a_pooled_network_gives_the_spatial_mean(case):
+    net, learner, state_dict, wanted = given(case, 0, pooled=True)
+    features = jax.jit(learner.features)(variables_from_torch(net, state_dict, wanted), draw_images(*CASES[case][2:]))
+    expected = OUTPUTS[f"{case}/features"].reshape(4, CASES[case][1][-1], -1).mean(2)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_stages_of_resnet18_are_as_large_as_in_pytorch():
+    _, learner, _, wanted = given("resnet18")
+    sides = []
+
+    def record(next_call, args, kwargs, context):
+        out = next_call(*args, **kwargs)
+        if isinstance(context.module, BasicBlock):
+            sides.append(out.shape[1])
+        return out
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(learner.features, wanted, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    assert list(dict.fromkeys(sides)) == [34, 17, 9, 5] == list(OUTPUTS["resnet18/sides"])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("case", ["convnet_28", "vgg11", "alexnet", "resnet10", "mobilenet", "vit"])
+def test_without_a_linear_layer_in_the_template_that_of_the_state_dict_is_left_out(case):
+    net, _, state_dict, wanted = given(case, 0)
+    variables = variables_from_torch(net, state_dict, wanted)
+    assert "Linear_0" not in variables["params"]
+    whole = variables_from_torch(net, state_dict, given(case)[3])
+    assert_same(variables["params"], {name: leaf for name, leaf in whole["params"].items() if name != "Linear_0"})
+    assert_same(variables["batch_stats"], whole["batch_stats"])
+
+
+@pytest.mark.core
+def test_the_linear_layer_of_a_pooled_network_keeps_the_order_of_its_rows():
+    net, _, state_dict, wanted = given("convnet_28", pooled=True)
+    state_dict["fc.weight"] = np.arange(NUM_OUTPUTS * 16, dtype=np.float32).reshape(NUM_OUTPUTS, 16)
+    kernel = variables_from_torch(net, state_dict, wanted)["params"]["Linear_0"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, state_dict["fc.weight"].T)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("prefix", "others"),
+    [
+        ("module.", {}),
+        ("backbone.", {"projector.0.weight": np.zeros((3, 3)), "classifier.bias": np.zeros(3), "momentum_backbone.bn1.bias": np.zeros(8)}),
+        ("encoder.", {"projector.0.weight": np.zeros((3, 3))}),
+        ("module.backbone.", {"module.projector.0.weight": np.zeros((3, 3))}),
+        ("backbone.module.", {}),
+    ],
+)
+def test_prefixes_of_wrappers_and_of_selfsupervised_checkpoints_are_stripped(prefix, others):
+    net, _, state_dict, wanted = given("resnet10", 0)
+    wrapped = {f"{prefix}{key}": array for key, array in state_dict.items()} | others
+    assert_same(variables_from_torch(net, wrapped, wanted), variables_from_torch(net, state_dict, wanted))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("case", "change", "message"),
+    [
+        ("resnet10", {"layer2.0.bn1.bias": None, "layer4.0.bn1.bias": None}, r"lacks layer2\.0\.bn1\.bias \(2 of 62 arrays of resnet10\)"),
+        ("vgg11", {"features.8.bias": None, "features.11.bias": None}, r"lacks features\.8\.bias \(2 of"),
+        ("mobilenet", {"layers.9.conv1.weight": None, "layers.10.conv1.weight": None}, r"lacks layers\.9\.conv1\.weight \(2 of"),
+        ("convnet", {"fc.weight": None}, r"lacks fc\.weight \(1 of"),
+        ("vit", {"blocks.1.attn.qkv.bias": None}, r"lacks blocks\.1\.attn\.qkv\.bias \(1 of"),
+        ("resnet10", {"layer1.1.conv1.weight": np.zeros((8, 8, 3, 3))}, r"has layer1\.1\.conv1\.weight \(1 such\), which resnet10 has not"),
+        ("vit", {"fc.weight": np.zeros((2, 2))}, r"has fc\.weight \(1 such\), which vit has not"),
+        ("alexnet", {"features.4.weight": np.zeros((12, 8, 3, 3))}, r"features\.4\.weight .* \(12, 8, 3, 3\), expected \(12, 8, 5, 5\)"),
+        ("convnet", {"fc.weight": np.zeros((10, 9))}, r"fc\.weight of the state dict has shape \(10, 9\), expected \(10, 256\)"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_refused_by_the_name_of_an_array(case, change, message):
+    net, _, state_dict, wanted = given(case)
+    state_dict = {key: array for key, array in (state_dict | change).items() if array is not None}
+    with pytest.raises(ValueError, match=message) as error:
+        variables_from_torch(net, state_dict, wanted)
+    assert "\n" not in str(error.value)
+
+
+def test_the_weights_of_an_unknown_network_are_refused():
+    with pytest.raises(ValueError, match="net is 'vgg', expected one of convnet"):
+        variables_from_torch("vgg", {}, {})
