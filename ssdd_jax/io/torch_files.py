@@ -1,0 +1,226 @@
+"""PyTorch checkpoints, read without PyTorch and without running anything that they contain.
+
+A .pt file is a zip of one pickle and of the raw bytes of every storage. A pickle can call whatever it names, so this one may name
+only what is listed here, and what it then calls is ours. A hostile file can still waste time or memory, but it runs no code.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ssdd_jax.errors import InputError
+
+_DTYPES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "<u2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+_LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+# What zipfile, pickle and NumPy raise on bytes that were not meant for them.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_RESAVE = "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)"
+
+
+class _OrderedDict(OrderedDict):
+    """A state dict. Its attributes (`_metadata`) are dropped: one named `items` would take the method's place."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _tensor(room: list[int], storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np.ndarray:
+    """Copy a view of a storage, as `torch._utils._rebuild_tensor_v2` would make it; `room[0]` bytes may still be copied."""
+    if len(rest) > 2 and rest[2]:
+        raise InputError("holds a conjugate or negated view, expected plain tensors; save its .resolve_conj().resolve_neg()")
+    if not isinstance(storage, np.ndarray) or type(size) is not tuple or type(stride) is not tuple:
+        raise TypeError
+    numbers = (offset, *size, *stride)
+    if any(type(n) is not int or n < 0 for n in numbers):
+        raise InputError(f"has a tensor of offset, size, stride {numbers}, expected non-negative integers; it is damaged, copy it again")
+    empty = 0 in size
+    end = offset if empty else offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if end > len(storage):
+        raise InputError(f"has a tensor that ends at element {end} of a storage of {len(storage)}; it is damaged, copy it again")
+    itemsize = storage.itemsize
+    # Strides of 0 and storages that many tensors share make a small file large.
+    room[0] -= math.prod(size) * itemsize
+    if room[0] < 0:
+        raise InputError("has tensors far larger than the file; save a .clone() of every expanded tensor")
+    if empty:
+        return np.empty(size, storage.dtype)
+    view = np.ndarray(size, storage.dtype, storage, offset * itemsize, tuple(step * itemsize for step in stride))
+    return view.copy(order="C")
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, content: bytes, members: "_Members"):
+        super().__init__(io.BytesIO(content))
+        self.members = members
+        self.storages: dict[tuple[str, str], np.ndarray] = {}
+        room = [8 * members.size + 2**26]
+        # A pickle can set attributes of what it names, so functions are made anew for every file. They must not hold the unpickler,
+        # whose memo holds them: the cycle would keep every array until the next garbage collection.
+        self.allowed = {
+            ("collections", "OrderedDict"): _OrderedDict,
+            ("torch", "Size"): tuple,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(room, *args),
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            **{("torch", kind): kind for kind in _DTYPES},
+        }
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if (module, name) in self.allowed:
+            return self.allowed[module, name]
+        asked = f"{module}.{name}"[:200]
+        raise InputError(
+            f"asks for {asked}, expected tensors and plain containers alone; nothing was run; "
+            f"if you trust the file, re-save its state dict with PyTorch: {_RESAVE}"
+        )
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        tag, kind, key, _, length = pid
+        if tag != "storage" or type(kind) is not str or type(key) is not str:
+            raise TypeError
+        if (key, kind) not in self.storages:
+            storage = np.frombuffer(self.members.read(f"data/{key}"), _DTYPES[kind])
+            if kind == "BFloat16Storage":
+                # A bfloat16 is the upper half of a float32.
+                storage = (storage.astype("<u4") << 16).view("<f4")
+            self.storages[key, kind] = storage
+        storage = self.storages[key, kind]
+        if type(length) is not int or length != len(storage):
+            raise InputError(f"has {len(storage)} elements in data/{key}, expected {length}; it is damaged, copy it again")
+        return storage
+
+
+class _Members:
+    """The members of the zip file, without the folder that they all lie in."""
+
+    def __init__(self, file: BinaryIO):
+        self.size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        head = file.read(512)
+        if _LEGACY_MAGIC in head[:32] or head[257:262] == b"ustar":
+            raise InputError(
+                "is in the legacy format, expected the zip format; "
+                "load it and save it again with PyTorch 1.6 or newer: torch.save(torch.load(FILE), NEW)"
+            )
+        try:
+            self.archive = zipfile.ZipFile(file)
+        except _DAMAGE as error:
+            raise InputError("is truncated or not a PyTorch file, expected what torch.save writes; copy or download it again") from error
+        infos = self.archive.infolist()
+        roots = [info.filename.removesuffix("data.pkl") for info in infos if info.filename.split("/")[1:] == ["data.pkl"]]
+        if len(roots) != 1:
+            raise InputError("is a zip file without data.pkl, expected what torch.save writes; give the .pt, .pth or .ckpt file")
+        self.root = roots[0]
+        if f"{self.root}constants.pkl" in self.archive.namelist():
+            raise InputError("is a TorchScript program, expected tensors; save torch.jit.load(FILE).state_dict() with torch.save")
+        # Members that lie about their size, or that share their bytes.
+        if sum(info.file_size for info in infos) > self.size:
+            raise InputError("is damaged: its members are larger than the file; copy or download it again")
+        if f"{self.root}byteorder" in self.archive.namelist() and (order := self.read("byteorder")) != b"little":
+            raise InputError(f"has byte order {order[:20]!r}, expected b'little'; save it again on a little-endian machine")
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a member, its checksum checked."""
+        info = self.archive.getinfo(f"{self.root}{name}")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise InputError(f"has {name} compressed, expected it stored as it is; save it again with torch.save")
+        return self.archive.read(info)
+
+
+def _load(file: BinaryIO) -> Any:
+    members = _Members(file)
+    content = members.read("data.pkl")
+    for op, argument, _ in pickletools.genops(content):
+        # Extension codes may skip find_class, and a high memo index allocates that many entries.
+        if op.name.startswith("EXT") or (op.name.endswith("PUT") and (argument or 0) > len(content)):
+            asked = f"{op.name} {argument}"[:40]
+            raise InputError(f"has the pickle opcode {asked}, expected what torch.save writes; nothing was run; do not trust this file")
+    return _Unpickler(content, members).load()
+
+
+def _error(path: str | Path, problem: str) -> InputError:
+    # The file chooses part of the text: no line break, terminal code or endless name of its own.
+    return InputError("".join(c if c.isprintable() else "?" for c in f"{path} {problem:.600}"))
+
+
+def read_torch(path: str | Path) -> Any:
+    """Read a PyTorch file (.pt, .pth, .ckpt) without PyTorch, running nothing that it contains.
+
+    Args:
+        path: file that `torch.save` of PyTorch 1.6 or newer wrote.
+
+    Returns:
+        The saved object: tensors and parameters as contiguous NumPy arrays of their own dtype (bfloat16 as float32), containers
+        as dict, list, tuple and OrderedDict.
+
+    Raises:
+        InputError: the file is missing, truncated, damaged or in another format, or names anything but tensors and plain containers.
+
+    Example:
+        >>> images = read_torch("x_syn.pt")  # doctest: +SKIP
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return _load(file)
+    except InputError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}), expected a .pt, .pth or .ckpt file; check the path"
+    except _DAMAGE as error:
+        problem = f"is damaged ({type(error).__name__}); copy or download it again"
+    raise _error(path, problem)
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """Read the named tensors of a PyTorch file: a state dict, or a checkpoint that has one under 'state_dict' or 'model'.
+
+    Args:
+        path: see `read_torch`.
+
+    Returns:
+        Name -> array; entries that are no tensors are left out.
+
+    Raises:
+        InputError: as `read_torch`, or the file holds no named tensors.
+    """
+    found = read_torch(path)
+    if isinstance(found, dict):
+        found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
+    if isinstance(found, dict):
+        tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, np.ndarray)}
+        if tensors:
+            return tensors
+        holds = f"a dict of {[str(name)[:40] for name in list(found)[:8]]}"
+    else:
+        holds = f"an array of shape {found.shape}" if isinstance(found, np.ndarray) else f"a {type(found).__name__}"
+    raise _error(path, f"holds {holds}, expected named tensors; save model.state_dict() with torch.save")
