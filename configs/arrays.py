@@ -1,15 +1,16 @@
 """Any .npz of x_train, y_train, x_test, y_test (uint8 NHWC): --config arrays --config.data.path=FILE.npz.
 
-The sizes are for 32 x 32 colour images on two cores: N = 10, or 50 with the variant n50.
+The sizes are for 32 x 32 colour images on two cores: N = 10, or 50 with the variant n50. The variant downstream is N = 10
+whose students are also read on Fashion-MNIST, padded to 32 pixels and its grey repeated three times.
 """
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, check_variant, default_config, smoke
+from ssdd_jax.run.spec import METHODS, DataSpec, check_variant, default_config, six_students, smoke, to_config
 
 
 def get_config(variant=""):
-    check_variant(variant, ("n50", "smoke"))
+    check_variant(variant, ("n50", "downstream", "smoke"))
     large = variant == "n50"
     bases = dict(base_size=8, image_bases=128 if large else 96, repr_bases=48 if large else 24, learning_rate=0.02)
     # With many images a step takes a random part of them: about as many rows as the features are wide, views counted.
@@ -29,7 +30,11 @@ def get_config(variant=""):
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.update(min_crop_scale=0.2, saturation=0.4, hue=0.2)
     config.outer.steps = 250 if large else 400
-    config.evaluation.probe_steps = 2000
+    # One convnet is the pool's; the others have a quarter of the published widths: --config.evaluation.only= evaluates all.
+    config.evaluation.update(probe_steps=2000, students=six_students(0.25), only="convnet")
+    config.evaluation.students.convnet.update(widths=(16, 32, 64), width_factor=1.0)
+    if variant == "downstream":
+        config.evaluation.datasets = {"fashion_mnist": to_config(DataSpec("idx", size=32, channels=3))}
     if variant == "smoke":
         smoke(config)
     return config

@@ -7,7 +7,7 @@ The images are read from data/cifar100.npz: x_train, y_train, x_test, y_test as 
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, check_variant, default_config, smoke
+from ssdd_jax.run.spec import METHODS, check_variant, default_config, paper_scale, smoke
 
 
 def get_config(variant=""):
@@ -20,20 +20,9 @@ def get_config(variant=""):
     config.name = "cifar100"
     config.num_pairs = 100
     config.data.update(source="arrays", path="data/cifar100.npz")
-    config.teacher.update(
-        net="resnet18",
-        widths=(64, 128, 256, 512),
-        steps=1000 * 45_000 // 256,
-        optimizer="lars",
-        learning_rate=0.3,
-        warmup_steps=10 * 45_000 // 256,
-        projector_width=2048,
-        standardize=False,
-    )
-    config.student.widths = (128, 256, 512)
-    config.pool.update(size=10, max_age=1000)
-    config.outer.update(steps=30_000, batch_size=1024, real_views=("identity", "hflip"))
-    config.evaluation.update(updates=0, epochs=1000)
+    paper_scale(config, num_train=45_000, epochs=1000)
+    config.teacher.standardize = False
+    config.outer.real_views = ("identity", "hflip")
     if variant == "smoke":
         smoke(config)
     return config

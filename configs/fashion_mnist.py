@@ -6,7 +6,7 @@ names another place.
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, check_variant, default_config, smoke
+from ssdd_jax.run.spec import METHODS, check_variant, default_config, paper_scale, six_students, smoke
 
 
 def cpu():
@@ -29,7 +29,9 @@ def cpu():
     config.teacher.update(widths=(32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.min_crop_scale = 0.3
-    config.evaluation.probe_steps = 2000
+    # One convnet is the pool's; the others have a quarter of the published widths: --config.evaluation.only= evaluates all.
+    config.evaluation.update(probe_steps=2000, students=six_students(0.25), only="convnet")
+    config.evaluation.students.convnet.update(widths=(16, 32, 64), width_factor=1.0)
     return config
 
 
@@ -41,19 +43,7 @@ def gpu():
     config = default_config(**methods)
     config.num_pairs = 100
     config.data.size = 32
-    config.teacher.update(
-        net="resnet18",
-        widths=(64, 128, 256, 512),
-        steps=200 * 54_000 // 256,
-        optimizer="lars",
-        learning_rate=0.3,
-        warmup_steps=10 * 54_000 // 256,
-        projector_width=2048,
-    )
-    config.student.widths = (128, 256, 512)
-    config.pool.update(size=10, max_age=1000)
-    config.outer.update(steps=30_000, batch_size=1024)
-    config.evaluation.update(updates=0, epochs=1000, probe_steps=5000)
+    paper_scale(config, num_train=54_000, epochs=200)
     return config
 
 

@@ -27,8 +27,10 @@ _HOMES = {
     ),
     "ssdd_jax.core.pool": ("Learner", "MemberState"),
     "ssdd_jax.core.outer": ("OuterState", "init_outer", "make_outer_step", "outer_loss"),
-    "ssdd_jax.nets": ("make_learner",),
+    "ssdd_jax.nets": ("make_learner", "variables_from_torch"),
     "ssdd_jax.io.artifacts": ("load_distilled", "save_distilled"),
+    "ssdd_jax.io.export": ("Pairs", "export_distilled", "read_pairs"),
+    "ssdd_jax.io.torch_files": ("read_state_dict", "read_torch"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,8 +1,9 @@
-"""The command line: `python -m ssdd_jax.main --config NAME[:VARIANT] --workdir DIR [--config.key=value ...]`."""
+"""The command line: `python -m ssdd_jax.main --config NAME[:VARIANT] --workdir DIR [--task=TASK] [--config.key=value ...]`."""
 
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from absl import flags
@@ -16,8 +17,29 @@ USAGE = f"""{__doc__}
 --config   a shipped config by name, or a config file by path; VARIANT, such as smoke, is passed to it
 --workdir  folder of the run's outputs; a run that was cut off goes on there
 --config.key=value  changes a setting, e.g. --config.num_pairs=20 --config.only=krr_st,ours
+--task     all (the default): teacher, distill, evaluate, report; or one of
+             teacher   pretrain the teacher
+             distill   the teacher, then the distilled sets
+             evaluate  the sets in the workdir, or those of --set
+             report    write the report of results.json again; needs no --config
+             export    write the sets in the workdir, or those of --set, as plain files; needs no --config
+--set      folder of a distilled set or of an export, for evaluate and export; may be given several times
+--format   of the export: safetensors (the default), npz, png or pt (PyTorch)
 --debug    show the traceback of an error
 shipped configs: {{configs}}"""
+
+TASKS = ("all", "teacher", "distill", "evaluate", "report", "export")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for. The settings are None for the tasks that need none."""
+
+    spec: RunSpec | None
+    workdir: Path
+    task: str
+    sets: tuple[Path, ...]
+    format: str
 
 
 def config_folder() -> Path:
@@ -43,8 +65,8 @@ def resolve_config(value: str) -> str:
     raise InputError(f"--config {name}: no such file or shipped config; shipped are {', '.join(names)}{nearest(Path(name).stem, names)}")
 
 
-def parse(argv: Sequence[str]) -> tuple[RunSpec, Path]:
-    """Return the settings and the folder of a run.
+def parse(argv: Sequence[str]) -> Command:
+    """Return what the command line asks for.
 
     Raises:
         InputError: an argument is missing, unknown or out of range.
@@ -60,6 +82,9 @@ def parse(argv: Sequence[str]) -> tuple[RunSpec, Path]:
     values = flags.FlagValues()
     config_flag = config_flags.DEFINE_config_file("config", None, "config", flag_values=values, sys_argv=["ssdd_jax", *args])
     workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
+    task_flag = flags.DEFINE_string("task", "all", "task", flag_values=values)
+    set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
+    format_flag = flags.DEFINE_string("format", "safetensors", "format", flag_values=values)
     try:
         rest = values(["ssdd_jax", *args])[1:]
         config = config_flag.value
@@ -69,10 +94,18 @@ def parse(argv: Sequence[str]) -> tuple[RunSpec, Path]:
         raise InputError(_config_error(error)) from error
     if rest:
         raise InputError(f"stray argument {rest[0]!r}, expected --config.key=value; did you forget the dashes?")
-    if config is None or workdir_flag.value is None:
-        missing = "--config" if config is None else "--workdir"
+    task = task_flag.value
+    if task not in TASKS:
+        raise InputError(f"--task is {task!r}, expected one of {', '.join(TASKS)}{nearest(str(task), TASKS)}")
+    if set_flag.value and task not in ("evaluate", "export"):
+        raise InputError(f"--set is for --task=evaluate and --task=export, the task is {task}; drop one of them")
+    needs_config = task not in ("report", "export")
+    if (needs_config and config is None) or workdir_flag.value is None:
+        missing = "--config" if needs_config and config is None else "--workdir"
         raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
-    return to_spec(config), Path(workdir_flag.value)
+    sets = tuple(Path(path).expanduser() for path in set_flag.value)
+    spec = to_spec(config) if config is not None else None
+    return Command(spec, Path(workdir_flag.value).expanduser(), task, sets, format_flag.value)
 
 
 def _config_error(error: BaseException) -> str:
@@ -98,12 +131,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     debug = "--debug" in argv
     try:
-        spec, workdir = parse([arg for arg in argv if arg != "--debug"])
-        from ssdd_jax.run.loop import NumericalError  # from here on jax is needed
-        from ssdd_jax.run.pipeline import run
+        command = parse([arg for arg in argv if arg != "--debug"])
+        from ssdd_jax.run import pipeline  # from here on jax is needed
+        from ssdd_jax.run.loop import NumericalError
 
         try:
-            run(spec, workdir)
+            if command.task == "export":
+                pipeline.export(command.workdir, command.format, command.sets)
+            elif command.spec is None or command.task == "report":
+                pipeline.report(command.workdir)
+            else:
+                pipeline.run(command.spec, command.workdir, command.task, command.sets)
         except NumericalError as error:
             if debug:
                 raise

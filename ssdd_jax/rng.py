@@ -21,6 +21,9 @@ class Stream(enum.IntEnum):
     PROBE_INIT = 9
     PROBE_STEP = 10
     LABEL_SUBSET = 11
+    ONLINE_PROBE = 12
+    FINETUNE_INIT = 13
+    FINETUNE_STEP = 14
 
 
 def step_key(seed: int | Int[Array, ""], stream: Stream, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:

@@ -14,7 +14,7 @@ ALLOWED = {
     "rng": set(),
     "core": {"core"},
     "nets": {"core", "nets"},
-    "teacher": {"core", "nets", "teacher"},
+    "teacher": {"core", "evals", "nets", "teacher"},
     "evals": {"core", "evals", "nets", "rng"},
     "io": {"core", "errors", "io"},
     "data": {"data", "errors"},

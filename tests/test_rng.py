@@ -20,6 +20,9 @@ STREAMS = [
     "PROBE_INIT",
     "PROBE_STEP",
     "LABEL_SUBSET",
+    "ONLINE_PROBE",
+    "FINETUNE_INIT",
+    "FINETUNE_STEP",
 ]
 
 

@@ -15,7 +15,7 @@ from ssdd_jax.core.augment_spec import AugmentSpec
 Image = Float[Array, "H W C"]
 
 
-def random_resized_crop(key: PRNGKeyArray, image: Image, min_scale: float) -> Image:
+def random_resized_crop(key: PRNGKeyArray, image: Image, min_scale: float, interpolation: str = "linear") -> Image:
     """Crop a box of area fraction U(min_scale, 1) and aspect ratio exp U(log 3/4, log 4/3), and resize it to the image's shape."""
     area_key, aspect_key, y_key, x_key = jax.random.split(key, 4)
     h, w, _ = image.shape
@@ -24,7 +24,16 @@ def random_resized_crop(key: PRNGKeyArray, image: Image, min_scale: float) -> Im
     size = jnp.minimum(jnp.stack([jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)]), 1.0) * jnp.array([h, w])
     corner = jnp.stack([jax.random.uniform(y_key), jax.random.uniform(x_key)]) * (jnp.array([h, w]) - size)
     scale = jnp.array([h, w]) / size
-    return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -corner * scale, "linear", antialias=False)
+    # A crop is never larger than the image, so it is only ever enlarged and needs no antialiasing.
+    resized = jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -corner * scale, interpolation, antialias=False)
+    return resized if interpolation == "linear" else jnp.clip(resized, 0.0, 1.0)
+
+
+def random_shift(key: PRNGKeyArray, image: Image, padding: int) -> Image:
+    """Surround the image by `padding` zeros on every side and crop a random box of its own size."""
+    corner = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    return jax.lax.dynamic_slice(padded, (corner[0], corner[1], 0), image.shape)
 
 
 def grayscale(image: Image) -> Image:
@@ -89,7 +98,10 @@ def augment(key: PRNGKeyArray, images: Float[Array, "n H W C"], spec: AugmentSpe
             return changed if probability == 1 else jnp.where(jax.random.bernoulli(coin_key, probability), changed, image)
 
         if spec.min_crop_scale < 1:
-            image = random_resized_crop(next(keys), image, spec.min_crop_scale)
+            image = random_resized_crop(next(keys), image, spec.min_crop_scale, spec.interpolation)
+        if spec.padding:
+            # A key apart, so that the other draws are the same with and without it.
+            image = random_shift(jax.random.fold_in(key, 11), image, spec.padding)
         image = sometimes(spec.jitter, lambda k, x: color_jitter(k, x, spec), image)
         image = sometimes(spec.gray, lambda _, x: grayscale(x), image)
         image = sometimes(spec.blur, gaussian_blur, image)

@@ -12,8 +12,12 @@ def share(default: float, high: float = 1.0):
 class AugmentSpec:
     """How one view of a self-supervised pair is drawn (defaults: solo-learn's Barlow Twins on CIFAR, first view).
 
+    solo-learn resizes crops by `cubic` interpolation; `linear` is the default here.
+
     Attributes:
         min_crop_scale: smallest area fraction of a random resized crop; 1 crops nothing.
+        interpolation: of the resized crop: linear, or cubic (Keys, a = -1/2, as Pillow's).
+        padding: zeros, in pixels, added on every side before a random crop of the image's own size; 0 crops nothing.
         flip: probability of a horizontal flip; 0 where left and right matter.
         jitter: probability of colour jitter.
         brightness: factor range 1 +- brightness.
@@ -26,6 +30,8 @@ class AugmentSpec:
     """
 
     min_crop_scale: float = share(0.08)
+    interpolation: str = field(default="linear", metadata={"choices": ("linear", "cubic")})
+    padding: int = field(default=0, metadata={"range": (0, 1024)})
     flip: float = share(0.5)
     jitter: float = share(0.8)
     brightness: float = share(0.4)

@@ -122,6 +122,31 @@ def pad_images(dataset: Dataset, size: int) -> Dataset:
     return dataclasses.replace(dataset, train_images=np.pad(dataset.train_images, widths), test_images=np.pad(dataset.test_images, widths))
 
 
+def convert_channels(dataset: Dataset, channels: int) -> Dataset:
+    """Repeat a grey channel three times, or take the luma of RGB (ITU-R 601, rounded), as Pillow's mode conversions do.
+
+    Args:
+      dataset: images of 1 or 3 channels.
+      channels: 1 or 3.
+
+    Raises:
+      InputError: the images have another number of channels, or another number is asked for.
+    """
+    found = dataset.train_images.shape[-1]
+    if found not in (1, 3) or channels not in (1, 3):
+        raise InputError(f"{dataset.name!r} has {found} channels and {channels} are asked for, expected 1 or 3 of either; use channels 0")
+    if found == channels:
+        return dataset
+
+    def convert(images: np.ndarray) -> np.ndarray:
+        if channels == 3:
+            return np.repeat(images, 3, axis=-1)
+        weights = np.array([19595, 38470, 7471], np.uint32)  # .299, .587, .114 of 65,536
+        return ((images.astype(np.uint32) @ weights + 32768) >> 16).astype(np.uint8)[..., None]
+
+    return dataclasses.replace(dataset, train_images=convert(dataset.train_images), test_images=convert(dataset.test_images))
+
+
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute every channel's mean and population standard deviation over all pixels of all images.
 

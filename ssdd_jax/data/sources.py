@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssdd_jax.data.dataset import Dataset, pad_images
+from ssdd_jax.data.dataset import Dataset, convert_channels, pad_images
 from ssdd_jax.errors import InputError
 
 # Where Debian's package dataset-fashion-mnist puts its files.
@@ -25,7 +25,7 @@ _ARRAY_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError)
 
 
-def load_dataset(source: str, path: str = "", size: int = 0) -> Dataset:
+def load_dataset(source: str, path: str = "", size: int = 0, channels: int = 0) -> Dataset:
     """Load a dataset into memory.
 
     Args:
@@ -33,6 +33,7 @@ def load_dataset(source: str, path: str = "", size: int = 0) -> Dataset:
         "arrays": an .npz of x_train, y_train, x_test, y_test and, optionally, class_names.
       path: the folder or file; "" is Debian's Fashion-MNIST for "idx", and the only choice for "digits".
       size: zero-pad the images to size x size pixels; 0 keeps them as they are.
+      channels: 1 or 3 converts the images to so many; 0 keeps them as they are.
 
     Raises:
       InputError: an unknown source, a missing or damaged file, contents that are no dataset, or a size that would shrink.
@@ -42,6 +43,7 @@ def load_dataset(source: str, path: str = "", size: int = 0) -> Dataset:
         hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
         raise InputError(f"unknown data source {source!r}, expected one of {', '.join(SOURCES)}; {hint}")
     dataset = SOURCES[source](path)
+    dataset = convert_channels(dataset, channels) if channels != 0 else dataset
     return pad_images(dataset, size) if size != 0 else dataset
 
 

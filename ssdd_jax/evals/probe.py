@@ -35,6 +35,21 @@ def probe_logits(params: dict[str, Array], features: Float[Array, "n q"]) -> Flo
     return features @ params["weight"] + params["bias"][None]
 
 
+def train_probe(
+    state: ProbeState, features: Float[Array, "n q"], labels: Int[Array, " n"], optimizer: optax.GradientTransformation
+) -> tuple[ProbeState, dict[str, Array]]:
+    """Do one step on the cross-entropy; return the probe, its loss and its accuracy before the step."""
+
+    def loss_fn(params):
+        logits = probe_logits(params, features)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
+
+    (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    state = ProbeState(params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    return state, {"loss": loss, "accuracy": accuracy(logits, labels)}
+
+
 def make_probe_step(*, optimizer: optax.GradientTransformation) -> Callable[..., tuple[ProbeState, dict[str, Array]]]:
     """Build step(state, step, schedule "s b", features "n q", labels "n") -> (state, metrics), one minibatch update.
 
@@ -43,13 +58,7 @@ def make_probe_step(*, optimizer: optax.GradientTransformation) -> Callable[...,
 
     def step(state: ProbeState, step_number, schedule, features, labels):
         rows = schedule[step_number]
-
-        def loss_fn(params):
-            return optax.softmax_cross_entropy_with_integer_labels(probe_logits(params, features[rows]), labels[rows]).mean()
-
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        return ProbeState(params=optax.apply_updates(state.params, updates), opt_state=opt_state), {"loss": loss}
+        return train_probe(state, features[rows], labels[rows], optimizer)
 
     return step
 

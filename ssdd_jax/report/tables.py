@@ -1,7 +1,7 @@
 """results.json as tables: a header and rows of text, for Markdown and for the terminal."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,75 +13,133 @@ from rich.text import Text
 Row = Mapping[str, Any]
 TextTable = tuple[list[str], list[list[str]]]
 
-SCORES = ("repr_error", "probe_accuracy", "probe_accuracy_low")
+# score -> its column; those of the few-label probe are few_PERCENT.
+SCORES = {"repr_error": "repr_error", "linear": "linear probe", "few": "{} % of labels", "knn": "k-NN", "finetune": "fine-tuned"}
 SIZES = ("num_images", "num_views", "stored_scalars", "steps")
-REFERENCE_LABELS = {"none": "no pretraining", "teacher_init": "teacher's network, untrained", "teacher": "teacher"}
+CONTROL_LABELS = {
+    "none": "no pretraining",
+    "full": "all training images",
+    "teacher_init": "teacher's network, untrained",
+    "teacher": "teacher",
+}
 NOTHING = "–"
 # A column's padding and the blank that the box draws between columns.
 GAP = 2
+
+
+def scores_in(rows: Sequence[Row]) -> list[str]:
+    """Return the scores that any of the rows has, in the order of `SCORES`."""
+    found = dict.fromkeys(key for row in rows for key in row if key.partition("_")[0] in SCORES or key in SCORES)
+    rank = lambda key: list(SCORES).index(key if key in SCORES else "few")
+    return sorted(found, key=lambda key: (rank(key), float(key.partition("_")[2]) if key.startswith("few_") else 0.0))
+
+
+def score_label(score: str) -> str:
+    """Return the heading of a score."""
+    return SCORES[score] if score in SCORES else SCORES["few"].format(score.removeprefix("few_"))
 
 
 def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Average the rows of a run over seeds.
 
     Args:
-        rows: of results.json, one a method and seed.
+        rows: of results.json, one a method, student, dataset and seed.
 
     Returns:
-        One summary a method, in order of first appearance: its sizes, its mean seconds, and {"mean", "std"} of every
-        score with the sample standard deviation, None for a single seed.
+        One summary a method, student and dataset, in order of first appearance: its sizes and mean seconds if it is of a
+        distilled set, and {"mean", "std"} of every score with the sample standard deviation, None for a single seed.
 
     Raises:
-        ValueError: the seeds of a method differ in size, so that no one line describes them.
+        ValueError: the seeds differ in size, so that no one line describes them.
 
     Example:
-        >>> sizes = {"method": "ours", "num_images": 9, "num_views": 1, "stored_scalars": 99, "steps": 50}
-        >>> rows = [sizes | {"seconds": 2.0, "repr_error": e, "probe_accuracy": e, "probe_accuracy_low": e} for e in (0.25, 0.75)]
+        >>> rows = [{"method": "ours", "student": "vit", "dataset": "digits", "repr_error": e} for e in (0.25, 0.75)]
         >>> summarize(rows)[0]["repr_error"]["mean"]
         0.5
     """
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["student"], row["dataset"]), []).append(row)
     summary = []
-    for method, group in _by_method(rows).items():
+    for (method, student, dataset), group in groups.items():
         first = group[0]
         for size in SIZES:
-            if any(row[size] != first[size] for row in group):
-                raise ValueError(f"summarize: {method} has {size} {[row[size] for row in group]}, expected the same for every seed")
-        summary.append(
-            {
-                "method": method,
-                **{size: first[size] for size in SIZES},
-                "seconds": statistics.fmean(row["seconds"] for row in group),
-                **{score: _mean_std([row[score] for row in group]) for score in SCORES},
-            }
-        )
+            if any(row.get(size) != first.get(size) for row in group):
+                sizes = [row.get(size) for row in group]
+                raise ValueError(f"summarize: {method} has {size} {sizes}, expected the same for every seed")
+        entry = {"method": method, "student": student, "dataset": dataset, "num_seeds": len(group)}
+        entry |= {size: first[size] for size in SIZES if size in first}
+        if all(row.get("seconds") is not None for row in group):
+            entry["seconds"] = statistics.fmean(row["seconds"] for row in group)
+        values = {score: [row[score] for row in group if score in row] for score in scores_in(group)}
+        summary.append(entry | {score: _mean_std(found) for score, found in values.items()})
     return summary
 
 
+def main_rows(results: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of the first student on the first dataset, and of the controls that have no student."""
+    students = [row["student"] for row in results["rows"] if row["student"] is not None]
+    return [row for row in results["rows"] if row["student"] in (None, *students[:1]) and row["dataset"] == results["dataset"]["name"]]
+
+
+def results_tables(results: Mapping[str, Any]) -> dict[str, TextTable]:
+    """Return all tables of a run by title: the main one, and where there are several students or datasets, one a score of these."""
+    tables = {"Results": results_table(results)}
+    for axis, title in (("student", "Students"), ("dataset", "Datasets")):
+        rows = [row for row in results["rows"] if row["student"] is not None]
+        if axis == "student":
+            rows = [row for row in rows if row["dataset"] == results["dataset"]["name"]]
+        else:
+            rows = [row for row in rows if row["student"] == rows[0]["student"]]
+        if len({row[axis] for row in rows}) > 1:
+            tables |= {f"{title}: {score_label(score)}": cross_table(rows, axis, score) for score in scores_in(rows)}
+    return tables
+
+
+def cross_table(rows: Sequence[Row], axis: str, score: str) -> TextTable:
+    """Return the header and the rows of one score: a line a method, a column a student or dataset.
+
+    Args:
+        rows: of results.json.
+        axis: 'student' or 'dataset'.
+        score: such as 'linear'.
+    """
+    summary = {(entry["method"], entry[axis]): entry for entry in summarize([row for row in rows if score in row])}
+    columns = list(dict.fromkeys(column for _, column in summary))
+    methods = _controls_first(dict.fromkeys(method for method, _ in summary))
+    cell = lambda entry: _score(score, entry[score]) if entry else NOTHING
+    lines = [[CONTROL_LABELS.get(m, m), *(cell(summary.get((m, column))) for column in columns)] for m in methods]
+    return ["method", *columns], lines
+
+
 def results_table(results: Mapping[str, Any]) -> TextTable:
-    """Return the header and the rows of a run's main table: the references, then one row a method.
+    """Return the header and the rows of a run's main table: the controls, then one row a method.
 
     Args:
         results: results.json.
     """
-    header = ["method", "images", "views", "pairs", "numbers stored", "repr_error", "probe", "probe, few labels", "outer steps", "seconds"]
-    references, rows = results.get("references", {}), []
-    for name in sorted(references, key=lambda name: [*REFERENCE_LABELS, name].index(name)):
-        label = REFERENCE_LABELS.get(name, name)
-        probes = (_percent(_mean_std(references[name][score])) for score in ("probe_accuracy", "probe_accuracy_low"))
-        rows.append([label, *[NOTHING] * 5, *probes, NOTHING, NOTHING])
-    for method in summarize(results["rows"]):
+    main = main_rows(results)
+    scores, summary = scores_in(main), {entry["method"]: entry for entry in summarize(main)}
+    header = ["method", "images", "views", "pairs", "numbers stored", *map(score_label, scores), "outer steps", "seconds"]
+    rows = []
+    for method in _controls_first(summary):
+        entry = summary[method]
+        number = lambda key, entry=entry: NOTHING if entry.get(key) is None else f"{entry[key]:,}"
+        pairs = f"{entry['num_images'] * entry['num_views']:,}" if entry.get("num_images") and entry.get("num_views") else NOTHING
+        stored = number("stored_scalars")
+        if stored != NOTHING and results["budget"]:
+            stored += f" ({entry['stored_scalars'] / results['budget']['scalars']:.1%})"
+        seconds = entry.get("seconds")
         rows.append(
             [
-                method["method"],
-                f"{method['num_images']:,}",
-                str(method["num_views"]),
-                f"{method['num_images'] * method['num_views']:,}",
-                f"{method['stored_scalars']:,} ({method['stored_scalars'] / results['budget']['scalars']:.1%})",
-                _spread(method["repr_error"], lambda value: _bare(value, 3)),
-                _percent(method["probe_accuracy"]),
-                _percent(method["probe_accuracy_low"]),
-                f"{method['steps']:,}",
-                f"{method['seconds']:,.1f}" if method["seconds"] < 100 else f"{method['seconds']:,.0f}",
+                CONTROL_LABELS.get(method, method),
+                number("num_images"),
+                number("num_views"),
+                pairs,
+                stored,
+                *(_score(score, entry[score]) if score in entry else NOTHING for score in scores),
+                number("steps"),
+                NOTHING if seconds is None else f"{seconds:,.1f}" if seconds < 100 else f"{seconds:,.0f}",
             ]
         )
     return header, rows
@@ -96,7 +154,10 @@ def views_table(results: Mapping[str, Any]) -> TextTable | None:
     Args:
         results: results.json.
     """
-    groups = {method: group for method, group in _by_method(results["rows"]).items() if len(group[0]["views"]) > 1}
+    groups: dict[str, list[Row]] = {}
+    for row in main_rows(results):
+        if len(row.get("views") or ()) > 1:
+            groups.setdefault(row["method"], []).append(row)
     if not groups:
         return None
     shifts = results.get("teacher", {}).get("shifts", {})
@@ -160,11 +221,9 @@ def to_rich(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | N
     return TerminalTable(header, rows, title)
 
 
-def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["method"], []).append(row)
-    return groups
+def _controls_first(methods: Iterable[str]) -> list[str]:
+    methods = list(methods)
+    return [name for name in CONTROL_LABELS if name in methods] + [name for name in methods if name not in CONTROL_LABELS]
 
 
 def _mean_std(values: Sequence[float]) -> dict[str, float | None]:
@@ -175,8 +234,9 @@ def _spread(score: Mapping[str, Any], text: Callable[[float], str]) -> str:
     return text(score["mean"]) if score["std"] is None else f"{text(score['mean'])} ± {text(score['std'])}"
 
 
-def _percent(score: Mapping[str, Any]) -> str:
-    return _spread(score, lambda value: f"{100 * value:.1f}")
+def _score(name: str, score: Mapping[str, Any]) -> str:
+    """Write a score: an error as a number, an accuracy in percent."""
+    return _spread(score, lambda value: _bare(value, 3) if name == "repr_error" else f"{100 * value:.1f}")
 
 
 def _bare(value: float, decimals: int) -> str:

@@ -14,7 +14,7 @@ from ssdd_jax.io.artifacts import load_distilled, read_manifest
 from ssdd_jax.io.files import write_bytes
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.report import figures
-from ssdd_jax.report.tables import results_table, to_markdown, views_table
+from ssdd_jax.report.tables import main_rows, results_tables, to_markdown, views_table
 
 NO_PLOTS = "loss curves skipped: matplotlib is not installed; pip install ssdd-jax[plots]"
 
@@ -38,12 +38,16 @@ def write_report(workdir: str | Path) -> list[str]:
     workdir = Path(workdir)
     results = _read_results(workdir / "results.json")
     folder, notes = workdir / "report", []
-    sections = [_introduction(results), to_markdown(*results_table(results)), _definitions(results)]
+    (_, main), *others = results_tables(results).items()
+    sections = [_introduction(results), to_markdown(*main), _definitions(results)]
+    for title, table in others:
+        sections += [f"## {title}", to_markdown(*table)]
+    sets = [row for row in main_rows(results) if row.get("views")]
     views = views_table(results)
     if views is not None:
         sections += ["## Views", to_markdown(*views), _VIEWS_CAPTION]
 
-    curves = loss_curves(Metrics(workdir / "metrics.jsonl").read(), results["rows"])
+    curves = loss_curves(Metrics(workdir / "metrics.jsonl").read(), sets)
     if not curves:
         notes.append("loss curves skipped: metrics.jsonl holds no outer losses of these methods")
     else:
@@ -55,9 +59,9 @@ def write_report(workdir: str | Path) -> list[str]:
             write_bytes(folder / "loss.png", content)
             sections += ["## Outer loss", "![outer loss of every method against the outer step](loss.png)"]
 
-    for method in dict.fromkeys(row["method"] for row in results["rows"]):
+    for method in dict.fromkeys(row["method"] for row in sets):
         try:
-            sections += _method_section(workdir, folder, method, [row["seed"] for row in results["rows"] if row["method"] == method])
+            sections += _method_section(workdir, folder, method, [row["seed"] for row in sets if row["method"] == method])
         except InputError as error:
             notes.append(f"pictures of {method} skipped: {error}")
     # Last, so that every picture that it shows is there.
@@ -106,15 +110,16 @@ def _read_results(file: Path) -> dict[str, Any]:
 def _introduction(results: Mapping[str, Any]) -> str:
     dataset, budget, width = results["dataset"], results["budget"], results["teacher"]["repr_width"]
     h, w, c = dataset["image_shape"]
-    pair = f"{h} × {w} × {c} + {width} = {h * w * c + width:,}"
-    students = dict.fromkeys(row["student"] for row in results["rows"])
+    pair = f"pairs of an image and a representation ({h} × {w} × {c} + {width} = {h * w * c + width:,} each)"
+    stored = f"- Budget: {budget['scalars']:,} numbers, those of {budget['num_pairs']:,} {pair}" if budget else ""
+    students = dict.fromkeys(row["student"] for row in results["rows"] if row["student"])
     seeds = sorted({row["seed"] for row in results["rows"]})
     lines = [
         f"# {results['name']}",
         "",
         f"- Dataset: {dataset['name']}, images {h} × {w} × {c}, {dataset['num_classes']} classes, {dataset['split']} split",
         f"- Fingerprint of the dataset: `{dataset['fingerprint']}`",
-        f"- Budget: {budget['scalars']:,} numbers, those of {budget['num_pairs']:,} pairs of an image and a representation ({pair} each)",
+        *([stored] if budget else []),
         f"- Student: {', '.join(students)}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
         "",
         "## Results",
@@ -125,11 +130,12 @@ def _introduction(results: Mapping[str, Any]) -> str:
 def _definitions(results: Mapping[str, Any]) -> str:
     split = results["dataset"]["split"]
     return (
-        f"Probes are the accuracy on the {split} split, in percent, of a linear classifier on the frozen features of a student trained on "
-        "the distilled set alone, fitted with all training labels and with few; repr_error is the student's mean squared error in "
-        f"predicting the teacher's representations of the {split} images, divided by their variance (0 is perfect, 1 no better than their "
-        "mean). Values are the mean over seeds ± the sample standard deviation; pairs are images × views, numbers stored counts everything "
-        "that is needed to rebuild the set, with its share of the budget, and seconds are those of distilling one seed."
+        f"All are of a student pretrained on the distilled set alone and measured on the {split} split. repr_error is its mean squared "
+        f"error in predicting the teacher's representations of the {split} images, divided by their variance (0 is perfect, 1 no better "
+        "than their mean). The others are accuracies in percent: a linear probe on the frozen features fitted with all training labels; a "
+        "probe fitted with a share of them; the vote of the nearest neighbours in the student's representation; the whole network "
+        "fine-tuned with all labels. Values are the mean over seeds ± the sample standard deviation; pairs are images × views, numbers "
+        "stored counts all that is needed to rebuild the set, with its share of the budget, and seconds are those of distilling one seed."
     )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +14,27 @@ from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.data import channel_statistics, fingerprint, load_dataset, split_validation
 from ssdd_jax.errors import InputError
-from ssdd_jax.nets import make_learner
-from ssdd_jax.run.spec import DataSpec, EvaluationSpec, MethodSpec, NetSpec, PoolSpec, RunSpec, TeacherSpec
+from ssdd_jax.nets import make_learner, net_widths
+from ssdd_jax.run.spec import DataSpec, MethodSpec, NetSpec, PoolSpec, RecipeSpec, RunSpec, TeacherSpec, digest
+from ssdd_jax.teacher.lars import lars
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The images of a run: uint8 NHWC, training and evaluation split, and the statistics of the training images."""
+    """The images of a run: uint8 NHWC, training, held-out and evaluation split, and the statistics of the training images."""
 
     name: str
     train_images: np.ndarray
     train_labels: np.ndarray
+    held_out_images: np.ndarray
+    held_out_labels: np.ndarray
     eval_images: np.ndarray
     eval_labels: np.ndarray
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
     fingerprint: str
+    digest: str
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -41,38 +44,45 @@ class Data:
 
     def normalize(self, images: Array) -> Array:
         """Return uint8 images, or float images in [0, 1], in the student's normalized space; works under jit."""
-        unit = images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
-        mean, std = (jnp.asarray(v, jnp.float32).reshape((1,) * (images.ndim - 1) + (-1,)) for v in (self.mean, self.std))
-        return (unit - mean) / std
+        return normalize(images, jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32))
+
+
+def normalize(images: Array, mean: Array, std: Array) -> Array:
+    """Return (images - mean) / std of uint8 images, or of float images in [0, 1]; mean and std are a number a channel."""
+    unit = images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
+    row = lambda values: values.reshape((1,) * (images.ndim - 1) + (-1,))
+    return (unit - row(mean)) / row(std)
 
 
 def load_data(spec: DataSpec, split: str) -> Data:
     """Load the dataset and hold out the validation images; evaluate on `split`, 'test' or 'validation'."""
-    dataset = load_dataset(spec.source, spec.path, spec.size)
+    dataset = load_dataset(spec.source, spec.path, spec.size, spec.channels)
     identity = fingerprint(dataset)
-    eval_images, eval_labels = dataset.test_images, dataset.test_labels
+    held_out_images, held_out_labels = dataset.train_images[:0], dataset.train_labels[:0]
     if spec.validation > 0:
         dataset, held_out_images, held_out_labels = split_validation(dataset, spec.validation)
-        if split == "validation":
-            eval_images, eval_labels = held_out_images, held_out_labels
+    validate = split == "validation"
     train_images, train_labels = dataset.train_images[: spec.limit or None], dataset.train_labels[: spec.limit or None]
     mean, std = channel_statistics(train_images)
     return Data(
         name=dataset.name,
         train_images=train_images,
         train_labels=train_labels,
-        eval_images=eval_images,
-        eval_labels=eval_labels,
+        held_out_images=held_out_images,
+        held_out_labels=held_out_labels,
+        eval_images=held_out_images if validate else dataset.test_images,
+        eval_labels=held_out_labels if validate else dataset.test_labels,
         num_classes=len(dataset.class_names),
         mean=mean,
         std=std,
         fingerprint=identity,
+        digest=digest(identity, spec.validation, spec.limit),
     )
 
 
-def repr_width(spec: TeacherSpec) -> int:
+def repr_width(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> int:
     """Return d."""
-    return spec.widths[-1]
+    return net_widths(spec.net, spec.widths, image_shape, 1.0)[-1]
 
 
 def teacher_learner(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> Learner:
@@ -80,21 +90,35 @@ def teacher_learner(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> Lea
     return _learner(NetSpec(spec.net, spec.widths), image_shape, 0, "config.teacher", pooled=True)
 
 
-def student_learner(spec: NetSpec, image_shape: tuple[int, int, int], width: int) -> Learner:
-    """Return the student's network, with a linear layer of `width` outputs on its flattened features."""
-    return _learner(spec, image_shape, width, "config.student")
+def student_learner(spec: NetSpec, image_shape: tuple[int, int, int], num_outputs: int, where: str = "config.student") -> Learner:
+    """Return a student's network, with a linear layer of `num_outputs` on its flattened features."""
+    return _learner(spec, image_shape, num_outputs, where)
 
 
 def _learner(spec: NetSpec, image_shape: tuple[int, int, int], num_outputs: int, where: str, *, pooled: bool = False) -> Learner:
     try:
-        return make_learner(spec.net, spec.widths, image_shape, num_outputs, pooled=pooled)
+        return make_learner(spec.net, spec.widths, image_shape, num_outputs, pooled=pooled, width_factor=spec.width_factor)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 
 
-def sgd(spec: PoolSpec | EvaluationSpec) -> optax.GradientTransformation:
+def sgd(spec: PoolSpec | RecipeSpec, schedule: optax.Schedule | None = None) -> optax.GradientTransformation:
     """Return SGD with momentum and weight decay coupled to the gradient on every parameter, as PyTorch's."""
-    return optax.chain(optax.add_decayed_weights(spec.weight_decay), optax.sgd(spec.learning_rate, spec.momentum))
+    return optax.chain(optax.add_decayed_weights(spec.weight_decay), optax.sgd(schedule or spec.learning_rate, spec.momentum))
+
+
+def student_optimizer(spec: RecipeSpec, updates: int, updates_per_epoch: int) -> optax.GradientTransformation:
+    """Return the optimizer of a student's pretraining of so many updates."""
+    warmup = min(spec.warmup_epochs * updates_per_epoch, max(updates - 1, 0))
+    if spec.schedule == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else spec.learning_rate, spec.learning_rate, warmup, max(updates, 1))
+    else:
+        schedule = (
+            optax.warmup_constant_schedule(0.0, spec.learning_rate, warmup) if warmup else optax.constant_schedule(spec.learning_rate)
+        )
+    if spec.optimizer == "adamw":
+        return optax.adamw(schedule, weight_decay=spec.weight_decay)
+    return sgd(spec, schedule)
 
 
 def outer_optimizer(spec: RunSpec, method: MethodSpec, start: int = 0) -> optax.GradientTransformation:
@@ -107,13 +131,17 @@ def outer_optimizer(spec: RunSpec, method: MethodSpec, start: int = 0) -> optax.
 def teacher_optimizer(spec: TeacherSpec) -> optax.GradientTransformation:
     """Return the teacher's optimizer: linear warm-up, then a cosine to zero; norms and biases are not decayed."""
     warmup = min(spec.warmup_steps, max(spec.steps - 1, 0))
-    schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else spec.learning_rate, spec.learning_rate, warmup, max(spec.steps, 1))
+    start = spec.warmup_rate if warmup else spec.learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(start, spec.learning_rate, warmup, max(spec.steps, 1))
+    if spec.optimizer == "lars":
+        return lars(schedule, weight_decay=spec.weight_decay)
     matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-    if spec.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=spec.weight_decay, mask=matrices)
-    return optax.lars(
-        schedule, spec.weight_decay, weight_decay_mask=matrices, trust_coefficient=0.02, trust_ratio_mask=matrices, momentum=0.9
-    )
+    return optax.adamw(schedule, weight_decay=spec.weight_decay, mask=matrices)
+
+
+def online_probe_optimizer(spec: TeacherSpec) -> optax.GradientTransformation:
+    """Return SGD whose rate falls to zero along a cosine."""
+    return optax.sgd(optax.cosine_decay_schedule(spec.probe_learning_rate, max(spec.steps, 1)), 0.9)
 
 
 def num_steps(spec: RunSpec, method: MethodSpec) -> int:
@@ -182,16 +210,3 @@ def plan_method(
         raise InputError(f"{where}.images is {method.images}, expected at most {most}, what the budget of {budget} numbers holds")
     count = method.images or most
     return Plan(layout, count, count_stored_scalars(count, layout, width, **sizes), budget)
-
-
-def as_dict(plan: Plan) -> dict[str, Any]:
-    """Return a plan as JSON values."""
-    layout = plan.layout
-    return {
-        "num_images": plan.num_images,
-        "num_views": len(layout.views),
-        "views": list(layout.views),
-        "target_kinds": list(layout.target_kinds),
-        "base_shape": list(layout.base_shape),
-        "stored_scalars": plan.stored_scalars,
-    }

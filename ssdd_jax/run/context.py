@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax.core.bases import PCA, fit_pca
-from ssdd_jax.core.distilled import Layout, resize_images
+from ssdd_jax.core.distilled import Layout, budget_scalars, resize_images
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.run.build import Data, Plan, plan_method, repr_width, student_learner
 from ssdd_jax.run.progress import Display
 from ssdd_jax.run.spec import RunSpec, digest
-from ssdd_jax.run.teacher import Teacher, cached_representations, in_batches, view_shifts
+from ssdd_jax.run.teacher import Teacher, cached_representations, get_teacher, in_batches, teacher_digest, view_shifts
 
 
 @dataclass(eq=False)
@@ -25,20 +25,34 @@ class Context:
 
     spec: RunSpec
     data: Data
-    teacher: Teacher
     workdir: Path
     metrics: Metrics
     display: Display
 
     def __post_init__(self):
-        self.width = repr_width(self.spec.teacher)
+        self.width = repr_width(self.spec.teacher, self.data.image_shape)
         self.learner = student_learner(self.spec.student, self.data.image_shape, self.width)
         self._pcas: dict[Any, PCA] = {}
+
+    @property
+    def budget(self) -> int:
+        """Return how many numbers every method may store."""
+        return budget_scalars(self.spec.num_pairs, self.data.image_shape, self.width)
 
     @property
     def checkpoints(self) -> Path:
         """Return the folder of all checkpoints."""
         return self.workdir / "checkpoints"
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """Return the frozen teacher; the first call pretrains or reads it."""
+        return get_teacher(self.spec, self.data, self.checkpoints, self.metrics, self.display)
+
+    @cached_property
+    def teacher_digest(self) -> str:
+        """Return the name of everything that the teacher depends on, without the teacher."""
+        return teacher_digest(self.spec, self.data)
 
     def reprs(self, split: str, view: str = "identity") -> np.ndarray:
         """Return the teacher's representations of a split."""
@@ -100,4 +114,4 @@ class Context:
     def distilled_digest(self, name: str) -> str:
         """Return the name of everything that a distilled set depends on, but the seed."""
         spec = self.spec
-        return digest(self.teacher.digest, spec.num_pairs, spec.student, spec.pool, spec.outer, spec.methods[name])
+        return digest(self.teacher_digest, spec.num_pairs, spec.student, spec.pool, spec.outer, spec.methods[name])

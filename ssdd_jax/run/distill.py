@@ -70,7 +70,12 @@ class Distiller:
                 approximation=None if r2 is None else dict(zip(self.network_views, map(float, r2[i]), strict=True)),
                 dataset=context.data.name,
                 normalization={"mean": context.data.mean.tolist(), "std": context.data.std.tolist()},
-                teacher={"centre": context.teacher.centre.tolist(), "scale": context.teacher.scale},
+                teacher={
+                    "digest": context.teacher.digest,
+                    "net": context.spec.teacher.net,
+                    "centre": context.teacher.centre.tolist(),
+                    "scale": context.teacher.scale,
+                },
                 digest=identity,
             )
 

@@ -1,6 +1,9 @@
-"""The evaluation stage: students on distilled sets, their probes, and the references beside them."""
+"""The evaluation stage: students pretrained on distilled sets, the protocols that read them, and the controls beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,149 +11,344 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ssdd_jax.core.outer import support_rows
-from ssdd_jax.core.pool import init_member, over_leading_axis
+from ssdd_jax.core.augment import AugmentSpec
+from ssdd_jax.core.pool import init_member
+from ssdd_jax.errors import InputError
 from ssdd_jax.evals.batches import batch_schedule, batches_per_epoch
+from ssdd_jax.evals.few import init_few_label_probe, make_few_label_step
+from ssdd_jax.evals.finetune import init_finetuning, make_finetune_step
+from ssdd_jax.evals.knn import knn_predict
 from ssdd_jax.evals.probe import accuracy, init_probe, label_subset, make_probe_step, probe_logits
 from ssdd_jax.evals.student import make_student_step, repr_error
-from ssdd_jax.io.artifacts import load_distilled, read_manifest
+from ssdd_jax.io.artifacts import read_manifest
+from ssdd_jax.io.export import Pairs, read_pairs
+from ssdd_jax.io.files import sha256
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.run.build import sgd, teacher_learner
+from ssdd_jax.run.build import Data, load_data, normalize, sgd, student_learner, student_optimizer, teacher_learner
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.loop import Loop, stack, unstack
-from ssdd_jax.run.spec import digest
+from ssdd_jax.run.spec import NetSpec, RecipeSpec, digest
 from ssdd_jax.run.teacher import in_batches
 
-REFERENCES = ("none", "teacher_init", "teacher")
+# Controls that are no student: what they know is the representation itself.
+OF_TEACHER = ("teacher_init", "teacher")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the results. `method` is a distilled set's or a control's; a control of the teacher has no student."""
+
+    method: str
+    student: str | None
+    dataset: str
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What a network makes of a dataset: features for the linear protocols, representations for the neighbours."""
+
+    train_features: np.ndarray
+    eval_features: np.ndarray
+    train_reprs: np.ndarray
+    eval_reprs: np.ndarray
+
+
+class Student:
+    """One student network with what is compiled for it."""
+
+    def __init__(self, context: Context, spec: NetSpec, width: int, where: str):
+        self.context, self.spec, self.where = context, spec, where
+        self.learner = student_learner(spec, context.data.image_shape, width, where)
+        # Of one function, so that the network runs once for both.
+        self.encode_batch = jax.jit(
+            lambda variables, batch, mean, std: (
+                self.learner.features(variables, normalize(batch, mean, std)),
+                self.learner.apply(variables, normalize(batch, mean, std)),
+            )
+        )
+        self._loops: dict[Any, tuple[Loop, optax.GradientTransformation]] = {}
+
+    @property
+    def recipe(self) -> RecipeSpec:
+        """Return how this network is pretrained: it depends on the network's kind alone, never on the set."""
+        evaluation = self.context.spec.evaluation
+        return evaluation.vit_recipe if self.spec.net == "vit" else evaluation.recipe
+
+    def init(self, seed: int) -> Any:
+        """Return the untrained variables."""
+        return self.learner.init(step_key(seed, Stream.STUDENT_INIT))
+
+    def pretrain(self, name: str, seeds: Sequence[int], images: jax.Array, reprs: jax.Array, *, shared: bool = False) -> list[Any]:
+        """Pretrain one fresh student a seed and return their variables.
+
+        Args:
+            name: for the display.
+            seeds: S of them.
+            images: normalized "S n H W C", or uint8 "n H W C" if `shared` by all seeds.
+            reprs: "S n d", or "n d".
+            shared: see there.
+        """
+        context, spec = self.context, self.context.spec.evaluation
+        num_rows = len(images) if shared else images.shape[1]
+        per_epoch = batches_per_epoch(num_rows, spec.batch_size)
+        updates = spec.updates or spec.epochs * per_epoch
+        key = (per_epoch, shared)
+        if key not in self._loops:
+            optimizer = student_optimizer(self.recipe, updates, per_epoch)
+            prepare = {"prepare": context.data.normalize} if shared else {}
+            step = make_student_step(learner=self.learner, optimizer=optimizer, **prepare)
+            self._loops[key] = Loop(step, (0, None, None) if shared else (0, 0, 0)), optimizer
+        loop, optimizer = self._loops[key]
+        students = stack([init_member(step_key(seed, Stream.STUDENT_INIT), self.learner, optimizer) for seed in seeds])
+        schedules = stack([batch_schedule(step_key(seed, Stream.STUDENT_STEP), num_rows, spec.batch_size, updates) for seed in seeds])
+        students = loop.run(students, updates, (schedules, images, reprs), display=context.display, name=f"student/{name}")
+        return unstack(students.variables)
+
+    def encode(self, variables: Any, target: Data) -> Encoded:
+        """Return what the student makes of the training and of the evaluation images."""
+        mean, std = jnp.asarray(target.mean, jnp.float32), jnp.asarray(target.std, jnp.float32)
+        run = lambda batch: self.encode_batch(variables, batch, mean, std)
+        train_features, train_reprs = in_batches(run, target.train_images)
+        eval_features, eval_reprs = in_batches(run, target.eval_images)
+        return Encoded(train_features, eval_features, train_reprs, eval_reprs)
+
+    def finetune(self, name: str, seeds: Sequence[int], pretrained: Sequence[Any], target: Data) -> list[float]:
+        """Train the whole networks with all labels; return their accuracies."""
+        context, spec = self.context, self.context.spec.evaluation
+        learner = student_learner(self.spec, target.image_shape, target.num_classes, self.where)
+        rate = optax.cosine_decay_schedule(spec.finetune_learning_rate, spec.finetune_steps)
+        optimizer = sgd(RecipeSpec(weight_decay=spec.finetune_weight_decay), rate)
+        key = ("finetune", target.digest)
+        if key not in self._loops:
+            view = AugmentSpec(1.0, padding=spec.finetune_padding, flip=spec.finetune_flip, jitter=0.0, gray=0.0)
+            step = make_finetune_step(learner=learner, optimizer=optimizer, view=view, normalize=target.normalize)
+            self._loops[key] = Loop(step, (0, 0, None, None)), optimizer
+        loop, optimizer = self._loops[key]
+        start = lambda seed, variables: init_finetuning(step_key(seed, Stream.FINETUNE_INIT), variables, learner, optimizer)
+        members = stack([start(seed, variables) for seed, variables in zip(seeds, pretrained, strict=True)])
+        schedules = stack(
+            [
+                batch_schedule(step_key(s, Stream.FINETUNE_STEP), len(target.train_labels), spec.finetune_batch_size, spec.finetune_steps)
+                for s in seeds
+            ]
+        )
+        args = (jnp.asarray(seeds), schedules, jnp.asarray(target.train_images), jnp.asarray(target.train_labels))
+        members = loop.run(members, spec.finetune_steps, args, display=context.display, name=f"finetune/{name}")
+        logits = jax.jit(lambda variables, batch: learner.apply(variables, target.normalize(batch)))
+        labels = jnp.asarray(target.eval_labels)
+        return [
+            float(accuracy(jnp.asarray(in_batches(lambda batch, v=variables: logits(v, batch), target.eval_images)), labels))
+            for variables in unstack(members.variables)
+        ]
 
 
 class Evaluator:
-    """Evaluates groups of seeds; the compiled loops are shared by all methods."""
+    """Evaluates cells, by groups of seeds.
 
-    def __init__(self, context: Context):
-        self.context = context
+    Args:
+        context: of the run.
+        sets: of every distilled set's name, the folder for every seed.
+        controls: among `EvaluationSpec.controls`.
+        knows_teacher: whether the teacher may be asked for, which is needed for `repr_error`.
+    """
+
+    def __init__(self, context: Context, sets: Mapping[str, Mapping[int, Path]], controls: Sequence[str], *, knows_teacher: bool = True):
+        self.context, self.sets, self.controls, self.teacher_is_there = context, sets, controls, knows_teacher
         self.spec = context.spec.evaluation
-        self.student_loop = Loop(make_student_step(learner=context.learner, optimizer=sgd(self.spec)), (0, 0, 0))
         self.probe_optimizer = optax.sgd(optax.cosine_decay_schedule(self.spec.probe_learning_rate, self.spec.probe_steps), 0.9)
         self.probe_loop = Loop(make_probe_step(optimizer=self.probe_optimizer), (0, 0, 0))
-        normalize = context.data.normalize
-        self.features = jax.jit(lambda variables, batch: context.learner.features(variables, normalize(batch)))
-        self.outputs = jax.jit(lambda variables, batch: context.learner.apply(variables, normalize(batch)))
+        self.few_loop = Loop(make_few_label_step(l2=self.spec.low_l2), (0, 0))
+        # Which cells, is not how they are computed.
+        self.protocol = digest(replace(self.spec, students={}, datasets={}, only="", controls=()))
+        self._students: dict[Any, Student] = {}
 
-    @property
-    def digest(self) -> str:
-        """Return the name of everything that an evaluation depends on besides the distilled set."""
-        context = self.context
-        return digest(context.teacher.digest, self.spec, context.spec.student)
+    @cached_property
+    def targets(self) -> dict[str, Data]:
+        """Return the target datasets by label, the distilled sets' own first."""
+        own = self.context.data
+        targets = {own.name: own}
+        for label, spec in self.spec.datasets.items():
+            where = f"config.evaluation.datasets.{label}"
+            if label in targets:
+                raise InputError(f"{where} has the name of the distilled set's own dataset, which is evaluated anyway; rename it")
+            target = load_data(spec, self.spec.split)
+            if target.image_shape != own.image_shape:
+                raise InputError(
+                    f"{where} has images of {target.image_shape}, expected {own.image_shape} as the distilled set's; "
+                    f"set {where}.size={own.image_shape[0]} and {where}.channels={own.image_shape[2]}"
+                )
+            targets[label] = target
+        return targets
 
-    def evaluate(self, name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        """Return one row a seed for a distilled method."""
+    def cells(self) -> list[Cell]:
+        """Return all cells in the order of the table."""
+        students, datasets, seeds = self.context.spec.students(), list(self.targets), self.context.spec.seeds
+        cells = [Cell(name, None, data, seed) for name in OF_TEACHER if name in self.controls for data in datasets for seed in seeds]
+        for student in students:
+            methods = [name for name in ("none", "full") if name in self.controls] + list(self.sets)
+            for method in methods:
+                folders = self.sets.get(method, dict.fromkeys(seeds))
+                cells += [Cell(method, student, data, seed) for data in datasets for seed in seeds if seed in folders]
+        return cells
+
+    def digest(self, cell: Cell) -> str:
+        """Return the name of everything that a cell depends on."""
         context = self.context
-        folders = [context.distilled_folder(name, seed) for seed in seeds]
-        manifests = [read_manifest(folder) for folder in folders]
-        sets = stack([load_distilled(folder) for folder in folders])
-        images, reprs = jax.jit(over_leading_axis(support_rows))(sets)
-        students = self.train_students(name, seeds, images, reprs)
-        target = jnp.asarray(context.reprs(self.spec.split))
-        errors = [
-            float(repr_error(jnp.asarray(in_batches(lambda batch, v=variables: self.outputs(v, batch), context.data.eval_images)), target))
-            for variables in students
-        ]
-        probes = self.probe(name, seeds, [self.all_features(variables) for variables in students])
+        parts: list[Any] = [self.protocol, cell.method, cell.seed, context.data.digest, self.targets[cell.dataset].digest]
+        if cell.student is not None:
+            parts.append(context.spec.students()[cell.student])
+        if cell.method in (*OF_TEACHER, "full") or self.knows_teacher(cell):
+            parts.append(context.teacher_digest)
+        if cell.method in self.sets:
+            manifest = read_manifest(self.sets[cell.method][cell.seed]) or {}
+            parts += [manifest.get(key) for key in ("sha256", "files", "layout", "normalization")]
+            if not manifest.get("sha256") and not manifest.get("files"):
+                pairs = self.pairs(cell.method, cell.seed)
+                parts += [sha256(pairs.images.tobytes()), sha256(pairs.targets.tobytes())]
+        return digest(*parts)
+
+    def knows_teacher(self, cell: Cell) -> bool:
+        """Return whether a cell's set was made with this run's teacher, so that its error can be told."""
+        if not self.teacher_is_there:
+            return False
+        if cell.method not in self.sets:
+            return cell.method == "full"
+        manifest = read_manifest(self.sets[cell.method][cell.seed]) or {}
+        return (manifest.get("teacher") or {}).get("digest") == self.context.teacher_digest
+
+    def pairs(self, method: str, seed: int) -> Pairs:
+        """Return the pairs of a distilled set, checked against the data."""
+        path, expected = self.sets[method][seed], self.context.data.image_shape
+        pairs = read_pairs(path)
+        if pairs.images.shape[1:] != expected:
+            raise InputError(f"the set at {path} has images of {pairs.images.shape[1:]}, the data {expected}; set config.data to match it")
+        return pairs
+
+    def student(self, label: str, width: int) -> Student:
+        """Return the student of a label with so many outputs."""
+        context = self.context
+        if (label, width) not in self._students:
+            # One network at a time: what was compiled for the last one is let go.
+            self._students = {key: value for key, value in self._students.items() if key[0] == label}
+            where = f"config.evaluation.students.{label}" if context.spec.evaluation.students else "config.student"
+            self._students[label, width] = Student(context, context.spec.students()[label], width, where)
+        return self._students[label, width]
+
+    def evaluate(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+        """Return one row a cell; the cells are of one method and one student, and one dataset and seed after the other."""
+        method, label = cells[0].method, cells[0].student
+        seeds = tuple(dict.fromkeys(cell.seed for cell in cells))
+        datasets = tuple(dict.fromkeys(cell.dataset for cell in cells))
+        name = f"{method}/{label}" if label else method
+        manifests: list[Mapping[str, Any]] = [{}] * len(seeds)
+        if label is None:
+            student, variables = None, []
+        elif method == "none":
+            student = self.student(label, self.context.width)
+            variables = [student.init(seed) for seed in seeds]
+        elif method == "full":
+            student = self.student(label, self.context.width)
+            images, reprs = self.context.device_images, jnp.asarray(self.context.reprs("train"))
+            variables = student.pretrain(name, seeds, images, reprs, shared=True)
+        else:
+            pairs = [self.pairs(method, seed) for seed in seeds]
+            manifests = [p.manifest for p in pairs]
+            student = self.student(label, pairs[0].targets.shape[1])
+            images, targets = (stack([jnp.asarray(getattr(p, part)) for p in pairs]) for part in ("images", "targets"))
+            variables = student.pretrain(name, seeds, images, targets)
         rows = []
-        for i, (seed, manifest) in enumerate(zip(seeds, manifests, strict=True)):
-            assert manifest is not None, "load_distilled has read it"
-            layout = manifest["layout"]
-            rows.append(
-                {
-                    "method": name,
-                    "seed": seed,
-                    "student": context.spec.student.net,
-                    "dataset": context.data.name,
-                    "split": self.spec.split,
-                    "num_images": manifest["num_images"],
-                    "num_views": manifest["num_views"],
-                    "views": layout["views"],
-                    "target_kinds": layout["target_kinds"],
-                    "stored_scalars": manifest["stored_scalars"],
-                    "steps": manifest["steps"],
-                    "seconds": manifest["seconds"],
-                    "approximation": manifest["approximation"],
-                    "repr_error": errors[i],
-                    **{key: values[i] for key, values in probes.items()},
-                }
-            )
+        for dataset in datasets:
+            target = self.targets[dataset]
+            encoded = [student.encode(v, target) for v in variables] if student else self.encode_teacher(method, seeds, target)
+            scores = self.scores(name, seeds, encoded, target)
+            if student and "finetune" in self.spec.protocols:
+                scores["finetune"] = student.finetune(name, seeds, variables, target)
+            for i, seed in enumerate(seeds):
+                cell = Cell(method, label, dataset, seed)
+                row = {"method": method, "student": label, "dataset": dataset, "split": self.spec.split, "seed": seed}
+                row |= describe(manifests[i])
+                if dataset == next(iter(self.targets)) and self.knows_teacher(cell):
+                    reprs = jnp.asarray(self.context.reprs(self.spec.split))
+                    row["repr_error"] = float(repr_error(jnp.asarray(encoded[i].eval_reprs), reprs))
+                rows.append({**row, **{key: values[i] for key, values in scores.items()}, "digest": self.digest(cell)})
         return rows
 
-    def reference(self, name: str, seeds: Sequence[int]) -> dict[str, list[float]]:
-        """Return the probes of the untrained student ('none'), the untrained teacher's network, or the teacher."""
-        context, spec = self.context, self.context.spec
-        if name == "none":
-            features = [self.all_features(context.learner.init(step_key(seed, Stream.STUDENT_INIT))) for seed in seeds]
-        elif name == "teacher":
-            features = [(context.reprs("train"), context.reprs(self.spec.split))] * len(seeds)
-        else:
-            learner = teacher_learner(spec.teacher, context.data.image_shape)
-            apply = jax.jit(lambda variables, batch: learner.apply(variables, context.data.normalize(batch)))
-            both = (context.data.train_images, context.data.eval_images)
-            features = []
-            for seed in seeds:
-                variables = learner.init(step_key(seed, Stream.TEACHER_INIT))
-                train, held_out = (in_batches(lambda batch, v=variables: apply(v, batch), images) for images in both)
-                # An untrained network's outputs have an arbitrary scale, and the probe's learning rate is fixed.
-                centre, scale = train.mean(0), train.std()
-                features.append(((train - centre) / scale, (held_out - centre) / scale))
-        return self.probe(name, seeds, features)
+    def encode_teacher(self, name: str, seeds: Sequence[int], target: Data) -> list[Encoded]:
+        """Return what the teacher, or its network untrained, makes of a dataset."""
+        context = self.context
+        if name == "teacher":
+            represent = jax.jit(lambda batch: context.teacher.represent(target.normalize(batch)))
+            own = target is context.data
+            train = context.reprs("train") if own else in_batches(represent, target.train_images)
+            held_out = context.reprs(self.spec.split) if own else in_batches(represent, target.eval_images)
+            return [Encoded(train, held_out, train, held_out)] * len(seeds)
+        learner = teacher_learner(context.spec.teacher, target.image_shape)
+        apply = jax.jit(lambda variables, batch: learner.apply(variables, target.normalize(batch)))
+        encoded = []
+        for seed in seeds:
+            variables = learner.init(step_key(seed, Stream.TEACHER_INIT))
+            train, held_out = (
+                in_batches(lambda batch, v=variables: apply(v, batch), images) for images in (target.train_images, target.eval_images)
+            )
+            # An untrained network's outputs have an arbitrary scale, and the probe's learning rate is fixed.
+            centre, scale = train.mean(0), train.std()
+            train, held_out = (train - centre) / scale, (held_out - centre) / scale
+            encoded.append(Encoded(train, held_out, train, held_out))
+        return encoded
 
-    def train_students(self, name: str, seeds: Sequence[int], images: jax.Array, reprs: jax.Array) -> list[Any]:
-        """Pretrain one fresh student a seed on its pairs "S n H W C" and "S n d"; return their variables."""
-        spec, num_rows = self.spec, images.shape[1]
-        updates = spec.updates or spec.epochs * batches_per_epoch(num_rows, spec.batch_size)
-        optimizer = sgd(spec)
-        students = stack([init_member(step_key(seed, Stream.STUDENT_INIT), self.context.learner, optimizer) for seed in seeds])
-        schedules = stack([batch_schedule(step_key(seed, Stream.STUDENT_STEP), num_rows, spec.batch_size, updates) for seed in seeds])
-        students = self.student_loop.run(
-            students, updates, (schedules, images, reprs), display=self.context.display, name=f"student/{name}", log_every=updates
-        )
-        return unstack(students.variables)
+    def scores(self, name: str, seeds: Sequence[int], encoded: Sequence[Encoded], target: Data) -> dict[str, list[float]]:
+        """Return the accuracies of the protocols that read a frozen network, one value a seed."""
+        spec, labels, scores = self.spec, target.train_labels, {}
+        if "linear" in spec.protocols:
+            scores["linear"] = self.linear(name, seeds, encoded, target)
+        if "few" in spec.protocols:
+            for fraction in spec.low_fractions:
+                rows = [label_subset(step_key(seed, Stream.LABEL_SUBSET), labels, fraction, spec.low_per_class) for seed in seeds]
+                scores[f"few_{100 * fraction:g}"] = self.few(name, encoded, target, rows)
+        if "knn" in spec.protocols:
+            scores["knn"] = [self.knn(e, target) for e in encoded]
+        return scores
 
-    def all_features(self, variables: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return a student's features of the training and of the evaluation images."""
-        data = self.context.data
-        train, held_out = (in_batches(lambda b: self.features(variables, b), images) for images in (data.train_images, data.eval_images))
-        return train, held_out
+    def linear(self, name: str, seeds: Sequence[int], encoded: Sequence[Encoded], target: Data) -> list[float]:
+        """Return the accuracies of the linear probe with all labels."""
+        spec, num_rows, width = self.spec, len(target.train_labels), encoded[0].train_features.shape[1]
+        schedules = [batch_schedule(step_key(seed, Stream.PROBE_STEP), num_rows, spec.probe_batch_size, spec.probe_steps) for seed in seeds]
+        probes = [init_probe(step_key(seed, Stream.PROBE_INIT), width, target.num_classes, self.probe_optimizer) for seed in seeds]
+        features = stack([jnp.asarray(e.train_features) for e in encoded])
+        labels = stack([jnp.asarray(target.train_labels)] * len(seeds))
+        args = (stack(schedules), features, labels)
+        probes = self.probe_loop.run(stack(probes), spec.probe_steps, args, display=self.context.display, name=f"probe/{name}")
+        return self.accuracies(probes.params, encoded, target)
 
-    def probe(self, name: str, seeds: Sequence[int], features: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, list[float]]:
-        """Return the accuracy of the linear probe with all labels and with few, one value a seed."""
-        labels, spec = self.context.data.train_labels, self.spec
-        few = [label_subset(step_key(seed, Stream.LABEL_SUBSET), labels, spec.low_fraction, spec.low_per_class) for seed in seeds]
-        every = [np.arange(len(labels))] * len(seeds)
-        return {
-            "probe_accuracy": self._probe(f"probe/{name}", seeds, features, every),
-            "probe_accuracy_low": self._probe(f"few-label probe/{name}", seeds, features, few),
-        }
+    def few(self, name: str, encoded: Sequence[Encoded], target: Data, rows: Sequence[np.ndarray]) -> list[float]:
+        """Return the accuracies of the L-BFGS probe with the labels of `rows` alone."""
+        features = stack([jnp.asarray(e.train_features[r]) for e, r in zip(encoded, rows, strict=True)])
+        labels = stack([jnp.asarray(target.train_labels[r]) for r in rows])
+        probes = stack([init_few_label_probe(features.shape[-1], target.num_classes)] * len(rows))
+        display = self.context.display
+        probes = self.few_loop.run(probes, self.spec.low_steps, (features, labels), display=display, name=f"few-label probe/{name}")
+        return self.accuracies(probes.params, encoded, target)
 
-    def _probe(
-        self, name: str, seeds: Sequence[int], features: Sequence[tuple[np.ndarray, np.ndarray]], rows: Sequence[np.ndarray]
-    ) -> list[float]:
-        context, spec = self.context, self.spec
-        width = features[0][0].shape[1]
-        train = jnp.stack([jnp.asarray(f[r]) for (f, _), r in zip(features, rows, strict=True)])
-        labels = jnp.stack([jnp.asarray(context.data.train_labels[r]) for r in rows])
-        schedules = stack(
-            [batch_schedule(step_key(seed, Stream.PROBE_STEP), len(rows[0]), spec.probe_batch_size, spec.probe_steps) for seed in seeds]
-        )
-        init = lambda seed: init_probe(step_key(seed, Stream.PROBE_INIT), width, context.data.num_classes, self.probe_optimizer)
-        probes = self.probe_loop.run(
-            stack([init(seed) for seed in seeds]),
-            spec.probe_steps,
-            (schedules, train, labels),
-            display=context.display,
-            name=name,
-            log_every=spec.probe_steps,
-        )
-        held_out = jnp.asarray(context.data.eval_labels)
+    def knn(self, encoded: Encoded, target: Data) -> float:
+        """Return the accuracy of the k-nearest neighbours."""
+        train, labels, spec = jnp.asarray(encoded.train_reprs), jnp.asarray(target.train_labels), self.spec
+        settings = dict(num_classes=target.num_classes, num_neighbors=spec.knn_neighbors, temperature=spec.knn_temperature)
+        vote = jax.jit(lambda train, labels, queries: knn_predict(train, labels, queries, **settings))
+        predicted = in_batches(lambda queries: vote(train, labels, queries), encoded.eval_reprs)
+        return float(np.mean(predicted == target.eval_labels))
+
+    @staticmethod
+    def accuracies(params: Any, encoded: Sequence[Encoded], target: Data) -> list[float]:
+        """Return the accuracy of every seed's linear classifier on the evaluation images."""
+        labels = jnp.asarray(target.eval_labels)
         return [
-            float(accuracy(probe_logits(params, jnp.asarray(f)), held_out))
-            for params, (_, f) in zip(unstack(probes.params), features, strict=True)
+            float(accuracy(probe_logits(p, jnp.asarray(e.eval_features)), labels)) for p, e in zip(unstack(params), encoded, strict=True)
         ]
+
+
+def describe(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a set's manifest says about its size and its making; nothing for a control."""
+    layout = manifest.get("layout") or {}
+    found = {key: manifest.get(key) for key in ("num_images", "num_views", "stored_scalars", "steps", "seconds", "approximation")}
+    return {**found, "views": layout.get("views"), "target_kinds": layout.get("target_kinds")} if manifest else {}

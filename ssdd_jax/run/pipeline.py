@@ -2,33 +2,42 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import ssdd_jax
-from ssdd_jax.core.distilled import budget_scalars
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.artifacts import read_manifest
+from ssdd_jax.io.artifacts import MANIFEST, read_manifest
+from ssdd_jax.io.checkpoints import Checkpoints
+from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import write_json
 from ssdd_jax.io.metrics import Metrics
-from ssdd_jax.report import results_table, summarize, to_rich, write_report
-from ssdd_jax.run.build import as_dict, load_data, plan_method, repr_width, student_learner, teacher_learner
+from ssdd_jax.report import results_tables, to_rich, write_report
+from ssdd_jax.run.build import load_data, plan_method, repr_width, student_learner, teacher_learner
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.distill import Distiller
-from ssdd_jax.run.evaluate import REFERENCES, Evaluator
+from ssdd_jax.run.evaluate import Evaluator
 from ssdd_jax.run.loop import seed_groups
 from ssdd_jax.run.progress import Display
-from ssdd_jax.run.spec import RunSpec, digest, json_ready
-from ssdd_jax.run.teacher import train_teacher
+from ssdd_jax.run.results import Results
+from ssdd_jax.run.spec import RunSpec, json_ready
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def run(spec: RunSpec, workdir: Path) -> dict[str, Any]:
-    """Run all stages in `workdir` and return the results.
+def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = ()) -> dict[str, Any]:
+    """Run a task's stages in `workdir` and return the results, if the task has any.
+
+    Args:
+        spec: the settings.
+        workdir: folder of the run.
+        task: 'teacher', 'distill' (after the teacher), 'evaluate' (sets that are there already), or 'all'.
+        sets: folders of distilled sets to evaluate instead of the run's own.
 
     Raises:
         InputError: a setting does not fit the data; nothing has been computed then.
@@ -40,95 +49,171 @@ def run(spec: RunSpec, workdir: Path) -> dict[str, Any]:
         f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"
     )
     check_sizes(spec, data.image_shape)
+    context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl"), display)
+    if task == "evaluate":
+        folders = named_sets(sets, spec.seeds) if sets else complete_sets(context)
+    _ = context.teacher_digest  # refuses a checkpoint that is not there
     write_json(workdir / "spec.json", provenance(spec, data.fingerprint))
-    metrics = Metrics(workdir / "metrics.jsonl")
+    if task == "evaluate":
+        if not teacher_is_there(context):
+            display.print("no teacher in the workdir: its rows and repr_error are left out; --task=teacher pretrains it")
+        return show_report(workdir, evaluate(context, folders, named=bool(sets)), display)
+    if task == "teacher":
+        _ = context.teacher
+        return {}
+    distill(context)
+    if task == "distill":
+        return {}
+    return show_report(workdir, evaluate(context, complete_sets(context)), display)
 
-    teacher = train_teacher(spec, data, workdir / "checkpoints", metrics, display)
-    context = Context(spec, data, teacher, workdir, metrics, display)
-    methods = spec.chosen_methods()
-    plans = {name: context.plan(name) for name in methods}
-    budget = budget_scalars(spec.num_pairs, data.image_shape, repr_width(spec.teacher))
-    display.print(f"budget: {spec.num_pairs} pairs = {budget} numbers")
+
+def distill(context: Context) -> None:
+    """Distil what is not there yet."""
+    spec, display = context.spec, context.display
+    plans = {name: context.plan(name) for name in spec.chosen_methods()}
+    display.print(f"budget: {spec.num_pairs} pairs = {context.budget} numbers")
     for name, plan in plans.items():
         kinds = ", ".join(f"{view} {kind}" for view, kind in zip(plan.layout.views, plan.layout.target_kinds, strict=True))
         display.print(f"  {name}: {plan.num_images} images, {plan.stored_scalars} numbers; targets: {kinds}")
-    groups = seed_groups(spec.seeds, spec.seeds_at_once)
-    for name in methods:
+    for name in plans:
         distiller = Distiller(context, name)
-        for group in groups:
+        for group in seed_groups(spec.seeds, spec.seeds_at_once):
             distiller.distill(group)
 
-    results = evaluate(context, plans, budget, groups)
+
+def evaluate(context: Context, sets: dict[str, dict[int, Path]], *, named: bool = False) -> dict[str, Any]:
+    """Evaluate what results.json does not hold yet, writing it after every row, and return it.
+
+    Args:
+        context: of the run.
+        sets: folders by the sets' name and seed.
+        named: whether the user named them, so that the budget and `config.only` are not of these sets.
+    """
+    spec, knows_teacher = context.spec, teacher_is_there(context)
+    controls = tuple(name for name in spec.evaluation.controls if knows_teacher or name == "none")
+    evaluator = Evaluator(context, sets, controls, knows_teacher=knows_teacher)
+    cells = evaluator.cells()
+    digests = {cell: evaluator.digest(cell) for cell in cells}
+    header = {
+        "name": spec.name,
+        "dataset": {
+            "name": context.data.name,
+            "fingerprint": context.data.fingerprint,
+            "image_shape": list(context.data.image_shape),
+            "num_classes": context.data.num_classes,
+            "split": spec.evaluation.split,
+        },
+        "budget": None if named else {"num_pairs": spec.num_pairs, "scalars": context.budget},
+        "teacher": {"repr_width": context.width, "shifts": {} if named or not knows_teacher else context.shifts},
+        "device": device(),
+    }
+    results = Results(context.workdir / "results.json", header, list(digests.values()))
+    # Sets, students and controls that are left out by the settings keep the rows that they have.
+    methods = (*controls, *(sets if named else spec.chosen_methods()))
+    students = (None, *spec.chosen_students())
+    missing = [c for c in cells if c.student in students and c.method in methods and digests[c] not in results]
+    group_of = {seed: group for group in seed_groups(spec.seeds, spec.seeds_at_once) for seed in group}
+    # A student is pretrained once for all datasets.
+    key = lambda cell: (cell.student, cell.method, group_of[cell.seed])
+    order = list(dict.fromkeys(map(key, missing)))
+    for _, group in groupby(sorted(missing, key=lambda cell: order.index(key(cell))), key):
+        for row in evaluator.evaluate(list(group)):
+            results.add(row)
+    return results.write()
+
+
+def complete_sets(context: Context) -> dict[str, dict[int, Path]]:
+    """Return `own_sets`.
+
+    Raises:
+        InputError: one of the chosen methods is not distilled for every seed.
+    """
+    folders = own_sets(context)
+    for name in context.spec.chosen_methods():
+        for seed in context.spec.seeds:
+            if seed not in folders.get(name, {}):
+                where = context.distilled_folder(name, seed)
+                raise InputError(f"no distilled set of these settings at {where}; run --task=distill with them first")
+    return folders
+
+
+def own_sets(context: Context) -> dict[str, dict[int, Path]]:
+    """Return the folders of the distilled sets in the workdir that are of the present settings, by method and seed."""
+    folders: dict[str, dict[int, Path]] = {}
+    for name in context.spec.methods:
+        identity = context.distilled_digest(name)
+        for seed in context.spec.seeds:
+            folder = context.distilled_folder(name, seed)
+            if (read_manifest(folder) or {}).get("digest") == identity:
+                folders.setdefault(name, {})[seed] = folder
+    return folders
+
+
+def named_sets(sets: Sequence[Path], seeds: Sequence[int]) -> dict[str, dict[int, Path]]:
+    """Return the same for folders that the user names: every seed's student is trained on the same set."""
+    folders: dict[str, dict[int, Path]] = {}
+    for path in sets:
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise InputError(f"--set {path}: no {MANIFEST} there, expected the folder of a distilled set or of an export")
+        name = manifest.get("method") or manifest.get("name") or path.name
+        name = f"{name}-{manifest['seed']}" if "seed" in manifest else name
+        name = str(path) if name in folders else name
+        folders[name] = dict.fromkeys(seeds, path)
+    return folders
+
+
+def teacher_is_there(context: Context) -> bool:
+    """Return whether the teacher needs no pretraining."""
+    folder = context.checkpoints / f"teacher-{context.teacher_digest}"
+    if context.spec.teacher.checkpoint or not folder.is_dir():
+        return bool(context.spec.teacher.checkpoint)
+    with Checkpoints(folder) as checkpoints:
+        return (checkpoints.latest or 0) == context.spec.teacher.steps
+
+
+def show_report(workdir: Path, results: dict[str, Any], display: Display) -> dict[str, Any]:
+    """Write the report, print its tables and return the results."""
     for note in write_report(workdir):
         display.print(note)
-    display.print(to_rich(*results_table(results)))
+    for title, table in results_tables(results).items():
+        display.print(to_rich(*table, title=title))
     display.print(f"report: {workdir / 'report' / 'results.md'}")
     return results
 
 
-def evaluate(context: Context, plans: dict[str, Any], budget: int, groups: list[tuple[int, ...]]) -> dict[str, Any]:
-    """Evaluate what results.json does not hold yet, writing it after every group, and return it.
+def report(workdir: Path) -> None:
+    """Write the report of a finished run again."""
+    if not (workdir / "results.json").is_file():
+        raise InputError(f"no results.json in {workdir}, expected a run's folder; evaluate first")
+    show_report(workdir, json.loads((workdir / "results.json").read_text()), Display())
 
-    Rows of methods that `config.only` leaves out stay as long as they are of the same settings.
+
+def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
+    """Export distilled sets, those in `workdir` if none is named, into workdir/export/FORMAT.
+
+    Raises:
+        InputError: there is no set, or the format is unknown.
     """
-    spec, file = context.spec, context.workdir / "results.json"
-    old = json.loads(file.read_text()) if file.exists() else {}
-    evaluator = Evaluator(context)
-    known = {row["digest"]: row for row in old.get("rows", [])}
-    references = old.get("references", {}) if old.get("reference_digest") == digest(evaluator.digest, spec.seeds) else {}
-    # What is known already stays in the file from the first write on.
-    cells = {}
-    for name in spec.methods:
-        for seed in spec.seeds:
-            row = known.get(row_digest(context, evaluator, name, seed))
-            if row is not None:
-                cells[name, seed] = row
-
-    def write() -> dict[str, Any]:
-        rows = [cells[cell] for cell in ((name, seed) for name in spec.methods for seed in spec.seeds) if cell in cells]
-        results = {
-            "name": spec.name,
-            "dataset": {
-                "name": context.data.name,
-                "fingerprint": context.data.fingerprint,
-                "image_shape": list(context.data.image_shape),
-                "num_classes": context.data.num_classes,
-                "split": spec.evaluation.split,
-            },
-            "budget": {"num_pairs": spec.num_pairs, "scalars": budget},
-            "teacher": {"repr_width": context.width, "shifts": context.shifts},
-            "plans": {name: as_dict(plan) for name, plan in plans.items()},
-            "references": references,
-            "reference_digest": digest(evaluator.digest, spec.seeds),
-            "rows": rows,
-            "summary": summarize(rows),
-        }
-        write_json(file, results)
-        return results
-
-    for name in REFERENCES:
-        if name not in references:
-            groups_of = [evaluator.reference(name, group) for group in groups]
-            references[name] = {key: [value for part in groups_of for value in part[key]] for key in groups_of[0]}
-    for name in plans:
-        for group in groups:
-            if not all((name, seed) in cells for seed in group):
-                for row in evaluator.evaluate(name, group):
-                    cells[name, row["seed"]] = {**row, "digest": row_digest(context, evaluator, name, row["seed"])}
-                write()
-    return write()
-
-
-def row_digest(context: Context, evaluator: Evaluator, name: str, seed: int) -> str:
-    """Return the name of one cell of the table: the set it is of and how it is evaluated."""
-    manifest = read_manifest(context.distilled_folder(name, seed)) or {}
-    return digest(evaluator.digest, context.distilled_digest(name), manifest.get("sha256"), name, seed)
+    display, own = Display(), workdir / "distilled"
+    folders = list(sets) or sorted(file.parent for file in own.rglob(MANIFEST))
+    if not folders:
+        raise InputError(f"no distilled set below {own}, expected those of a run; give its folder as --workdir, or a set's as --set")
+    exported = []
+    for folder in folders:
+        name = folder.relative_to(own) if folder.is_relative_to(own) else Path(folder.resolve().name)
+        exported.append(export_distilled(folder, workdir / "export" / fmt / name, fmt))
+        display.print(f"exported {exported[-1]}")
+    return exported
 
 
 def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
     """Refuse, before anything runs, what cannot be built whatever the teacher turns out to be."""
     teacher_learner(spec.teacher, image_shape)
-    student_learner(spec.student, image_shape, repr_width(spec.teacher))
+    width = repr_width(spec.teacher, image_shape)
+    student_learner(spec.student, image_shape, width)
+    for label, student in spec.evaluation.students.items():
+        student_learner(student, image_shape, width, f"config.evaluation.students.{label}")
     for name in spec.chosen_methods():
         method = spec.methods[name]
         try:
@@ -136,16 +221,22 @@ def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
                 float(method.factor_scale)
         except ValueError:
             raise InputError(f"config.methods.{name}.factor_scale is {method.factor_scale!r}, expected 'balanced' or a number") from None
-        plan_method(name, method, spec.num_pairs, image_shape, repr_width(spec.teacher), dict.fromkeys(method.views, 0.0))
+        plan_method(name, method, spec.num_pairs, image_shape, width, dict.fromkeys(method.views, 0.0))
 
 
 def prepare_workdir(workdir: Path) -> Path:
-    """Make the folder of the run."""
+    """Return the run's folder, made if it is missing."""
+    workdir = workdir.expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--workdir {workdir}: {error.strerror}, expected a folder that can be written; give another") from error
+        raise InputError(f"--workdir {workdir}: {error.strerror}; give a folder that can be written") from error
     return workdir
+
+
+def device() -> str:
+    """Return the hardware in words."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def provenance(spec: RunSpec, fingerprint: str) -> dict[str, Any]:
@@ -158,5 +249,5 @@ def provenance(spec: RunSpec, fingerprint: str) -> dict[str, Any]:
             "python": sys.version.split()[0],
             **{name: metadata.version(name) for name in VERSIONED},
         },
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": device(),
     }

@@ -30,6 +30,10 @@ def within(default: Any, low: float, high: float = float("inf")) -> Any:
     return field(default=default, metadata={"range": (low, high)})
 
 
+# In the order of tables; `ssdd_jax.nets` builds them.
+NETS = ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit")
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """Which images.
@@ -38,6 +42,7 @@ class DataSpec:
         source: a name among `ssdd_jax.data.sources.SOURCES`.
         path: of the file or folder, where the source needs one.
         size: side to pad the images to with zeros; 0 leaves them.
+        channels: 3 repeats a grey channel, 1 takes the luma of RGB; 0 leaves them.
         validation: share of the training images that is never trained on: settings are chosen on it.
         limit: how many of the remaining training images to use; 0 uses all.
     """
@@ -45,41 +50,54 @@ class DataSpec:
     source: str = "digits"
     path: str = ""
     size: int = within(0, 0)
+    channels: int = one_of(0, 1, 3)
     validation: float = within(0.1, 0.0, 0.9)
     limit: int = within(0, 0)
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Barlow Twins pretraining. A convnet's representation is its pooled features, `widths[-1]` wide, as a resnet's is.
+    """The teacher: Barlow Twins pretraining, or a published checkpoint.
 
-    `standardize` centres the frozen teacher's representation and divides it by its one overall standard deviation.
+    Attributes:
+        net: its network; the representation is its pooled features, as wide as the last of its widths.
+        widths: of its layers, see `ssdd_jax.nets`; () takes the published ones.
+        checkpoint: a PyTorch file of the weights (a state dict, or solo-learn's checkpoint) to use instead of pretraining.
+        optimizer: adamw, or lars as solo-learn runs it.
+        warmup_rate: where the linear warm-up starts.
+        probe_learning_rate: of the online probe, which logs how well the labels can be read from the representation so
+            far; labels never reach the teacher.
+        standardize: centre the frozen teacher's representation and divide it by its one overall standard deviation.
     """
 
-    net: str = one_of("convnet", "resnet10", "resnet18")
+    net: str = one_of(*NETS)
     widths: tuple[int, ...] = within((32, 64, 128), 1)
+    checkpoint: str = ""
     steps: int = within(1000, 0)
     batch_size: int = within(256, 2)
     optimizer: str = one_of("adamw", "lars")
     learning_rate: float = within(2e-3, 0.0)
     weight_decay: float = within(1e-4, 0.0)
     warmup_steps: int = within(50, 0)
+    warmup_rate: float = within(0.0, 0.0)
     projector_width: int = within(256, 1)
     projector_layers: int = within(2, 0)
     off_diagonal: float = within(0.0051, 0.0)
     loss_scale: float = within(0.1, 0.0)
     first_view: AugmentSpec = field(default_factory=AugmentSpec)
     second_view: AugmentSpec = field(default_factory=lambda: AugmentSpec(solarize=0.2))
+    probe_learning_rate: float = within(0.1, 0.0)
     standardize: bool = True
     seed: int = within(0, 0)
 
 
 @dataclass(frozen=True)
 class NetSpec:
-    """A network by name and widths."""
+    """A network: its name, its widths, () being the published ones, and a factor on all of them."""
 
-    net: str = one_of("convnet", "resnet10", "resnet18")
-    widths: tuple[int, ...] = within((16, 32, 64), 1)
+    net: str = one_of(*NETS)
+    widths: tuple[int, ...] = within((), 1)
+    width_factor: float = within(1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -152,24 +170,72 @@ class MethodSpec:
 
 
 @dataclass(frozen=True)
-class EvaluationSpec:
-    """Student pretraining and the probes, with the settings of KRR-ST. Exactly one of `epochs` and `updates` is positive.
+class RecipeSpec:
+    """How a student is pretrained (KRR-ST: SGD whose weight decay is coupled and takes every parameter, constant rate).
 
-    `split` is 'test', or 'validation' while settings are being chosen.
+    With warm-up or a cosine, the rate rises linearly for `warmup_epochs` and falls to zero at the last update.
     """
 
-    split: str = one_of("test", "validation")
-    epochs: int = within(0, 0)
-    updates: int = within(300, 0)
-    batch_size: int = within(256, 1)
+    optimizer: str = one_of("sgd", "adamw")
     learning_rate: float = within(0.1, 0.0)
     momentum: float = within(0.9, 0.0, 1.0)
     weight_decay: float = within(1e-3, 0.0)
+    schedule: str = one_of("constant", "cosine")
+    warmup_epochs: int = within(0, 0)
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """Student pretraining and the protocols that read the student's representation, with the settings of KRR-ST.
+
+    Attributes:
+        split: 'test', or 'validation' while settings are being chosen.
+        students: networks by label, for a cross-architecture table; none means the pool's network, `config.student`.
+        datasets: further target datasets by label; the distilled set's own always comes first.
+        only: restricts the students, by label and separated by commas.
+        protocols: linear (probe with all labels), few (L-BFGS probe with few labels), knn, finetune.
+        controls: none (an untrained student), teacher_init (the untrained teacher's network), teacher, and full (a student
+            pretrained on all training images with the teacher's representations, as many updates as `updates`, or epochs).
+        epochs: of student pretraining; exactly one of `epochs` and `updates` is positive.
+        updates: of student pretraining, the same number whatever the size of the set.
+        recipe: of student pretraining.
+        vit_recipe: that of a ViT, which SGD at this rate does not train.
+        low_fractions: shares of the labels for the few-label probe, class by class.
+        low_per_class: and at least so many a class.
+        low_steps: L-BFGS iterations.
+        low_l2: weight of half the squared norm of the probe's weights (MKDT).
+        knn_neighbors: k of the k-nearest-neighbour vote, weighted by exp(cosine / temperature) (Wu et al., 2018).
+        finetune_steps: updates of the whole network with all labels.
+        finetune_padding: zeros around an image before its random crop.
+        finetune_flip: probability of a horizontal flip; 0 where left and right matter.
+    """
+
+    split: str = one_of("test", "validation")
+    students: Mapping[str, NetSpec] = field(default_factory=dict)
+    datasets: Mapping[str, DataSpec] = field(default_factory=dict)
+    only: str = ""
+    protocols: tuple[str, ...] = one_of("linear", "few", "knn", "finetune", default=("linear", "few", "knn"))
+    controls: tuple[str, ...] = one_of("none", "teacher_init", "teacher", "full", default=("none", "teacher_init", "teacher"))
+    epochs: int = within(0, 0)
+    updates: int = within(300, 0)
+    batch_size: int = within(256, 1)
+    recipe: RecipeSpec = RecipeSpec()
+    vit_recipe: RecipeSpec = RecipeSpec(optimizer="adamw", learning_rate=1e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=10)
     probe_steps: int = within(5000, 1)
     probe_batch_size: int = within(512, 1)
     probe_learning_rate: float = within(0.2, 0.0)
-    low_fraction: float = within(0.01, 0.0, 1.0)
-    low_per_class: int = within(5, 1)
+    low_fractions: tuple[float, ...] = within((0.01, 0.05), 0.0, 1.0)
+    low_per_class: int = within(1, 1)
+    low_steps: int = within(200, 1)
+    low_l2: float = within(1e-3, 0.0)
+    knn_neighbors: int = within(20, 1)
+    knn_temperature: float = within(0.07, 1e-6)
+    finetune_steps: int = within(10_000, 1)
+    finetune_batch_size: int = within(256, 1)
+    finetune_learning_rate: float = within(0.01, 0.0)
+    finetune_weight_decay: float = within(5e-4, 0.0)
+    finetune_padding: int = within(4, 0)
+    finetune_flip: float = within(0.5, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -197,7 +263,7 @@ class RunSpec:
     only: str = ""
     data: DataSpec = DataSpec()
     teacher: TeacherSpec = TeacherSpec()
-    student: NetSpec = NetSpec()
+    student: NetSpec = NetSpec(widths=(16, 32, 64))
     pool: PoolSpec = PoolSpec()
     outer: OuterSpec = OuterSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -214,15 +280,30 @@ class RunSpec:
             raise InputError("config.evaluation: give either epochs or updates, and set the other to 0")
         if self.evaluation.split == "validation" and self.data.validation == 0:
             raise InputError("config.evaluation.split is 'validation' but config.data.validation is 0; hold out a share, such as 0.1")
-        for name in self.chosen_methods():
-            if name not in self.methods:
-                raise InputError(
-                    f"config.only names {name!r}, expected methods among {', '.join(self.methods)}{nearest(name, self.methods)}"
-                )
+        _check_names("config.only", "methods", self.chosen_methods(), self.methods)
+        _check_names("config.evaluation.only", "students", self.chosen_students(), self.students())
 
     def chosen_methods(self) -> tuple[str, ...]:
         """Return the names of the methods to run."""
-        return tuple(name.strip() for name in self.only.split(",")) if self.only else tuple(self.methods)
+        return _names(self.only) or tuple(self.methods)
+
+    def students(self) -> Mapping[str, NetSpec]:
+        """Return the students to evaluate with, by label."""
+        return self.evaluation.students or {self.student.net: self.student}
+
+    def chosen_students(self) -> tuple[str, ...]:
+        """Return the labels of the students to evaluate with."""
+        return _names(self.evaluation.only) or tuple(self.students())
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _check_names(where: str, what: str, names: tuple[str, ...], known: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"{where} names {name!r}, expected {what} among {', '.join(known)}{nearest(name, known)}")
 
 
 PLAIN = MethodSpec()
@@ -269,15 +350,54 @@ def smoke(config: Any) -> None:
     config.data.limit = 256
     config.teacher.update(net="convnet", widths=(8, 16), steps=4, batch_size=32, warmup_steps=1, projector_width=16)
     config.student.update(net="convnet", widths=(4, 8))
+    for student in config.evaluation.students.values():
+        student.width_factor = 1 / 16
     config.pool.update(size=2, max_age=3)
     config.outer.update(steps=6, batch_size=32)
-    config.evaluation.update(epochs=0, updates=5, probe_steps=5, probe_batch_size=64)
+    config.evaluation.update(epochs=0, updates=5, probe_steps=5, probe_batch_size=64, low_steps=5, finetune_steps=3)
     for method in config.methods.values():
         method.network_steps = 20
         method.images = 6 if method.image_bases else 0
         method.image_bases, method.repr_bases = min(method.image_bases, 4), min(method.repr_bases, 4)
         method.base_size = min(method.base_size, 4)
         method.steps = min(method.steps, 6)
+
+
+def six_students(width_factor: float = 1.0) -> ConfigDict:
+    """Return the students of the paper's cross-architecture table, by label, for `config.evaluation.students`."""
+    return to_config({net: NetSpec(net, width_factor=width_factor) for net in NETS if net != "resnet10"})
+
+
+def paper_scale(config: Any, *, num_train: int, epochs: int) -> None:
+    """Set what Yu et al. and KRR-ST share at 32 pixels: teacher (solo-learn's recipe), student, pool, outer loop and protocol.
+
+    All six students are set; only the ConvNet is evaluated until `config.evaluation.only` is emptied.
+
+    Args:
+        config: of `default_config`.
+        num_train: training images, which makes an epoch of the teacher.
+        epochs: of the teacher's pretraining; solo-learn's 1,000 on CIFAR.
+    """
+    per_epoch = num_train // 256
+    config.teacher.update(
+        net="resnet18",
+        widths=(),
+        steps=epochs * per_epoch,
+        batch_size=256,
+        optimizer="lars",
+        learning_rate=0.3,
+        weight_decay=1e-4,
+        warmup_steps=10 * per_epoch,
+        warmup_rate=3e-5,
+        projector_width=2048,
+        projector_layers=2,
+    )
+    for view in (config.teacher.first_view, config.teacher.second_view):
+        view.interpolation = "cubic"
+    config.student.widths = ()
+    config.pool.update(size=10, max_age=1000)
+    config.outer.update(steps=30_000, batch_size=1024)
+    config.evaluation.update(updates=0, epochs=1000, probe_steps=5000, students=six_students(), only="convnet")
 
 
 def json_ready(spec: Any, *, tuples: bool = False) -> Any:
@@ -315,9 +435,13 @@ def _convert(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> 
     if is_dataclass(hint):
         return _build(hint, value, where)
     if typing.get_origin(hint) not in (None, tuple):  # the mapping of methods
-        # A ConfigDict sorts its keys; tables show the methods in the order of METHODS, others after them.
-        names = [name for name in METHODS if name in value] + [name for name in value if name not in METHODS]
-        return types.MappingProxyType({name: _build(MethodSpec, value[name], f"{where}.{name}") for name in names})
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where} is {value!r}, expected named sections")
+        # A ConfigDict sorts its keys; tables show methods and networks in the order of METHODS and NETS, others after them.
+        known = [name for name in (*METHODS, *NETS) if name in value]
+        names = known + [name for name in value if name not in known]
+        kind = typing.get_args(hint)[1]
+        return types.MappingProxyType({name: _build(kind, value[name], f"{where}.{name}") for name in names})
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, tuple | list):
             raise InputError(f"{where} is {value!r}, expected a tuple such as ({', '.join(['...'] * 2)})")

@@ -1,4 +1,4 @@
-"""The teacher stage: pretraining, then the frozen teacher and its cached representations."""
+"""The teacher stage: pretraining or a published checkpoint, then the frozen teacher and its cached representations."""
 
 import io
 from collections.abc import Callable
@@ -12,10 +12,14 @@ import numpy as np
 
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.core.views import VIEWS
-from ssdd_jax.io.files import write_bytes
+from ssdd_jax.errors import InputError
+from ssdd_jax.evals.probe import accuracy, init_probe, probe_logits
+from ssdd_jax.io.files import sha256, write_bytes
 from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.io.torch_files import read_state_dict
+from ssdd_jax.nets.torch_weights import variables_from_torch
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.run.build import Data, repr_width, teacher_learner, teacher_optimizer
+from ssdd_jax.run.build import Data, online_probe_optimizer, repr_width, teacher_learner, teacher_optimizer
 from ssdd_jax.run.loop import Loop, resumable, stack, unstack
 from ssdd_jax.run.progress import Display
 from ssdd_jax.run.spec import RunSpec, digest
@@ -40,23 +44,61 @@ class Teacher:
         return (self.learner.apply(self.variables, images) - jnp.asarray(self.centre)[None]) / self.scale
 
 
-def in_batches(fn: Callable[[jax.Array], jax.Array], images: np.ndarray | jax.Array, batch_size: int = ENCODE_BATCH) -> np.ndarray:
-    """Apply a jitted function to batches of one shape and return its rows; the last batch is padded."""
-    rows = []
-    for start in range(0, len(images), batch_size):
-        batch = np.asarray(images[start : start + batch_size])
-        missing = min(batch_size, len(images)) - len(batch)
+def in_batches(fn: Callable[[jax.Array], Any], rows: np.ndarray | jax.Array, batch_size: int = ENCODE_BATCH) -> Any:
+    """Apply a jitted function to batches of one shape and return its rows, an array or a tree of them; the last batch is padded."""
+    results = []
+    for start in range(0, len(rows), batch_size):
+        batch = np.asarray(rows[start : start + batch_size])
+        missing = min(batch_size, len(rows)) - len(batch)
         padded = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)]) if missing else batch
-        rows.append(np.asarray(fn(jnp.asarray(padded)))[: len(batch)])
-    return np.concatenate(rows)
+        kept = len(batch)
+        results.append(jax.tree.map(lambda leaf, kept=kept: np.asarray(leaf)[:kept], fn(jnp.asarray(padded))))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
 
-def train_teacher(spec: RunSpec, data: Data, folder: Path, metrics: Metrics, display: Display) -> Teacher:
-    """Pretrain the teacher, or load it when its checkpoint is complete, and freeze it."""
+def teacher_digest(spec: RunSpec, data: Data) -> str:
+    """Return the name of everything that the frozen teacher depends on.
+
+    Raises:
+        InputError: the checkpoint that the settings name cannot be read.
+    """
     teacher = spec.teacher
-    name = digest(teacher, data.fingerprint, spec.data.validation, spec.data.limit)
-    learner = teacher_learner(teacher, data.image_shape)
-    optimizer = teacher_optimizer(teacher)
+    if not teacher.checkpoint:
+        return digest(teacher, data.digest)
+    file = Path(teacher.checkpoint).expanduser()
+    if not file.is_file():
+        raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")
+    return digest(teacher.net, teacher.widths, teacher.standardize, data.digest, sha256(file.read_bytes()))
+
+
+def get_teacher(spec: RunSpec, data: Data, folder: Path, metrics: Metrics, display: Display) -> Teacher:
+    """Return the frozen teacher: read from the published checkpoint, or pretrained, or loaded where that is complete.
+
+    Raises:
+        InputError: the published checkpoint is no such file, or of another network.
+    """
+    name = teacher_digest(spec, data)
+    learner = teacher_learner(spec.teacher, data.image_shape)
+    if spec.teacher.checkpoint:
+        variables = read_teacher(spec.teacher.checkpoint, spec.teacher.net, learner)
+    else:
+        variables = pretrain_teacher(spec, data, learner, folder / f"teacher-{name}", metrics, display)
+    return freeze(spec, data, learner, variables, name)
+
+
+def read_teacher(file: str, net: str, learner: Learner) -> Any:
+    """Return the variables in a PyTorch checkpoint, read without PyTorch."""
+    weights = read_state_dict(Path(file).expanduser())
+    try:
+        return variables_from_torch(net, weights, jax.eval_shape(learner.init, jax.random.key(0)))
+    except ValueError as error:
+        raise InputError(f"config.teacher.checkpoint {file}: {error}") from error
+
+
+def pretrain_teacher(spec: RunSpec, data: Data, learner: Learner, folder: Path, metrics: Metrics, display: Display) -> Any:
+    """Pretrain with Barlow Twins from the newest checkpoint on, and return the encoder's variables."""
+    teacher = spec.teacher
+    optimizer, probe_optimizer = teacher_optimizer(teacher), online_probe_optimizer(teacher)
     projector = Projector(teacher.projector_width, teacher.projector_layers)
     pretrain = make_teacher_step(
         encoder=learner,
@@ -66,22 +108,25 @@ def train_teacher(spec: RunSpec, data: Data, folder: Path, metrics: Metrics, dis
         normalize=data.normalize,
         off_diagonal=teacher.off_diagonal,
         scale=teacher.loss_scale,
+        probe_optimizer=probe_optimizer,
     )
 
-    def step(state, step_number, images):
+    def step(state, step_number, images, labels):
         key = step_key(teacher.seed, Stream.TEACHER_STEP, step_number)
         rows_key, view_key = jax.random.split(key)
         rows = jax.random.randint(rows_key, (teacher.batch_size,), 0, len(images))
-        return pretrain(state, images[rows].astype(jnp.float32) / 255.0, view_key)
+        return pretrain(state, images[rows].astype(jnp.float32) / 255.0, view_key, labels[rows])
 
+    width = repr_width(teacher, data.image_shape)
+    probe = init_probe(step_key(teacher.seed, Stream.ONLINE_PROBE), width, data.num_classes, probe_optimizer)
     # The loop runs groups of seeds; the teacher is a group of one.
-    state = stack([init_teacher(step_key(teacher.seed, Stream.TEACHER_INIT), learner, projector, repr_width(teacher), optimizer)])
-    checkpoints, start, state = resumable(folder / f"teacher-{name}", state)
+    state = stack([init_teacher(step_key(teacher.seed, Stream.TEACHER_INIT), learner, projector, width, optimizer, probe)])
+    checkpoints, start, state = resumable(folder, state)
     with checkpoints:
-        state = Loop(step, (None,), spec.steps_per_dispatch).run(
+        state = Loop(step, (None, None), spec.steps_per_dispatch).run(
             state,
             teacher.steps,
-            (jnp.asarray(data.train_images),),
+            (jnp.asarray(data.train_images), jnp.asarray(data.train_labels)),
             display=display,
             name="teacher",
             start=start,
@@ -90,12 +135,18 @@ def train_teacher(spec: RunSpec, data: Data, folder: Path, metrics: Metrics, dis
             checkpoints=checkpoints,
             checkpoint_every=spec.checkpoint_every,
         )
-    return freeze(spec, data, learner, unstack(state)[0].encoder, name)
+    (final,) = unstack(state)
+    if start < teacher.steps and len(data.held_out_images):
+        reprs = in_batches(jax.jit(lambda batch: learner.apply(final.encoder, data.normalize(batch))), data.held_out_images)
+        correct = float(accuracy(probe_logits(final.probe.params, jnp.asarray(reprs)), jnp.asarray(data.held_out_labels)))
+        metrics.write("teacher/held-out", teacher.steps, {"probe_accuracy": correct})
+        display.print(f"teacher: online probe {100 * correct:.1f} % on the held-out images")
+    return final.encoder
 
 
 def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: str) -> Teacher:
     """Return the frozen teacher, standardised over the training images if the settings say so."""
-    raw = Teacher(learner, variables, np.zeros(repr_width(spec.teacher), np.float32), 1.0, name)
+    raw = Teacher(learner, variables, np.zeros(repr_width(spec.teacher, data.image_shape), np.float32), 1.0, name)
     if not spec.teacher.standardize:
         return raw
     reprs = representations(raw, data, data.train_images)

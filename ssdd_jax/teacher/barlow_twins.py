@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ssdd_jax.core.augment import AugmentSpec, augment
 from ssdd_jax.core.pool import Learner
+from ssdd_jax.evals.probe import ProbeState, train_probe
 from ssdd_jax.nets.layers import BatchNorm, Linear
 
 
@@ -30,11 +31,12 @@ class Projector(nn.Module):
 
 @struct.dataclass
 class TeacherState:
-    """Encoder variables, projector variables and the optimizer's state."""
+    """Encoder variables, projector variables, the optimizer's state, and the online probe (None without labels)."""
 
     encoder: Any
     projector: Any
     opt_state: Any
+    probe: ProbeState | None = None
 
 
 def barlow_twins_loss(
@@ -51,14 +53,19 @@ def barlow_twins_loss(
 
 
 def init_teacher(
-    key: PRNGKeyArray, encoder: Learner, projector: Projector, repr_width: int, optimizer: optax.GradientTransformation
+    key: PRNGKeyArray,
+    encoder: Learner,
+    projector: Projector,
+    repr_width: int,
+    optimizer: optax.GradientTransformation,
+    probe: ProbeState | None = None,
 ) -> TeacherState:
-    """Return the state before the first step."""
+    """Return the state before the first step; `probe` is of `ssdd_jax.evals.probe.init_probe`."""
     encoder_key, projector_key = jax.random.split(key)
     encoder_variables = encoder.init(encoder_key)
     projector_variables = dict(projector.init(projector_key, jnp.zeros((2, repr_width))))
     params = {"encoder": encoder_variables["params"], "projector": projector_variables["params"]}
-    return TeacherState(encoder=encoder_variables, projector=projector_variables, opt_state=optimizer.init(params))
+    return TeacherState(encoder=encoder_variables, projector=projector_variables, opt_state=optimizer.init(params), probe=probe)
 
 
 def make_teacher_step(
@@ -70,15 +77,20 @@ def make_teacher_step(
     normalize: Callable[[Float[Array, "n H W C"]], Float[Array, "n H W C"]],
     off_diagonal: float = 0.0051,
     scale: float = 0.1,
-) -> Callable[[TeacherState, Float[Array, "n H W C"], PRNGKeyArray], tuple[TeacherState, dict[str, Array]]]:
-    """Build step(state, images "n H W C" in [0, 1], key) -> (state, metrics): a pure function, not yet jitted."""
+    probe_optimizer: optax.GradientTransformation | None = None,
+) -> Callable[..., tuple[TeacherState, dict[str, Array]]]:
+    """Build step(state, images "n H W C" in [0, 1], key, labels "n" = None) -> (state, metrics): pure, not yet jitted.
 
-    def step(state: TeacherState, images, key):
+    With a probe in the state, its `probe_optimizer` and labels, the probe takes a step on the representations that the
+    loss has just seen, and its accuracy is among the metrics. Labels never reach the encoder.
+    """
+
+    def step(state: TeacherState, images, key, labels=None):
         inputs = [normalize(augment(k, images, view)) for k, view in zip(jax.random.split(key), views, strict=True)]
 
         def loss_fn(params):
             encoder_stats, projector_stats = state.encoder["batch_stats"], state.projector.get("batch_stats", {})
-            embeddings = []
+            embeddings, representations = [], []
             # The two views pass one after the other, each with its own batch statistics.
             for view in inputs:
                 reprs, encoder_stats = encoder.apply_train({"params": params["encoder"], "batch_stats": encoder_stats}, view)
@@ -86,17 +98,24 @@ def make_teacher_step(
                 z, updated = projector.apply(variables, reprs, mutable=["batch_stats"])
                 projector_stats = updated.get("batch_stats", {})
                 embeddings.append(z)
-            return barlow_twins_loss(*embeddings, off_diagonal=off_diagonal, scale=scale), (encoder_stats, projector_stats)
+                representations.append(reprs)
+            loss = barlow_twins_loss(*embeddings, off_diagonal=off_diagonal, scale=scale)
+            return loss, (encoder_stats, projector_stats, jnp.concatenate(representations))
 
         params: Any = {"encoder": state.encoder["params"], "projector": state.projector["params"]}
-        (loss, (encoder_stats, projector_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        (loss, (encoder_stats, projector_stats, reprs)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
+        params, probe = optax.apply_updates(params, updates), state.probe
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        if probe is not None and labels is not None:
+            probe, seen = train_probe(probe, jax.lax.stop_gradient(reprs), jnp.tile(labels, 2), probe_optimizer)
+            metrics["probe_accuracy"] = seen["accuracy"]
         new_state = TeacherState(
             encoder={"params": params["encoder"], "batch_stats": encoder_stats},
             projector={"params": params["projector"], "batch_stats": projector_stats},
             opt_state=opt_state,
+            probe=probe,
         )
-        return new_state, {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return new_state, metrics
 
     return step

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ssdd_jax.core.augment import augment as augment_fn
-from ssdd_jax.core.augment import color_jitter, gaussian_blur, grayscale, random_resized_crop, shift_hue
+from ssdd_jax.core.augment import color_jitter, gaussian_blur, grayscale, random_resized_crop, random_shift, shift_hue
 from ssdd_jax.core.augment_spec import AugmentSpec
 from ssdd_jax.core.views import VIEWS, apply_views
 
@@ -126,3 +126,29 @@ def test_blur_keeps_constants_and_smooths_the_rest(images, key):
     np.testing.assert_allclose(gaussian_blur(key, constant), constant, rtol=1e-5)
     blurred = jax.vmap(gaussian_blur)(jax.random.split(key, 5), images)
     assert float(blurred.std()) < float(images.std())
+
+
+def test_a_random_shift_moves_the_image_by_whole_pixels_and_fills_with_zeros(key):
+    image = jnp.arange(1.0, 17.0).reshape(4, 4, 1) / 16
+    moved = {(y, x): jnp.pad(image, ((2, 2), (2, 2), (0, 0)))[y : y + 4, x : x + 4] for y in range(5) for x in range(5)}
+    seen = set()
+    for draw in jax.vmap(lambda k: random_shift(k, image, 2))(jax.random.split(key, 200)):
+        seen |= {corner for corner, expected in moved.items() if np.array_equal(draw, expected)}
+    assert seen == set(moved)
+
+
+def test_padding_leaves_the_other_draws_as_they_are(key, images):
+    plain, shifted = (augment(key, images, AugmentSpec(1.0, padding=padding, flip=0.0)) for padding in (0, 1))
+    corners = [shifted[:, y : y + 6, x : x + 6] for y in range(3) for x in range(3)]
+    for n in range(len(images)):
+        # Colours are drawn alike: what is inside both is the same up to the shift.
+        assert any(np.allclose(plain[n, 1:7, 1:7], corner[n], atol=0.1) for corner in corners)
+
+
+def test_cubic_crops_stay_in_range_and_keep_constants(key, images):
+    sharp = jnp.round(images)
+    for image in jax.vmap(lambda k, x: random_resized_crop(k, x, 0.2, "cubic"))(jax.random.split(key, 5), sharp):
+        assert float(image.min()) >= 0
+        assert float(image.max()) <= 1
+    constant = jnp.full((8, 8, 3), 0.3)
+    np.testing.assert_allclose(random_resized_crop(key, constant, 0.2, "cubic"), constant, rtol=1e-5)

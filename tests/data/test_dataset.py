@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import ssdd_jax.data.dataset as dataset_module
 from ssdd_jax.data import Dataset, channel_statistics, denormalize, fingerprint, normalize, split_validation
-from ssdd_jax.data.dataset import pad_images
+from ssdd_jax.data.dataset import convert_channels, pad_images
 from ssdd_jax.errors import InputError
 
 
@@ -234,3 +235,21 @@ def test_data_imports_numpy_and_the_standard_library_only():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 assert name.split(".")[0] in allowed or name == "ssdd_jax.errors" or name.startswith("ssdd_jax.data"), (file.name, name)
+
+
+def test_grey_becomes_three_equal_channels_and_colour_its_luma_as_pillow_has_them():
+    colour = make_dataset()
+    grey = convert_channels(colour, 1)
+    assert grey.train_images.shape == (50, 6, 5, 1)
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in colour.test_images])
+    np.testing.assert_array_equal(grey.test_images[..., 0], expected)
+    again = convert_channels(grey, 3)
+    for channel in range(3):
+        np.testing.assert_array_equal(again.train_images[..., channel], grey.train_images[..., 0])
+    np.testing.assert_array_equal(again.train_labels, colour.train_labels)
+    assert convert_channels(colour, 3) is colour
+
+
+def test_other_numbers_of_channels_are_refused():
+    assert_refused("has 2 channels and 3 are asked for, expected 1 or 3", convert_channels, make_dataset(shape=(6, 5, 2)), 3)
+    assert_refused("has 3 channels and 4 are asked for", convert_channels, make_dataset(), 4)

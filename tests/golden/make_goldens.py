@@ -19,7 +19,15 @@ from torch.nn import functional as F
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from golden.recipe import CASES, NUM_OUTPUTS, draw_images, draw_state_dict  # noqa: E402
+from golden.recipe import (  # noqa: E402
+    CASES,
+    NUM_OUTPUTS,
+    TEACHER_SEED,
+    TEACHER_SHAPE,
+    TEACHER_WIDTHS,
+    draw_images,
+    draw_state_dict,
+)
 
 
 def conv_norm(c_in, c_out, kernel, stride=1, padding=0, groups=1):
@@ -212,8 +220,21 @@ NETS = {
 }
 
 
+def teacher():
+    """Write teacher.ckpt as solo-learn writes a checkpoint, of a small ResNet18, and return its features."""
+    torch.manual_seed(0)
+    module = ResNet(TEACHER_WIDTHS, TEACHER_SHAPE, 2)
+    images = torch.from_numpy(draw_images(TEACHER_SHAPE, TEACHER_SEED)).permute(0, 3, 1, 2)
+    module.features(images)  # moves the running statistics off their start
+    weights = {f"backbone.{key}": value for key, value in module.state_dict().items() if not key.startswith("fc.")}
+    weights |= {"projector.0.weight": torch.zeros(3, TEACHER_WIDTHS[-1]), "classifier.weight": torch.zeros(5, TEACHER_WIDTHS[-1])}
+    torch.save({"epoch": 999, "state_dict": weights, "lr_schedulers": [{"last_epoch": 999}]}, HERE / "torch" / "teacher.ckpt")
+    with torch.no_grad():
+        return module.eval().features(images).flatten(1).numpy()
+
+
 def main():
-    arrays, keys = {}, {}
+    arrays, keys = {"teacher/features": teacher()}, {}
     for name, (net, widths, shape, seed) in CASES.items():
         module = NETS[net](widths, shape).eval()
         keys[name] = [(key, list(value.shape)) for key, value in module.state_dict().items()]

@@ -15,6 +15,8 @@ CASES = {
     "mobilenet": ("mobilenet", (8, 4, 6, 8, 12, 16, 20, 24, 40), (32, 32, 3), 7),
     "vit": ("vit", (24, 24, 24), (32, 32, 3), 8),
 }
+# Of torch/teacher.ckpt.
+TEACHER_WIDTHS, TEACHER_SHAPE, TEACHER_SEED = (2, 2, 4, 4), (32, 32, 3), 9
 
 
 def draw_state_dict(shapes, seed):

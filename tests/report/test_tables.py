@@ -5,7 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
-from ssdd_jax.report import results_table, summarize, to_markdown, to_rich, views_table
+from ssdd_jax.report import results_table, results_tables, summarize, to_markdown, to_rich, views_table
+from ssdd_jax.report.tables import score_label, scores_in
 
 
 def columns(header, rows):
@@ -13,19 +14,22 @@ def columns(header, rows):
 
 
 def test_summary_holds_means_and_sample_deviations_in_order_of_appearance(results):
-    ours, krr_st = summarize(results["rows"])
+    ours, krr_st, *controls = summarize(results["rows"])
     assert (ours["method"], krr_st["method"]) == ("ours", "krr_st")
+    assert [entry["method"] for entry in controls] == ["teacher_init", "teacher", "none"]
+    assert controls[-1]["student"] == "convnet"
+    assert not {"num_images", "seconds", "repr_error"} & set(controls[-1])
     # Two values a and b: mean (a + b) / 2, sample deviation |a - b| / sqrt(2).
     assert ours["repr_error"] == {"mean": pytest.approx(0.15), "std": pytest.approx(0.1 / 2**0.5)}
-    assert ours["probe_accuracy"] == {"mean": pytest.approx(0.76), "std": pytest.approx(0.02 / 2**0.5)}
-    assert ours["probe_accuracy_low"] == {"mean": pytest.approx(0.55), "std": pytest.approx(0.1 / 2**0.5)}
+    assert ours["linear"] == {"mean": pytest.approx(0.76), "std": pytest.approx(0.02 / 2**0.5)}
+    assert ours["few_1"] == {"mean": pytest.approx(0.55), "std": pytest.approx(0.1 / 2**0.5)}
     assert ours["seconds"] == pytest.approx(11.5)
     assert (ours["num_images"], ours["num_views"], ours["stored_scalars"], ours["steps"]) == (12, 3, 200, 2000)
     assert krr_st["repr_error"] == {"mean": 1.25, "std": 0.0}
 
 
 def test_summary_of_interleaved_seeds_is_the_same(results):
-    assert summarize([results["rows"][i] for i in (0, 2, 1, 3)]) == summarize(results["rows"])
+    assert summarize([results["rows"][i] for i in (0, 2, 1, 3)]) == summarize(results["rows"][:4])
 
 
 def test_summary_refuses_seeds_of_different_size(results):
@@ -53,20 +57,64 @@ def test_results_table(results):
     assert table["krr_st"]["repr_error"] == "1.250 ± .000"
     assert table["krr_st"]["numbers stored"] == "210 (100.0%)"
     assert table["krr_st"]["seconds"] == "1,235"
-    assert table["no pretraining"]["probe"] == "45.0 ± 7.1"
-    assert table["no pretraining"]["probe, few labels"] == "20.0 ± 0.0"
-    assert table["teacher"]["probe"] == "90.0 ± 0.0"
+    assert table["no pretraining"]["linear probe"] == "45.0 ± 7.1"
+    assert table["no pretraining"]["1 % of labels"] == "20.0 ± 0.0"
+    assert table["teacher"]["linear probe"] == "90.0 ± 0.0"
     assert table["teacher"]["repr_error"] == table["teacher"]["images"] == "–"
 
 
 def test_a_single_seed_has_no_deviation(results):
     results["rows"] = [row for row in results["rows"] if row["seed"] == 0]
-    results["references"] = {"none": {"probe_accuracy": [0.4], "probe_accuracy_low": [0.2]}}
     summary = summarize(results["rows"])
-    assert summary[0]["probe_accuracy"] == {"mean": 0.75, "std": None}
+    assert summary[0]["linear"] == {"mean": 0.75, "std": None}
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     table = columns(*results_table(results))
-    assert (table["ours"]["probe"], table["ours"]["repr_error"], table["no pretraining"]["probe"]) == ("75.0", ".200", "40.0")
+    assert (table["ours"]["linear probe"], table["ours"]["repr_error"], table["no pretraining"]["linear probe"]) == ("75.0", ".200", "40.0")
+
+
+def test_scores_come_in_one_order_and_only_those_that_there_are(results):
+    assert [score_label(score) for score in scores_in(results["rows"])] == ["repr_error", "linear probe", "1 % of labels"]
+    row = {"method": "a", "finetune": 1.0, "knn": 1.0, "few_10": 1.0, "few_2.5": 1.0}
+    assert scores_in([row]) == ["few_2.5", "few_10", "knn", "finetune"]
+
+
+def cross(results):
+    """The rows again with a second student, and on a second dataset."""
+    sets = [row for row in results["rows"] if row["student"]]
+    other = [{**row, "student": "vit", "linear": row["linear"] / 2} for row in sets]
+    further = [{key: value for key, value in row.items() if key != "repr_error"} | {"dataset": "elsewhere", "linear": 0.1} for row in sets]
+    results["rows"] += other + further
+    return results
+
+
+def test_a_second_student_and_a_second_dataset_make_a_table_a_score(results):
+    assert list(results_tables(results)) == ["Results"]
+    main = results_table(results)
+    tables = results_tables(cross(results))
+    assert tables["Results"] == main
+    kinds = {title.partition(":")[0] for title in tables}
+    assert kinds == {"Results", "Students", "Datasets"}
+    header, rows = tables["Students: linear probe"]
+    assert header == ["method", "convnet", "vit"]
+    assert rows == [
+        ["no pretraining", "45.0 ± 7.1", "22.5 ± 3.5"],
+        ["ours", "76.0 ± 1.4", "38.0 ± 0.7"],
+        ["krr_st", "60.0 ± 0.0", "30.0 ± 0.0"],
+    ]
+    assert tables["Datasets: linear probe"][1][1] == ["ours", "76.0 ± 1.4", "10.0 ± 0.0"]
+    # The error is of the distilled set's own dataset alone.
+    assert tables["Students: repr_error"][0] == ["method", "convnet", "vit"]
+    assert tables["Datasets: repr_error"][0] == ["method", "toy"]
+
+
+def test_sets_without_sizes_and_without_a_budget_show_what_they_have(results):
+    results["budget"] = None
+    foreign = {"method": "foreign-0", "student": "convnet", "dataset": "toy", "seed": 0, "num_images": 9, "linear": 0.5}
+    results["rows"] = [row for row in results["rows"] if row["method"] == "ours"] + [foreign]
+    table = columns(*results_table(results))
+    assert table["ours"]["numbers stored"] == "200"
+    shown = [table["foreign-0"][column] for column in ("images", "pairs", "numbers stored", "linear probe", "seconds")]
+    assert shown == ["9", "–", "–", "50.0", "–"]
 
 
 def test_views_table(results):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars
 from ssdd_jax.errors import InputError
 from ssdd_jax.main import config_folder
-from ssdd_jax.run.build import plan_method
+from ssdd_jax.run.build import plan_method, repr_width
 from ssdd_jax.run.spec import MethodSpec, to_spec
 
 ROTATIONS = ("identity", "rot90", "rot180", "rot270")
@@ -46,7 +46,7 @@ def test_cifar100_at_100_pairs_has_the_papers_budget_shapes_and_number_of_images
 def test_every_method_of_every_config_fits_its_budget_and_nearly_fills_it(name, variant, shape):
     spec = load(name, variant)
     for method, settings in spec.methods.items():
-        plan = plan_method(method, settings, spec.num_pairs, shape, spec.teacher.widths[-1], dict.fromkeys(settings.views, 1.0))
+        plan = plan_method(method, settings, spec.num_pairs, shape, repr_width(spec.teacher, shape), dict.fromkeys(settings.views, 1.0))
         assert 0.95 * plan.budget < plan.stored_scalars <= plan.budget, method
 
 

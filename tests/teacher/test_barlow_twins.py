@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import optax
 import pytest
 
 from ssdd_jax.core.augment_spec import AugmentSpec
+from ssdd_jax.evals.probe import init_probe
 from ssdd_jax.nets import make_learner
 from ssdd_jax.teacher.barlow_twins import Projector, barlow_twins_loss, init_teacher, make_teacher_step
 
@@ -75,3 +78,23 @@ def test_a_step_draws_by_its_key_alone_and_averages_the_statistics_of_both_views
     expected = 0.19 * (np.asarray(activations).mean((0, 1, 2)) + np.asarray(conv["bias"]))
     after = step(state, constant, key)[0].encoder["batch_stats"]["BatchNorm_0"]["mean"]
     np.testing.assert_allclose(after, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_online_probe_learns_from_the_labels_and_the_encoder_never_sees_them(key):
+    learner, projector = make_learner("convnet", (4,), (4, 4, 1), 0, pooled=True), Projector(6, 1)
+    optimizer, probe_optimizer = optax.sgd(0.01), optax.sgd(0.5)
+    view = AugmentSpec(min_crop_scale=1.0, jitter=0.0, gray=0.0)
+    settings = {"encoder": learner, "projector": projector, "optimizer": optimizer, "views": (view, view)}
+    step = jax.jit(make_teacher_step(**settings, normalize=lambda x: x, probe_optimizer=probe_optimizer))
+    labels = jnp.arange(32) % 2
+    images = jax.random.uniform(key, (32, 4, 4, 1)) * 0.3 + 0.5 * labels[:, None, None, None]
+    probe = init_probe(key, 4, 2, probe_optimizer)
+    watched = jax.jit(lambda k: init_teacher(k, learner, projector, 4, optimizer, probe))(key)
+    alone, accuracies = replace(watched, probe=None), []
+    for i in range(40):
+        draw = jax.random.fold_in(key, i)
+        watched, metrics = step(watched, images, draw, labels)
+        alone, _ = step(alone, images, draw)
+        accuracies.append(float(metrics["probe_accuracy"]))
+    assert np.mean(accuracies[-5:]) > 0.9 > np.mean(accuracies[:1])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), watched.encoder, alone.encoder)
