@@ -30,9 +30,11 @@ def get_config(variant=""):
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.update(min_crop_scale=0.2, saturation=0.4, hue=0.2)
     config.outer.steps = 250 if large else 400
-    # One convnet is the pool's; the others have a quarter of the published widths: --config.evaluation.only= evaluates all.
+    # The convnet is the pool's, the resnet has an eighth of the published widths, the others a quarter.
+    # --config.evaluation.only= evaluates all.
     config.evaluation.update(probe_steps=2000, students=six_students(0.25), only="convnet")
     config.evaluation.students.convnet.update(widths=(16, 32, 64), width_factor=1.0)
+    config.evaluation.students.resnet18.width_factor = 0.125
     if variant == "downstream":
         config.evaluation.datasets = {"fashion_mnist": to_config(DataSpec("idx", size=32, channels=3))}
     if variant == "smoke":

@@ -20,7 +20,7 @@ def get_config(variant=""):
     config.name = "cifar100"
     config.num_pairs = 100
     config.data.update(source="arrays", path="data/cifar100.npz")
-    paper_scale(config, num_train=45_000, epochs=1000)
+    paper_scale(config, num_train=50_000, epochs=1000)
     config.teacher.standardize = False
     config.outer.real_views = ("identity", "hflip")
     if variant == "smoke":

@@ -29,9 +29,11 @@ def cpu():
     config.teacher.update(widths=(32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.min_crop_scale = 0.3
-    # One convnet is the pool's; the others have a quarter of the published widths: --config.evaluation.only= evaluates all.
+    # The convnet is the pool's, the resnet has an eighth of the published widths, the others a quarter.
+    # --config.evaluation.only= evaluates all.
     config.evaluation.update(probe_steps=2000, students=six_students(0.25), only="convnet")
     config.evaluation.students.convnet.update(widths=(16, 32, 64), width_factor=1.0)
+    config.evaluation.students.resnet18.width_factor = 0.125
     return config
 
 
@@ -43,7 +45,7 @@ def gpu():
     config = default_config(**methods)
     config.num_pairs = 100
     config.data.size = 32
-    paper_scale(config, num_train=54_000, epochs=200)
+    paper_scale(config, num_train=60_000, epochs=200)
     return config
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from ssdd_jax.report import results_table, to_markdown, views_table
+from ssdd_jax.report import results_tables, to_markdown, views_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -13,8 +13,10 @@ def main(files: list[Path]) -> None:
     for file in files:
         results = json.loads(file.read_text())
         data, budget = results["dataset"], results["budget"]
-        print(f"### {file.stem}\n\n{data['name']}, {data['split']} split, N = {budget['num_pairs']} ({budget['scalars']} numbers)\n")
-        print(to_markdown(*results_table(results)))
+        size = f", N = {budget['num_pairs']} ({budget['scalars']} numbers)" if budget else ""
+        print(f"### {file.stem}\n\n{data['name']}, {data['split']} split{size}")
+        for title, table in results_tables(results).items():
+            print(f"\n#### {title}\n\n{to_markdown(*table)}")
         views = views_table(results)
         if views:
             print(f"\n{to_markdown(*views)}")

@@ -67,7 +67,7 @@ def main():
     if digest != manifest["checksum"]["sha256"]:
         raise SystemExit("the first image is not the manifest's: export the set again")
     mean, std = (torch.tensor(manifest["normalization"][key]) for key in ("mean", "std"))
-    train, probe = manifest["protocol"]["pretraining"], manifest["protocol"]["linear_probe"]
+    train, probe = manifest["published_protocol"]["pretraining"], manifest["published_protocol"]["linear_probe"]
     updates = args.updates or train["epochs"] * -(-len(x) // train["batch_size"])
     probe_steps, results = args.probe_steps or probe["steps"], []
     y_train, y_test = (torch.from_numpy(data[key]).long() for key in ("y_train", "y_test"))

@@ -23,7 +23,7 @@ USAGE = f"""{__doc__}
              evaluate  the sets in the workdir, or those of --set
              report    write the report of results.json again; needs no --config
              export    write the sets in the workdir, or those of --set, as plain files; needs no --config
---set      folder of a distilled set or of an export, for evaluate and export; may be given several times
+--set      folder of a distilled set, or for evaluate of an export; may be given several times
 --format   of the export: safetensors (the default), npz, png or pt (PyTorch)
 --debug    show the traceback of an error
 shipped configs: {{configs}}"""
@@ -84,7 +84,7 @@ def parse(argv: Sequence[str]) -> Command:
     workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
     task_flag = flags.DEFINE_string("task", "all", "task", flag_values=values)
     set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
-    format_flag = flags.DEFINE_string("format", "safetensors", "format", flag_values=values)
+    format_flag = flags.DEFINE_string("format", None, "format", flag_values=values)
     try:
         rest = values(["ssdd_jax", *args])[1:]
         config = config_flag.value
@@ -99,13 +99,15 @@ def parse(argv: Sequence[str]) -> Command:
         raise InputError(f"--task is {task!r}, expected one of {', '.join(TASKS)}{nearest(str(task), TASKS)}")
     if set_flag.value and task not in ("evaluate", "export"):
         raise InputError(f"--set is for --task=evaluate and --task=export, the task is {task}; drop one of them")
+    if format_flag.value and task != "export":
+        raise InputError(f"--format is for --task=export, the task is {task}; drop one of them")
     needs_config = task not in ("report", "export")
     if (needs_config and config is None) or workdir_flag.value is None:
         missing = "--config" if needs_config and config is None else "--workdir"
         raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
     sets = tuple(Path(path).expanduser() for path in set_flag.value)
     spec = to_spec(config) if config is not None else None
-    return Command(spec, Path(workdir_flag.value).expanduser(), task, sets, format_flag.value)
+    return Command(spec, Path(workdir_flag.value).expanduser(), task, sets, format_flag.value or "safetensors")
 
 
 def _config_error(error: BaseException) -> str:

@@ -55,7 +55,13 @@ def test_every_logged_number_is_finite_and_steps_ascend(finished):
     for stage in stages:
         steps = [record["step"] for record in records if record["stage"] == stage]
         assert steps == sorted(set(steps))
-        assert all(np.isfinite(record["loss"]).all() for record in records if record["stage"] == stage)
+    for record in records:
+        numbers = [value for key, value in record.items() if key not in ("stage", "step")]
+        assert numbers
+        assert all(np.isfinite(value).all() for value in numbers)
+    # How well the labels can be read from the teacher is logged as it trains, and at its end on the held-out images.
+    assert all(0 <= record["probe_accuracy"][0] <= 1 for record in records if record["stage"] == "teacher")
+    assert [0 <= record["probe_accuracy"] <= 1 for record in records if record["stage"] == "teacher/held-out"] == [True]
 
 
 def test_a_finished_run_is_not_run_again(finished, monkeypatch):

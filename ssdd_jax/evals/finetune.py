@@ -36,7 +36,8 @@ def make_finetune_step(
 
     def step(member: MemberState, step_number, seed, schedule, images, labels):
         rows = schedule[step_number]
-        batch = augment(step_key(seed, Stream.FINETUNE_STEP, step_number), images[rows].astype(jnp.float32) / 255.0, view)
+        # Steps are numbered from 1: the schedule is drawn at 0.
+        batch = augment(step_key(seed, Stream.FINETUNE_STEP, step_number + 1), images[rows].astype(jnp.float32) / 255.0, view)
         targets, variables = labels[rows], member.variables
 
         def loss_fn(params):

@@ -19,7 +19,8 @@ def knn_predict(
     The protocol of Wu et al. (2018) that solo-learn reports.
     """
     unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    cosines, neighbors = jax.lax.top_k(unit(queries) @ unit(train).T, min(num_neighbors, len(train)))
+    similarities = jnp.matmul(unit(queries), unit(train).T, precision=jax.lax.Precision.HIGHEST)
+    cosines, neighbors = jax.lax.top_k(similarities, min(num_neighbors, len(train)))
     # Relative to the nearest, so that no weight overflows. Its maximum, not its first column: on CPUs XLA takes a slice of
     # top_k for a reason to sort all n, forty times slower.
     weights = jnp.exp((cosines - cosines.max(1, keepdims=True)) / temperature)

@@ -32,7 +32,8 @@ def init_probe(key: PRNGKeyArray, width: int, num_classes: int, optimizer: optax
 
 def probe_logits(params: dict[str, Array], features: Float[Array, "n q"]) -> Float[Array, "n k"]:
     """Return the class scores."""
-    return features @ params["weight"] + params["bias"][None]
+    # In full precision also where float32 products are rounded by default: L-BFGS measures small differences.
+    return jnp.matmul(features, params["weight"], precision=jax.lax.Precision.HIGHEST) + params["bias"][None]
 
 
 def train_probe(

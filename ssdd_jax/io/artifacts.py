@@ -75,9 +75,21 @@ def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> 
 
 
 def read_manifest(path: str | Path) -> dict[str, Any] | None:
-    """Return the manifest of a distilled set, or None when the folder holds no whole one."""
+    """Return the manifest of a distilled set or an export, or None when the folder holds no whole one.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
     file = Path(path) / MANIFEST
-    return json.loads(file.read_text()) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: it is no JSON ({error}); copy the folder again, or make it again") from error
+    if not isinstance(manifest, dict):
+        raise InputError(f"{file} holds a {type(manifest).__name__}, expected an object; copy the folder again, or make it again")
+    return manifest
 
 
 def load_distilled(path: str | Path) -> DistilledSet:

@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import io
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from ssdd_jax.core.distilled import expand
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.artifacts import MANIFEST, load_distilled
+from ssdd_jax.io.artifacts import MANIFEST, load_distilled, read_manifest
 from ssdd_jax.io.files import sha256, write_bytes, write_json
 from ssdd_jax.io.torch_files import read_torch
 
@@ -123,7 +123,7 @@ def export_distilled(source: str | Path, destination: str | Path, fmt: str) -> P
         )
     former = _check_destination(destination)
     distilled = load_distilled(source)
-    metadata = _read_json(source)
+    metadata = _read_manifest(source)
     images, targets = (np.asarray(array) for array in expand(distilled))
     mean, std = _statistics(source, metadata, images.shape[-1])
     views = distilled.layout.views
@@ -140,8 +140,9 @@ def export_distilled(source: str | Path, destination: str | Path, fmt: str) -> P
     return destination
 
 
-def to_uint8(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def to_uint8(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> np.ndarray:
     """Return normalised images "... C" as uint8 pixels: clip(rint(255 (x std + mean)), 0, 255)."""
+    images, mean, std = (np.asarray(values, np.float32) for values in (images, mean, std))
     return np.clip(np.rint(255 * (images * std + mean)), 0, 255).astype(np.uint8)
 
 
@@ -166,7 +167,7 @@ def read_pairs(path: str | Path) -> Pairs:
         >>> pairs = read_pairs("runs/digits/distilled/ours/seed_0")  # doctest: +SKIP
     """
     path = Path(path)
-    manifest = _read_json(path)
+    manifest = _read_manifest(path)
     kind = manifest.get("kind")
     if kind == KIND:
         if manifest.get("format") != FORMAT:
@@ -192,23 +193,17 @@ def _check_destination(destination: Path) -> dict[str, Any]:
     for place in (destination, *destination.parents):
         if place.exists() and not place.is_dir():
             raise InputError(f"destination {destination}: {place} is a file, expected a folder; choose another")
-    former = _read_json(destination)
+    former = _read_manifest(destination)
     if former and former.get("kind") != KIND:
         raise InputError(f"destination {destination} holds a {MANIFEST} that is no export's and would be lost; choose another folder")
     return former
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest in a folder; an empty one when there is none."""
-    file = path / MANIFEST
-    if not file.is_file():
-        return {}
-    try:
-        manifest = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({type(error).__name__}); copy or write it again") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files", {}), dict):
-        raise InputError(f"{file} is not a manifest, expected a JSON object whose 'files', if any, is one too; write it again")
+    manifest = read_manifest(path) or {}
+    if not isinstance(manifest.get("files", {}), dict):
+        raise InputError(f"{path / MANIFEST} has 'files' that are no JSON object, expected one of names; write it again")
     return manifest
 
 
@@ -293,7 +288,19 @@ def _describe(
         "images_uint8": {"meaning": "pixels, rounded and clipped: to look at", "range": [0, 255]},
     }
     values = {"x_syn": values["images"]} if fmt == "pt" else values
-    kept = ("dataset", "method", "seed", "num_images", "num_views", "stored_scalars")
+    kept = (
+        "dataset",
+        "method",
+        "seed",
+        "num_images",
+        "num_views",
+        "stored_scalars",
+        "layout",
+        "steps",
+        "seconds",
+        "approximation",
+        "teacher",
+    )
     return {
         "format": FORMAT,
         "kind": KIND,
@@ -312,7 +319,7 @@ def _describe(
             "scale": teacher.get("scale"),
         },
         **{key: metadata.get(key) for key in kept},
-        "protocol": PROTOCOL,
+        "published_protocol": PROTOCOL,
         "checksum": {
             "of": "the first view of the first image, normalised: float32, little endian, (H, W, C) in C order",
             "sha256": sha256(np.ascontiguousarray(images[0, 0], "<f4").tobytes()),

@@ -19,8 +19,8 @@ NETS: dict[str, Callable[[tuple[int, ...], int, bool], nn.Module]] = {
     "convnet": lambda widths, num_outputs, pooled: ConvNet(widths, num_outputs, pooled),
     "vgg11": lambda widths, num_outputs, pooled: VGG11(widths, num_outputs, pooled),
     "alexnet": lambda widths, num_outputs, pooled: AlexNet(widths, num_outputs, pooled),
-    "resnet10": lambda widths, num_outputs, pooled: ResNet(widths, (1,) * len(widths), num_outputs),
-    "resnet18": lambda widths, num_outputs, pooled: ResNet(widths, (2,) * len(widths), num_outputs),
+    "resnet10": lambda widths, num_outputs, pooled: ResNet(widths, (1,) * len(widths), num_outputs, pooled),
+    "resnet18": lambda widths, num_outputs, pooled: ResNet(widths, (2,) * len(widths), num_outputs, pooled),
     "mobilenet": lambda widths, num_outputs, pooled: MobileNet(widths, num_outputs),
     "vit": lambda widths, num_outputs, pooled: ViT(widths, num_outputs),
 }

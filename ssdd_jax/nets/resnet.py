@@ -11,15 +11,17 @@ def _conv(width: int, kernel: int, stride: int, padding: int, name: str) -> Conv
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions added to the input, through a 1 x 1 one where shapes differ; the last norm starts at zero."""
+    """Two 3 x 3 convolutions added to the input, through a 1 x 1 one where shapes differ; the last norm may start at zero."""
 
     width: int
     stride: int
+    zero_init: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W c"], train: bool) -> Float[Array, "n h w C"]:
         y = nn.relu(BatchNorm(name="bn1")(_conv(self.width, 3, self.stride, 1, "conv1")(x), train))
-        y = BatchNorm(nn.initializers.zeros, name="bn2")(_conv(self.width, 3, 1, 1, "conv2")(y), train)
+        last_init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
+        y = BatchNorm(last_init, name="bn2")(_conv(self.width, 3, 1, 1, "conv2")(y), train)
         if self.stride != 1 or x.shape[-1] != self.width:
             x = BatchNorm(name="downsample_1")(_conv(self.width, 1, self.stride, 0, "downsample_0")(x), train)
         return nn.relu(x + y)
@@ -28,19 +30,24 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Basic-block ResNet: blocks (2, 2, 2, 2) is ResNet18, (1, 1, 1, 1) is ResNet10; features are the spatial mean.
 
-    The padding of 2 turns 32 pixels into stages of 34, 17, 9 and 5 pixels. Modules are named as torchvision's.
+    The padding of 2 turns 32 pixels into stages of 34, 17, 9 and 5 pixels. Modules are named as torchvision's. KRR-ST's
+    students start the last norm of every block at zero; solo-learn's teachers do not, and start the stem as any convolution.
     """
 
     widths: tuple[int, ...]
     blocks: tuple[int, ...]
     num_outputs: int
+    as_teacher: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W C"], train: bool = False) -> tuple[Float[Array, "n q"], Float[Array, "n d"]]:
-        x = nn.relu(BatchNorm(name="bn1")(_conv(self.widths[0], 3, 1, 2, "conv1")(x), train))
+        stem = _conv(self.widths[0], 3, 1, 2, "conv1")
+        if self.as_teacher:
+            stem = Conv(self.widths[0], 3, 1, 2, use_bias=False, name="conv1")
+        x = nn.relu(BatchNorm(name="bn1")(stem(x), train))
         for stage, (width, num_blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(num_blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = BasicBlock(width, stride, name=f"layer{stage + 1}_{block}")(x, train)
+                x = BasicBlock(width, stride, not self.as_teacher, name=f"layer{stage + 1}_{block}")(x, train)
         features = x.mean((1, 2))
         return features, Linear(self.num_outputs)(features) if self.num_outputs else features

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ssdd_jax.core.distilled import DistilledSet, reconstruct_images
 from ssdd_jax.core.views import apply_views
+from ssdd_jax.io.export import to_uint8
 
 MIN_SIDE = 48
 MAX_BASES, MAX_IMAGES, MAX_ROWS = 64, 100, 6
@@ -51,12 +52,6 @@ def grid(images: np.ndarray, columns: int, scale: int | None = None, gap: int = 
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
-def to_pixels(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Return images "... C" of the student's normalized space as uint8 pixels, clipped."""
-    unit = np.asarray(images, np.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
-    return np.clip(np.rint(255 * unit), 0, 255).astype(np.uint8)
-
-
 def bases_picture(bases: ArrayLike, base_shape: Sequence[int]) -> Image.Image:
     """Draw the first image bases "U p", each stretched to its own range, symmetric about a mid-grey 0."""
     bases = np.asarray(bases)[:MAX_BASES].reshape(-1, *base_shape)
@@ -66,14 +61,14 @@ def bases_picture(bases: ArrayLike, base_shape: Sequence[int]) -> Image.Image:
 
 def images_picture(distilled: DistilledSet, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
     """Draw the distilled images as they are under view 0."""
-    pixels = to_pixels(np.asarray(reconstruct_images(distilled)[:MAX_IMAGES]), mean, std)
+    pixels = to_uint8(np.asarray(reconstruct_images(distilled)[:MAX_IMAGES]), mean, std)
     return grid(pixels, min(10, len(pixels)))
 
 
 def views_picture(distilled: DistilledSet, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
     """Draw the first images, one a row, under every view, one a column with its name above."""
     views, gap = distilled.layout.views, 6
-    pixels = to_pixels(np.asarray(apply_views(reconstruct_images(distilled)[:MAX_ROWS], views)), mean, std)
+    pixels = to_uint8(np.asarray(apply_views(reconstruct_images(distilled)[:MAX_ROWS], views)), mean, std)
     _, _, h, w, channels = pixels.shape
     font = ImageFont.load_default(FONT_SIZE)
     scale = max(_scale(h, w), math.ceil(max(font.getlength(name) for name in views) / w))

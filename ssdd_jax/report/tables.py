@@ -47,7 +47,8 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
     Returns:
         One summary a method, student and dataset, in order of first appearance: its sizes and mean seconds if it is of a
-        distilled set, and {"mean", "std"} of every score with the sample standard deviation, None for a single seed.
+        distilled set, and {"mean", "std"} of every score with the sample standard deviation, None for a single seed;
+        "num_failed" of them have no scores.
 
     Raises:
         ValueError: the seeds differ in size, so that no one line describes them.
@@ -68,6 +69,8 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 sizes = [row.get(size) for row in group]
                 raise ValueError(f"summarize: {method} has {size} {sizes}, expected the same for every seed")
         entry = {"method": method, "student": student, "dataset": dataset, "num_seeds": len(group)}
+        failed = sum("failed" in row for row in group)
+        entry |= {"num_failed": failed} if failed else {}
         entry |= {size: first[size] for size in SIZES if size in first}
         if all(row.get("seconds") is not None for row in group):
             entry["seconds"] = statistics.fmean(row["seconds"] for row in group)
@@ -84,15 +87,15 @@ def main_rows(results: Mapping[str, Any]) -> list[Row]:
 
 def results_tables(results: Mapping[str, Any]) -> dict[str, TextTable]:
     """Return all tables of a run by title: the main one, and where there are several students or datasets, one a score of these."""
-    tables = {"Results": results_table(results)}
-    for axis, title in (("student", "Students"), ("dataset", "Datasets")):
-        rows = [row for row in results["rows"] if row["student"] is not None]
-        if axis == "student":
-            rows = [row for row in rows if row["dataset"] == results["dataset"]["name"]]
-        else:
-            rows = [row for row in rows if row["student"] == rows[0]["student"]]
+    students = list(dict.fromkeys(row["student"] for row in results["rows"] if row["student"] is not None))
+    tables = {f"Results, {students[0]}" if len(students) > 1 else "Results": results_table(results)}
+    by_axis = {
+        "student": [row for row in results["rows"] if row["student"] is not None and row["dataset"] == results["dataset"]["name"]],
+        "dataset": [row for row in results["rows"] if row["student"] in (None, *students[:1])],
+    }
+    for axis, rows in by_axis.items():
         if len({row[axis] for row in rows}) > 1:
-            tables |= {f"{title}: {score_label(score)}": cross_table(rows, axis, score) for score in scores_in(rows)}
+            tables |= {f"{axis.capitalize()}s: {score_label(score)}": cross_table(rows, axis, score) for score in scores_in(rows)}
     return tables
 
 
@@ -104,10 +107,10 @@ def cross_table(rows: Sequence[Row], axis: str, score: str) -> TextTable:
         axis: 'student' or 'dataset'.
         score: such as 'linear'.
     """
-    summary = {(entry["method"], entry[axis]): entry for entry in summarize([row for row in rows if score in row])}
+    summary = {(e["method"], e[axis]): e for e in summarize([row for row in rows if score in row or "failed" in row])}
     columns = list(dict.fromkeys(column for _, column in summary))
     methods = _controls_first(dict.fromkeys(method for method, _ in summary))
-    cell = lambda entry: _score(score, entry[score]) if entry else NOTHING
+    cell = lambda entry: _score(score, entry) if entry else NOTHING
     lines = [[CONTROL_LABELS.get(m, m), *(cell(summary.get((m, column))) for column in columns)] for m in methods]
     return ["method", *columns], lines
 
@@ -137,7 +140,7 @@ def results_table(results: Mapping[str, Any]) -> TextTable:
                 number("num_views"),
                 pairs,
                 stored,
-                *(_score(score, entry[score]) if score in entry else NOTHING for score in scores),
+                *(_score(score, entry) for score in scores),
                 number("steps"),
                 NOTHING if seconds is None else f"{seconds:,.1f}" if seconds < 100 else f"{seconds:,.0f}",
             ]
@@ -234,9 +237,12 @@ def _spread(score: Mapping[str, Any], text: Callable[[float], str]) -> str:
     return text(score["mean"]) if score["std"] is None else f"{text(score['mean'])} ± {text(score['std'])}"
 
 
-def _score(name: str, score: Mapping[str, Any]) -> str:
-    """Write a score: an error as a number, an accuracy in percent."""
-    return _spread(score, lambda value: _bare(value, 3) if name == "repr_error" else f"{100 * value:.1f}")
+def _score(name: str, entry: Mapping[str, Any]) -> str:
+    """Write a score of a summary: an error as a number, an accuracy in percent, and how many seeds have none."""
+    failed = f" ({entry['num_failed']} failed)" if entry.get("num_failed") else ""
+    if name not in entry:
+        return NOTHING + failed
+    return _spread(entry[name], lambda value: _bare(value, 3) if name == "repr_error" else f"{100 * value:.1f}") + failed
 
 
 def _bare(value: float, decimals: int) -> str:

@@ -96,6 +96,10 @@ def student_learner(spec: NetSpec, image_shape: tuple[int, int, int], num_output
 
 
 def _learner(spec: NetSpec, image_shape: tuple[int, int, int], num_outputs: int, where: str, *, pooled: bool = False) -> Learner:
+    if spec.net.startswith("resnet") and len(spec.widths) not in (0, 4):
+        raise InputError(
+            f"{where}: {spec.net} got widths {spec.widths}, expected four, one a stage; {where}.widths='()' has the published ones"
+        )
     try:
         return make_learner(spec.net, spec.widths, image_shape, num_outputs, pooled=pooled, width_factor=spec.width_factor)
     except ValueError as error:

@@ -13,7 +13,7 @@ from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import Layout, budget_scalars, resize_images
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.metrics import Metrics
-from ssdd_jax.run.build import Data, Plan, plan_method, repr_width, student_learner
+from ssdd_jax.run.build import Data, Plan, load_data, plan_method, repr_width, student_learner
 from ssdd_jax.run.progress import Display
 from ssdd_jax.run.spec import RunSpec, digest
 from ssdd_jax.run.teacher import Teacher, cached_representations, get_teacher, in_batches, teacher_digest, view_shifts
@@ -33,6 +33,28 @@ class Context:
         self.width = repr_width(self.spec.teacher, self.data.image_shape)
         self.learner = student_learner(self.spec.student, self.data.image_shape, self.width)
         self._pcas: dict[Any, PCA] = {}
+
+    @cached_property
+    def targets(self) -> dict[str, Data]:
+        """Return the datasets to evaluate on by label, the distilled sets' own first.
+
+        Raises:
+            InputError: one cannot be read, or its images are not of the own ones' shape.
+        """
+        targets = {self.data.name: self.data}
+        for label, spec in self.spec.evaluation.datasets.items():
+            where = f"config.evaluation.datasets.{label}"
+            if label in targets:
+                raise InputError(f"{where} has the name of the distilled set's own dataset, which is evaluated anyway; rename it")
+            target = load_data(spec, self.spec.evaluation.split)
+            if target.image_shape != self.data.image_shape:
+                h, _, c = self.data.image_shape
+                raise InputError(
+                    f"{where} has images of {target.image_shape}, expected {self.data.image_shape} as the distilled set's; "
+                    f"{where}.size={h} pads smaller ones and {where}.channels={c} converts their colours"
+                )
+            targets[label] = target
+        return targets
 
     @property
     def budget(self) -> int:

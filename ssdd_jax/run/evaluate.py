@@ -1,8 +1,7 @@
 """The evaluation stage: students pretrained on distilled sets, the protocols that read them, and the controls beside them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,26 @@ from ssdd_jax.evals.knn import knn_predict
 from ssdd_jax.evals.probe import accuracy, init_probe, label_subset, make_probe_step, probe_logits
 from ssdd_jax.evals.student import make_student_step, repr_error
 from ssdd_jax.io.artifacts import read_manifest
-from ssdd_jax.io.export import Pairs, read_pairs
+from ssdd_jax.io.export import PAIRS_KIND, Pairs, read_pairs
 from ssdd_jax.io.files import sha256
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.run.build import Data, load_data, normalize, sgd, student_learner, student_optimizer, teacher_learner
+from ssdd_jax.run.build import Data, normalize, sgd, student_learner, student_optimizer, teacher_learner
 from ssdd_jax.run.context import Context
-from ssdd_jax.run.loop import Loop, stack, unstack
-from ssdd_jax.run.spec import NetSpec, RecipeSpec, digest
+from ssdd_jax.run.loop import Loop, NumericalError, stack, unstack
+from ssdd_jax.run.spec import EvaluationSpec, NetSpec, RecipeSpec, digest, json_ready
 from ssdd_jax.run.teacher import in_batches
 
 # Controls that are no student: what they know is the representation itself.
 OF_TEACHER = ("teacher_init", "teacher")
+# Of every protocol, how the names of its settings begin.
+PREFIXES = {"linear": "probe_", "few": "low_", "knn": "knn_", "finetune": "finetune_"}
+
+vote = jax.jit(knn_predict, static_argnames=("num_classes", "num_neighbors", "temperature"))
+
+
+def recipe_of(net: NetSpec, spec: EvaluationSpec) -> RecipeSpec:
+    """Return how a network is pretrained: it depends on the network's kind alone, never on the set."""
+    return spec.vit_recipe if net.net == "vit" else spec.recipe
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,6 @@ class Student:
         )
         self._loops: dict[Any, tuple[Loop, optax.GradientTransformation]] = {}
 
-    @property
-    def recipe(self) -> RecipeSpec:
-        """Return how this network is pretrained: it depends on the network's kind alone, never on the set."""
-        evaluation = self.context.spec.evaluation
-        return evaluation.vit_recipe if self.spec.net == "vit" else evaluation.recipe
-
     def init(self, seed: int) -> Any:
         """Return the untrained variables."""
         return self.learner.init(step_key(seed, Stream.STUDENT_INIT))
@@ -95,7 +97,7 @@ class Student:
         updates = spec.updates or spec.epochs * per_epoch
         key = (per_epoch, shared)
         if key not in self._loops:
-            optimizer = student_optimizer(self.recipe, updates, per_epoch)
+            optimizer = student_optimizer(recipe_of(self.spec, spec), updates, per_epoch)
             prepare = {"prepare": context.data.normalize} if shared else {}
             step = make_student_step(learner=self.learner, optimizer=optimizer, **prepare)
             self._loops[key] = Loop(step, (0, None, None) if shared else (0, 0, 0)), optimizer
@@ -159,27 +161,9 @@ class Evaluator:
         self.probe_optimizer = optax.sgd(optax.cosine_decay_schedule(self.spec.probe_learning_rate, self.spec.probe_steps), 0.9)
         self.probe_loop = Loop(make_probe_step(optimizer=self.probe_optimizer), (0, 0, 0))
         self.few_loop = Loop(make_few_label_step(l2=self.spec.low_l2), (0, 0))
-        # Which cells, is not how they are computed.
-        self.protocol = digest(replace(self.spec, students={}, datasets={}, only="", controls=()))
+        self.targets = context.targets
         self._students: dict[Any, Student] = {}
-
-    @cached_property
-    def targets(self) -> dict[str, Data]:
-        """Return the target datasets by label, the distilled sets' own first."""
-        own = self.context.data
-        targets = {own.name: own}
-        for label, spec in self.spec.datasets.items():
-            where = f"config.evaluation.datasets.{label}"
-            if label in targets:
-                raise InputError(f"{where} has the name of the distilled set's own dataset, which is evaluated anyway; rename it")
-            target = load_data(spec, self.spec.split)
-            if target.image_shape != own.image_shape:
-                raise InputError(
-                    f"{where} has images of {target.image_shape}, expected {own.image_shape} as the distilled set's; "
-                    f"set {where}.size={own.image_shape[0]} and {where}.channels={own.image_shape[2]}"
-                )
-            targets[label] = target
-        return targets
+        self._identities: dict[Path, list[Any]] = {}
 
     def cells(self) -> list[Cell]:
         """Return all cells in the order of the table."""
@@ -193,20 +177,42 @@ class Evaluator:
         return cells
 
     def digest(self, cell: Cell) -> str:
-        """Return the name of everything that a cell depends on."""
-        context = self.context
-        parts: list[Any] = [self.protocol, cell.method, cell.seed, context.data.digest, self.targets[cell.dataset].digest]
+        """Return the name of everything that a cell depends on, and of nothing else."""
+        context, spec = self.context, self.spec
+        protocols = [name for name in spec.protocols if name != "finetune" or cell.student is not None]
+        settings = json_ready(spec)
+        parts: list[Any] = [
+            cell.method,
+            cell.student,
+            cell.dataset,
+            cell.seed,
+            context.data.digest,
+            self.targets[cell.dataset].digest,
+            spec.split,
+            {name: {key: value for key, value in settings.items() if key.startswith(PREFIXES[name])} for name in protocols},
+        ]
         if cell.student is not None:
-            parts.append(context.spec.students()[cell.student])
+            net = context.spec.students()[cell.student]
+            parts.append(net)
+            # An untrained student has as many outputs as the teacher.
+            parts.append(context.width if cell.method == "none" else [recipe_of(net, spec), spec.epochs, spec.updates, spec.batch_size])
         if cell.method in (*OF_TEACHER, "full") or self.knows_teacher(cell):
             parts.append(context.teacher_digest)
         if cell.method in self.sets:
-            manifest = read_manifest(self.sets[cell.method][cell.seed]) or {}
-            parts += [manifest.get(key) for key in ("sha256", "files", "layout", "normalization")]
-            if not manifest.get("sha256") and not manifest.get("files"):
-                pairs = self.pairs(cell.method, cell.seed)
-                parts += [sha256(pairs.images.tobytes()), sha256(pairs.targets.tobytes())]
+            parts += self.identity(self.sets[cell.method][cell.seed])
         return digest(*parts)
+
+    def identity(self, path: Path) -> list[Any]:
+        """Return what a set's pairs depend on."""
+        if path not in self._identities:
+            manifest = read_manifest(path) or {}
+            parts = [manifest.get(key) for key in ("sha256", "files", "layout", "normalization")]
+            if manifest.get("kind") == PAIRS_KIND:
+                # Its manifest need not list its files.
+                pairs = read_pairs(path)
+                parts += [sha256(pairs.images.tobytes()), sha256(pairs.targets.tobytes())]
+            self._identities[path] = parts
+        return self._identities[path]
 
     def knows_teacher(self, cell: Cell) -> bool:
         """Return whether a cell's set was made with this run's teacher, so that its error can be told."""
@@ -235,44 +241,72 @@ class Evaluator:
             self._students[label, width] = Student(context, context.spec.students()[label], width, where)
         return self._students[label, width]
 
-    def evaluate(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-        """Return one row a cell; the cells are of one method and one student, and one dataset and seed after the other."""
+    def evaluate(self, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+        """Yield one row a cell; the cells are of one method and one student, and of seeds that run together.
+
+        A student whose pretraining diverges has a row that says so: recipes are not tuned for a row, and the table goes on.
+        """
+        done = set()
+        try:
+            for row in self.rows(cells):
+                done.add((row["dataset"], row["seed"]))
+                yield row
+        except NumericalError as error:
+            left = [cell for cell in cells if (cell.dataset, cell.seed) not in done]
+            seeds = tuple(dict.fromkeys(cell.seed for cell in left))
+            if len(seeds) > 1:
+                for seed in seeds:
+                    yield from self.evaluate([cell for cell in left if cell.seed == seed])
+            else:
+                yield from ({**self.row(cell), "failed": str(error), "digest": self.digest(cell)} for cell in left)
+
+    def rows(self, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+        """Yield the rows, dataset by dataset."""
         method, label = cells[0].method, cells[0].student
         seeds = tuple(dict.fromkeys(cell.seed for cell in cells))
-        datasets = tuple(dict.fromkeys(cell.dataset for cell in cells))
         name = f"{method}/{label}" if label else method
-        manifests: list[Mapping[str, Any]] = [{}] * len(seeds)
-        if label is None:
-            student, variables = None, []
-        elif method == "none":
-            student = self.student(label, self.context.width)
-            variables = [student.init(seed) for seed in seeds]
-        elif method == "full":
-            student = self.student(label, self.context.width)
-            images, reprs = self.context.device_images, jnp.asarray(self.context.reprs("train"))
-            variables = student.pretrain(name, seeds, images, reprs, shared=True)
-        else:
-            pairs = [self.pairs(method, seed) for seed in seeds]
-            manifests = [p.manifest for p in pairs]
-            student = self.student(label, pairs[0].targets.shape[1])
-            images, targets = (stack([jnp.asarray(getattr(p, part)) for p in pairs]) for part in ("images", "targets"))
-            variables = student.pretrain(name, seeds, images, targets)
-        rows = []
-        for dataset in datasets:
-            target = self.targets[dataset]
-            encoded = [student.encode(v, target) for v in variables] if student else self.encode_teacher(method, seeds, target)
-            scores = self.scores(name, seeds, encoded, target)
-            if student and "finetune" in self.spec.protocols:
-                scores["finetune"] = student.finetune(name, seeds, variables, target)
-            for i, seed in enumerate(seeds):
-                cell = Cell(method, label, dataset, seed)
-                row = {"method": method, "student": label, "dataset": dataset, "split": self.spec.split, "seed": seed}
-                row |= describe(manifests[i])
-                if dataset == next(iter(self.targets)) and self.knows_teacher(cell):
+        student, variables = self.students(name, method, label, seeds)
+        for dataset in dict.fromkeys(cell.dataset for cell in cells):
+            target, wanted = self.targets[dataset], [cell for cell in cells if cell.dataset == dataset]
+            chosen = tuple(cell.seed for cell in wanted)
+            if student is None:
+                trained, encoded = [], self.encode_teacher(method, chosen, target)
+            else:
+                trained = [variables[seeds.index(seed)] for seed in chosen]
+                encoded = [student.encode(v, target) for v in trained]
+            if method in ("none", *OF_TEACHER):
+                encoded = [standardise(e) for e in encoded]
+            scores = self.scores(name, chosen, encoded, target)
+            if student is not None and "finetune" in self.spec.protocols:
+                scores["finetune"] = student.finetune(name, chosen, trained, target)
+            for i, cell in enumerate(wanted):
+                row = self.row(cell)
+                if target is self.context.data and self.knows_teacher(cell):
                     reprs = jnp.asarray(self.context.reprs(self.spec.split))
                     row["repr_error"] = float(repr_error(jnp.asarray(encoded[i].eval_reprs), reprs))
-                rows.append({**row, **{key: values[i] for key, values in scores.items()}, "digest": self.digest(cell)})
-        return rows
+                yield {**row, **{key: values[i] for key, values in scores.items()}, "digest": self.digest(cell)}
+
+    def row(self, cell: Cell) -> dict[str, Any]:
+        """Return what a row says besides its scores."""
+        row = {"method": cell.method, "student": cell.student, "dataset": cell.dataset, "split": self.spec.split, "seed": cell.seed}
+        return row | (describe(read_manifest(self.sets[cell.method][cell.seed]) or {}) if cell.method in self.sets else {})
+
+    def students(self, name: str, method: str, label: str | None, seeds: Sequence[int]) -> tuple[Student | None, list[Any]]:
+        """Return the student of a label with the variables that it has, one a seed, on a set or as a control."""
+        context = self.context
+        if label is None:
+            return None, []
+        if method == "none":
+            student = self.student(label, context.width)
+            return student, [student.init(seed) for seed in seeds]
+        if method == "full":
+            student = self.student(label, context.width)
+            reprs = jnp.asarray(context.reprs("train"))
+            return student, student.pretrain(name, seeds, context.device_images, reprs, shared=True)
+        pairs = [self.pairs(method, seed) for seed in seeds]
+        student = self.student(label, pairs[0].targets.shape[1])
+        images, targets = (stack([jnp.asarray(getattr(p, part)) for p in pairs]) for part in ("images", "targets"))
+        return student, student.pretrain(name, seeds, images, targets)
 
     def encode_teacher(self, name: str, seeds: Sequence[int], target: Data) -> list[Encoded]:
         """Return what the teacher, or its network untrained, makes of a dataset."""
@@ -291,9 +325,6 @@ class Evaluator:
             train, held_out = (
                 in_batches(lambda batch, v=variables: apply(v, batch), images) for images in (target.train_images, target.eval_images)
             )
-            # An untrained network's outputs have an arbitrary scale, and the probe's learning rate is fixed.
-            centre, scale = train.mean(0), train.std()
-            train, held_out = (train - centre) / scale, (held_out - centre) / scale
             encoded.append(Encoded(train, held_out, train, held_out))
         return encoded
 
@@ -334,8 +365,7 @@ class Evaluator:
         """Return the accuracy of the k-nearest neighbours."""
         train, labels, spec = jnp.asarray(encoded.train_reprs), jnp.asarray(target.train_labels), self.spec
         settings = dict(num_classes=target.num_classes, num_neighbors=spec.knn_neighbors, temperature=spec.knn_temperature)
-        vote = jax.jit(lambda train, labels, queries: knn_predict(train, labels, queries, **settings))
-        predicted = in_batches(lambda queries: vote(train, labels, queries), encoded.eval_reprs)
+        predicted = in_batches(lambda queries: vote(train, labels, queries, **settings), encoded.eval_reprs)
         return float(np.mean(predicted == target.eval_labels))
 
     @staticmethod
@@ -345,6 +375,22 @@ class Evaluator:
         return [
             float(accuracy(probe_logits(p, jnp.asarray(e.eval_features)), labels)) for p, e in zip(unstack(params), encoded, strict=True)
         ]
+
+
+def standardise(encoded: Encoded) -> Encoded:
+    """Centre what a control makes of a dataset and divide it by its overall standard deviation.
+
+    An untrained network's outputs have an arbitrary scale, down to nothing where it is deep, and the probes' learning rate
+    and decay are fixed; the teacher is read in the same way.
+    """
+
+    def pair(train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        centre = train.mean(0, dtype=np.float64).astype(np.float32)
+        scale = np.float32(np.sqrt(np.mean((train - centre) ** 2, dtype=np.float64)) or 1.0)
+        return (train - centre) / scale, (held_out - centre) / scale
+
+    features, reprs = pair(encoded.train_features, encoded.eval_features), pair(encoded.train_reprs, encoded.eval_reprs)
+    return Encoded(*features, *reprs)
 
 
 def describe(manifest: Mapping[str, Any]) -> dict[str, Any]:

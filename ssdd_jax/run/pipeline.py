@@ -25,7 +25,10 @@ from ssdd_jax.run.evaluate import Evaluator
 from ssdd_jax.run.loop import seed_groups
 from ssdd_jax.run.progress import Display
 from ssdd_jax.run.results import Results
-from ssdd_jax.run.spec import RunSpec, json_ready
+from ssdd_jax.run.spec import CONTROLS, RunSpec, json_ready
+
+# The folders of distilled sets, by their names and seeds.
+Sets = dict[str, dict[int, Path]]
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -50,14 +53,18 @@ def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = 
     )
     check_sizes(spec, data.image_shape)
     context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl"), display)
+    # What cannot be had is refused before anything is computed.
+    _ = context.teacher_digest
+    if task in ("all", "evaluate"):
+        _ = context.targets
     if task == "evaluate":
-        folders = named_sets(sets, spec.seeds) if sets else complete_sets(context)
-    _ = context.teacher_digest  # refuses a checkpoint that is not there
+        named = named_sets(sets, spec)
+        own = own_sets(context) if named else complete_sets(context)
     write_json(workdir / "spec.json", provenance(spec, data.fingerprint))
     if task == "evaluate":
         if not teacher_is_there(context):
             display.print("no teacher in the workdir: its rows and repr_error are left out; --task=teacher pretrains it")
-        return show_report(workdir, evaluate(context, folders, named=bool(sets)), display)
+        return show_report(workdir, evaluate(context, own, named), display)
     if task == "teacher":
         _ = context.teacher
         return {}
@@ -81,17 +88,17 @@ def distill(context: Context) -> None:
             distiller.distill(group)
 
 
-def evaluate(context: Context, sets: dict[str, dict[int, Path]], *, named: bool = False) -> dict[str, Any]:
+def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str, Any]:
     """Evaluate what results.json does not hold yet, writing it after every row, and return it.
 
     Args:
         context: of the run.
-        sets: folders by the sets' name and seed.
-        named: whether the user named them, so that the budget and `config.only` are not of these sets.
+        own: the run's distilled sets that are there.
+        named: the sets that the user names; if there are any, these alone are evaluated, beside the rows that the own ones have.
     """
-    spec, knows_teacher = context.spec, teacher_is_there(context)
+    spec, knows_teacher, named = context.spec, teacher_is_there(context), named or {}
     controls = tuple(name for name in spec.evaluation.controls if knows_teacher or name == "none")
-    evaluator = Evaluator(context, sets, controls, knows_teacher=knows_teacher)
+    evaluator = Evaluator(context, {**own, **named}, controls, knows_teacher=knows_teacher)
     cells = evaluator.cells()
     digests = {cell: evaluator.digest(cell) for cell in cells}
     header = {
@@ -103,13 +110,13 @@ def evaluate(context: Context, sets: dict[str, dict[int, Path]], *, named: bool 
             "num_classes": context.data.num_classes,
             "split": spec.evaluation.split,
         },
-        "budget": None if named else {"num_pairs": spec.num_pairs, "scalars": context.budget},
-        "teacher": {"repr_width": context.width, "shifts": {} if named or not knows_teacher else context.shifts},
+        "budget": {"num_pairs": spec.num_pairs, "scalars": context.budget} if own else None,
+        "teacher": {"repr_width": context.width, "shifts": context.shifts if own and knows_teacher else {}},
         "device": device(),
     }
     results = Results(context.workdir / "results.json", header, list(digests.values()))
-    # Sets, students and controls that are left out by the settings keep the rows that they have.
-    methods = (*controls, *(sets if named else spec.chosen_methods()))
+    # Sets and students that are left out keep the rows that they have.
+    methods = (*controls, *(named or spec.chosen_methods()))
     students = (None, *spec.chosen_students())
     missing = [c for c in cells if c.student in students and c.method in methods and digests[c] not in results]
     group_of = {seed: group for group in seed_groups(spec.seeds, spec.seeds_at_once) for seed in group}
@@ -119,10 +126,12 @@ def evaluate(context: Context, sets: dict[str, dict[int, Path]], *, named: bool 
     for _, group in groupby(sorted(missing, key=lambda cell: order.index(key(cell))), key):
         for row in evaluator.evaluate(list(group)):
             results.add(row)
+            if "failed" in row:
+                context.display.print(f"no scores for {row['method']}, seed {row['seed']}: {row['failed']}")
     return results.write()
 
 
-def complete_sets(context: Context) -> dict[str, dict[int, Path]]:
+def complete_sets(context: Context) -> Sets:
     """Return `own_sets`.
 
     Raises:
@@ -137,9 +146,9 @@ def complete_sets(context: Context) -> dict[str, dict[int, Path]]:
     return folders
 
 
-def own_sets(context: Context) -> dict[str, dict[int, Path]]:
+def own_sets(context: Context) -> Sets:
     """Return the folders of the distilled sets in the workdir that are of the present settings, by method and seed."""
-    folders: dict[str, dict[int, Path]] = {}
+    folders: Sets = {}
     for name in context.spec.methods:
         identity = context.distilled_digest(name)
         for seed in context.spec.seeds:
@@ -149,17 +158,20 @@ def own_sets(context: Context) -> dict[str, dict[int, Path]]:
     return folders
 
 
-def named_sets(sets: Sequence[Path], seeds: Sequence[int]) -> dict[str, dict[int, Path]]:
+def named_sets(paths: Sequence[Path], spec: RunSpec) -> Sets:
     """Return the same for folders that the user names: every seed's student is trained on the same set."""
-    folders: dict[str, dict[int, Path]] = {}
-    for path in sets:
+    folders: Sets = {}
+    for path in paths:
         manifest = read_manifest(path)
         if manifest is None:
             raise InputError(f"--set {path}: no {MANIFEST} there, expected the folder of a distilled set or of an export")
-        name = manifest.get("method") or manifest.get("name") or path.name
+        name = f"{manifest.get('method') or manifest.get('name') or path.name}"
         name = f"{name}-{manifest['seed']}" if "seed" in manifest else name
-        name = str(path) if name in folders else name
-        folders[name] = dict.fromkeys(seeds, path)
+        if name in folders or name in spec.methods or name in CONTROLS:
+            name = str(path)
+        if name in folders:
+            raise InputError(f"--set {path} is given twice; give it once")
+        folders[name] = dict.fromkeys(spec.seeds, path)
     return folders
 
 
@@ -199,12 +211,17 @@ def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
     folders = list(sets) or sorted(file.parent for file in own.rglob(MANIFEST))
     if not folders:
         raise InputError(f"no distilled set below {own}, expected those of a run; give its folder as --workdir, or a set's as --set")
-    exported = []
+    destinations: dict[Path, Path] = {}
     for folder in folders:
-        name = folder.relative_to(own) if folder.is_relative_to(own) else Path(folder.resolve().name)
-        exported.append(export_distilled(folder, workdir / "export" / fmt / name, fmt))
-        display.print(f"exported {exported[-1]}")
-    return exported
+        manifest = read_manifest(folder) or {}
+        name = [str(manifest["method"]), f"seed_{manifest['seed']}"] if {"method", "seed"} <= manifest.keys() else [folder.resolve().name]
+        destination = workdir.joinpath("export", fmt, *name)
+        if destination in destinations:
+            raise InputError(f"--set {folder} would replace the export of {destinations[destination]}; export them into two workdirs")
+        destinations[destination] = folder
+    for destination, folder in destinations.items():
+        display.print(f"exported {export_distilled(folder, destination, fmt)}")
+    return list(destinations)
 
 
 def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:

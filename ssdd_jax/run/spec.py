@@ -30,6 +30,7 @@ def within(default: Any, low: float, high: float = float("inf")) -> Any:
     return field(default=default, metadata={"range": (low, high)})
 
 
+CONTROLS = ("none", "teacher_init", "teacher", "full")
 # In the order of tables; `ssdd_jax.nets` builds them.
 NETS = ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit")
 
@@ -64,6 +65,7 @@ class TeacherSpec:
         widths: of its layers, see `ssdd_jax.nets`; () takes the published ones.
         checkpoint: a PyTorch file of the weights (a state dict, or solo-learn's checkpoint) to use instead of pretraining.
         optimizer: adamw, or lars as solo-learn runs it.
+        learning_rate: as it is: solo-learn multiplies its own by batch_size / 256.
         warmup_rate: where the linear warm-up starts.
         probe_learning_rate: of the online probe, which logs how well the labels can be read from the representation so
             far; labels never reach the teacher.
@@ -194,7 +196,8 @@ class EvaluationSpec:
         datasets: further target datasets by label; the distilled set's own always comes first.
         only: restricts the students, by label and separated by commas.
         protocols: linear (probe with all labels), few (L-BFGS probe with few labels), knn, finetune.
-        controls: none (an untrained student), teacher_init (the untrained teacher's network), teacher, and full (a student
+        controls: none (an untrained student), teacher_init (the untrained teacher's network; both with features of
+            standard deviation 1, since theirs is arbitrary, as the teacher's are then read), teacher, and full (a student
             pretrained on all training images with the teacher's representations, as many updates as `updates`, or epochs).
         epochs: of student pretraining; exactly one of `epochs` and `updates` is positive.
         updates: of student pretraining, the same number whatever the size of the set.
@@ -215,7 +218,7 @@ class EvaluationSpec:
     datasets: Mapping[str, DataSpec] = field(default_factory=dict)
     only: str = ""
     protocols: tuple[str, ...] = one_of("linear", "few", "knn", "finetune", default=("linear", "few", "knn"))
-    controls: tuple[str, ...] = one_of("none", "teacher_init", "teacher", "full", default=("none", "teacher_init", "teacher"))
+    controls: tuple[str, ...] = one_of(*CONTROLS, default=("none", "teacher_init", "teacher"))
     epochs: int = within(0, 0)
     updates: int = within(300, 0)
     batch_size: int = within(256, 1)
@@ -280,6 +283,9 @@ class RunSpec:
             raise InputError("config.evaluation: give either epochs or updates, and set the other to 0")
         if self.evaluation.split == "validation" and self.data.validation == 0:
             raise InputError("config.evaluation.split is 'validation' but config.data.validation is 0; hold out a share, such as 0.1")
+        for name in self.methods:
+            if name in CONTROLS:
+                raise InputError(f"config.methods.{name} has the name of a control; expected another than {', '.join(CONTROLS)}")
         _check_names("config.only", "methods", self.chosen_methods(), self.methods)
         _check_names("config.evaluation.only", "students", self.chosen_students(), self.students())
 
@@ -378,6 +384,8 @@ def paper_scale(config: Any, *, num_train: int, epochs: int) -> None:
         num_train: training images, which makes an epoch of the teacher.
         epochs: of the teacher's pretraining; solo-learn's 1,000 on CIFAR.
     """
+    # Published numbers are of networks that saw every training image.
+    config.data.validation = 0.0
     per_epoch = num_train // 256
     config.teacher.update(
         net="resnet18",

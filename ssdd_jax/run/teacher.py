@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run.build import Data, online_probe_optimizer, repr_width, teacher_learner, teacher_optimizer
 from ssdd_jax.run.loop import Loop, resumable, stack, unstack
 from ssdd_jax.run.progress import Display
-from ssdd_jax.run.spec import RunSpec, digest
+from ssdd_jax.run.spec import RunSpec, TeacherSpec, digest
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
 
 ENCODE_BATCH = 512
@@ -64,7 +64,8 @@ def teacher_digest(spec: RunSpec, data: Data) -> str:
     """
     teacher = spec.teacher
     if not teacher.checkpoint:
-        return digest(teacher, data.digest)
+        # The online probe watches and changes nothing.
+        return digest(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate), data.digest)
     file = Path(teacher.checkpoint).expanduser()
     if not file.is_file():
         raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")

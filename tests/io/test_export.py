@@ -135,7 +135,7 @@ def test_the_manifest_says_what_the_files_are(source, tmp_path, fmt):
     original = json.loads((source / MANIFEST).read_text())
     assert manifest["source_sha256"] == original["sha256"]
     assert manifest["stored_scalars"] == original["stored_scalars"]
-    assert manifest["protocol"]["pretraining"]["weight_decay"] == 1e-3
+    assert manifest["published_protocol"]["pretraining"]["weight_decay"] == 1e-3
 
 
 def test_every_view_is_explained_truly():

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ssdd_jax.core.distilled import reconstruct_images
+from ssdd_jax.io.export import to_uint8
 from ssdd_jax.report import figures
 
 MEAN, STD = [0.25], [0.5]
@@ -48,8 +49,8 @@ def test_grid_refuses_what_it_cannot_show(shape, dtype):
 
 def test_pixels_are_denormalized_rounded_and_clipped():
     images = np.array([-0.5, 0.0, 1.5, 9.0, -9.0, (100.4 / 255 - 0.25) / 0.5], np.float32).reshape(1, 2, 3, 1)
-    assert figures.to_pixels(images, MEAN, STD).ravel().tolist() == [0, 64, 255, 255, 0, 100]
-    colour = figures.to_pixels(np.zeros((1, 1, 1, 3)), [0.0, 0.2, 1.0], [1.0, 2.0, 3.0])
+    assert to_uint8(images, MEAN, STD).ravel().tolist() == [0, 64, 255, 255, 0, 100]
+    colour = to_uint8(np.zeros((1, 1, 1, 3)), [0.0, 0.2, 1.0], [1.0, 2.0, 3.0])
     assert colour.ravel().tolist() == [0, 51, 255]
 
 
@@ -76,7 +77,7 @@ def test_at_most_64_bases_and_100_images_are_drawn(make_set):
 
 def test_distilled_images_are_those_of_view_0_row_by_row(make_set):
     distilled = make_set("ours")
-    expected = figures.to_pixels(np.asarray(reconstruct_images(distilled)), MEAN, STD)
+    expected = to_uint8(np.asarray(reconstruct_images(distilled)), MEAN, STD)
     picture = pixels_of(figures.images_picture(distilled, MEAN, STD))
     # Twelve images: ten in the first row, two in the second.
     np.testing.assert_array_equal(picture[4:52:6, 4 + 3 * 52 : 4 + 3 * 52 + 48 : 6], expected[3, ..., 0])
@@ -86,7 +87,7 @@ def test_distilled_images_are_those_of_view_0_row_by_row(make_set):
 
 def test_views_have_a_row_an_image_and_a_column_a_view(make_set):
     distilled = make_set("ours")
-    expected = figures.to_pixels(np.asarray(reconstruct_images(distilled)), MEAN, STD)
+    expected = to_uint8(np.asarray(reconstruct_images(distilled)), MEAN, STD)
     picture = pixels_of(figures.views_picture(distilled, MEAN, STD))
     scale = (picture.shape[1] - 4 * 6) // 3 // 8
     top, pitch = figures.FONT_SIZE + 12, 8 * scale + 6

@@ -91,9 +91,9 @@ def test_a_second_student_and_a_second_dataset_make_a_table_a_score(results):
     assert list(results_tables(results)) == ["Results"]
     main = results_table(results)
     tables = results_tables(cross(results))
-    assert tables["Results"] == main
+    assert tables["Results, convnet"] == main
     kinds = {title.partition(":")[0] for title in tables}
-    assert kinds == {"Results", "Students", "Datasets"}
+    assert kinds == {"Results, convnet", "Students", "Datasets"}
     header, rows = tables["Students: linear probe"]
     assert header == ["method", "convnet", "vit"]
     assert rows == [
@@ -101,10 +101,27 @@ def test_a_second_student_and_a_second_dataset_make_a_table_a_score(results):
         ["ours", "76.0 ± 1.4", "38.0 ± 0.7"],
         ["krr_st", "60.0 ± 0.0", "30.0 ± 0.0"],
     ]
-    assert tables["Datasets: linear probe"][1][1] == ["ours", "76.0 ± 1.4", "10.0 ± 0.0"]
+    further = {row[0]: row[1:] for row in tables["Datasets: linear probe"][1]}
+    assert further["ours"] == ["76.0 ± 1.4", "10.0 ± 0.0"]
+    # The teacher has no student, but it is read on every dataset.
+    assert further["teacher"] == ["90.0 ± 0.0", "–"]
     # The error is of the distilled set's own dataset alone.
     assert tables["Students: repr_error"][0] == ["method", "convnet", "vit"]
     assert tables["Datasets: repr_error"][0] == ["method", "toy"]
+
+
+def test_a_student_that_diverged_is_counted_and_not_averaged(results):
+    ours = [row for row in results["rows"] if row["method"] == "ours"]
+    for score in ("linear", "few_1", "repr_error"):
+        del ours[0][score]
+    ours[0]["failed"] = "loss is [nan]"
+    table = columns(*results_table(results))
+    assert table["ours"]["linear probe"] == "77.0 (1 failed)"
+    assert table["krr_st"]["linear probe"] == "60.0 ± 0.0"
+    for score in ("linear", "few_1", "repr_error"):
+        del ours[1][score]
+    ours[1]["failed"] = "loss is [nan]"
+    assert columns(*results_table(results))["ours"]["linear probe"] == "– (2 failed)"
 
 
 def test_sets_without_sizes_and_without_a_budget_show_what_they_have(results):

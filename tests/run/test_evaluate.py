@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from ssdd_jax.errors import InputError
+from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.main import main, parse
 from ssdd_jax.run import evaluate, pipeline
-from ssdd_jax.run.spec import DataSpec, NetSpec, default_config, smoke, to_config, to_spec
+from ssdd_jax.run.build import load_data
+from ssdd_jax.run.context import Context
+from ssdd_jax.run.progress import Display
+from ssdd_jax.run.spec import DataSpec, NetSpec, RecipeSpec, default_config, smoke, to_config, to_spec
 
 
 def make_spec(**evaluation):
@@ -52,22 +56,24 @@ def test_every_cell_has_a_row_and_a_run_that_was_cut_off_computes_only_the_rest(
     evaluated, run_cells = [], evaluate.Evaluator.evaluate
 
     def cut_off(self, group):
-        if len(evaluated) == 3:
-            raise KeyboardInterrupt
-        evaluated.append(group)
-        return run_cells(self, group)
+        for cell, row in zip(group, run_cells(self, group), strict=True):
+            if len(evaluated) == 7:
+                raise KeyboardInterrupt
+            evaluated.append(cell)
+            yield row
 
     spec = make_spec(**CROSS)
     monkeypatch.setattr(evaluate.Evaluator, "evaluate", cut_off)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(spec, workdir, "evaluate")
     first = json.loads((workdir / "results.json").read_text())
-    assert len(first["rows"]) == sum(map(len, evaluated)) == 6
-    done, later = {cell for group in evaluated for cell in group}, []
+    # Cut off between the two datasets of one student: its first row is kept.
+    assert len(first["rows"]) == len(evaluated) == 7
+    done, later = set(evaluated), []
     monkeypatch.setattr(evaluate.Evaluator, "evaluate", lambda self, group: later.extend(group) or run_cells(self, group))
     results = pipeline.run(spec, workdir, "evaluate")
     assert not done & set(later)
-    assert results["rows"][:6] == first["rows"]
+    assert results["rows"][:7] == first["rows"]
     teachers = [(name, None, data, 0) for name in ("teacher_init", "teacher") for data in ("digits", "again")]
     students = [
         (name, student, data, 0) for student in ("convnet", "vit") for name in ("none", "full", "krr_st") for data in ("digits", "again")
@@ -78,6 +84,7 @@ def test_every_cell_has_a_row_and_a_run_that_was_cut_off_computes_only_the_rest(
         assert ("finetune" in row) == (row["student"] is not None)
         # The error is told for sets of this teacher, on their own dataset.
         assert ("repr_error" in row) == (row["method"] in ("full", "krr_st") and row["dataset"] == "digits")
+        assert row["split"] == "test"
     tables = (workdir / "report" / "results.md").read_text()
     assert "## Students: linear probe" in tables
     assert "## Datasets: fine-tuned" in tables
@@ -122,11 +129,82 @@ def test_another_folder_evaluates_a_set_an_export_and_plain_arrays(workdir, tmp_
     plain, export = results["rows"][1:3]
     assert plain["knn"] == export["knn"]
     assert results["budget"] is None
-    # In the workdir of its teacher the same set has its error, equal to that of the run itself.
-    with_teacher = pipeline.run(spec, workdir, "evaluate", sets[:1])
+    # In the workdir of its teacher the same set has its error, beside that of the run itself.
     own = pipeline.run(spec, workdir, "evaluate")
-    error = lambda found, name: next(row["repr_error"] for row in found["rows"] if row["method"] == name)
-    assert error(with_teacher, "krr_st-0") == pytest.approx(error(own, "krr_st"), rel=1e-6)
+    both = pipeline.run(spec, workdir, "evaluate", [sets[0], exported[0]])
+    names = ["krr_st", "krr_st-0", str(exported[0])]
+    assert [row["method"] for row in both["rows"]][-3:] == names
+    errors = {row["method"]: row["repr_error"] for row in both["rows"] if row["method"] in names}
+    assert errors["krr_st"] == own["rows"][-1]["repr_error"]
+    assert errors["krr_st-0"] == errors[names[2]] == pytest.approx(errors["krr_st"], rel=1e-6)
+    assert both["budget"] == own["budget"]
+
+
+def evaluator_of(workdir, **evaluation):
+    spec = make_spec(**CROSS | evaluation)
+    metrics, display = Metrics(workdir / "metrics.jsonl"), Display()
+    context = Context(spec, load_data(spec.data, "test"), workdir, metrics, display)
+    return evaluate.Evaluator(context, pipeline.own_sets(context), spec.evaluation.controls)
+
+
+@pytest.mark.parametrize(
+    ("change", "cells"),
+    [
+        # Who is changed by what, of a set's student, an untrained student, a ViT, and the teacher.
+        ({"updates": 6}, {"krr_st/convnet", "krr_st/vit"}),
+        ({"vit_recipe": to_config(RecipeSpec("adamw", 0.1))}, {"krr_st/vit"}),
+        ({"finetune_steps": 4}, {"krr_st/convnet", "none/convnet", "krr_st/vit"}),
+        ({"knn_neighbors": 3}, {"krr_st/convnet", "none/convnet", "krr_st/vit", "teacher/None"}),
+        ({"low_l2": 0.1, "controls": ("none",), "only": "vit"}, set()),
+    ],
+)
+def test_a_setting_changes_the_cells_that_depend_on_it_and_no_others(workdir, change, cells):
+    plain, changed = evaluator_of(workdir), evaluator_of(workdir, **change)
+    probes = [("krr_st", "convnet"), ("none", "convnet"), ("krr_st", "vit"), ("teacher", None)]
+    moved = set()
+    for method, student in probes:
+        cell = evaluate.Cell(method, student, "digits", 0)
+        moved |= {f"{method}/{student}"} if plain.digest(cell) != changed.digest(cell) else set()
+    assert moved == cells
+
+
+def test_every_cell_has_a_digest_of_its_own(workdir):
+    evaluator = evaluator_of(workdir)
+    digests = [evaluator.digest(cell) for cell in evaluator.cells()]
+    assert len(set(digests)) == len(digests) == 22
+
+
+def test_a_student_that_diverges_has_a_row_that_says_so_and_the_others_go_on(workdir, capsys):
+    settings = {"recipe": to_config(RecipeSpec(learning_rate=1e30)), "controls": ("none",), "updates": 60}
+    results = pipeline.run(make_spec(**settings), workdir, "evaluate")
+    assert [row["method"] for row in results["rows"]] == ["none", "krr_st"]
+    assert "knn" in results["rows"][0]
+    assert "knn" not in results["rows"][1]
+    assert "loss" in results["rows"][1]["failed"]
+    assert "no scores for krr_st, seed 0" in capsys.readouterr().out
+
+
+def test_names_of_controls_are_refused_and_foreign_sets_of_such_names_go_by_their_path(workdir, tmp_path):
+    config = default_config()
+    config.methods.none = config.methods.krr_st
+    with pytest.raises(InputError, match=r"methods\.none has the name of a control"):
+        to_spec(config)
+    manifest = {"kind": "pairs", "name": "full", "normalization": {"mean": [0.3], "std": [0.4]}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert list(pipeline.named_sets([tmp_path], make_spec())) == [str(tmp_path)]
+    with pytest.raises(InputError, match="given twice"):
+        pipeline.named_sets([tmp_path, tmp_path], make_spec())
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged: it is no JSON"):
+        pipeline.named_sets([tmp_path], make_spec())
+
+
+def test_exports_that_would_replace_each_other_are_refused(workdir, tmp_path):
+    own = workdir / "distilled" / "krr_st" / "seed_0"
+    copy = shutil.copytree(own, tmp_path / "copy")
+    with pytest.raises(InputError, match="would replace the export of"):
+        pipeline.export(workdir, "npz", [own, copy])
+    assert not (workdir / "export").exists()
 
 
 def test_sets_and_datasets_that_do_not_fit_are_named(workdir, tmp_path):
