@@ -2,8 +2,8 @@
 
 python experiments/train_torch.py EXPORT_FOLDER DATA.npz --updates 300 --probe-steps 2000 --widths 16,32,64 --seeds 0,1,2
 
-DATA.npz: x_train, x_test uint8 "n H W C", y_train, y_test; with `reprs_test` "n d", the teacher's representations of x_test in the
-targets' units, (the teacher's own - centre) / scale, the student's error in them is printed too.
+DATA.npz, which torch_data.py writes: x_train, x_test uint8 "n H W C", y_train, y_test; with `reprs_test` "n d", the teacher's
+representations of x_test in the targets' units, (the teacher's own - centre) / scale, the student's error in them is printed too.
 """
 
 import argparse

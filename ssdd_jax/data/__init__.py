@@ -1,11 +1,9 @@
-"""Image classification data: sources, splits, statistics and pixel scaling. NumPy only."""
+"""Image classification data: sources, splits and statistics. NumPy only."""
 
 from ssdd_jax.data.dataset import (
     Dataset,
     channel_statistics,
-    denormalize,
     fingerprint,
-    normalize,
     split_validation,
 )
 from ssdd_jax.data.sources import load_dataset
@@ -13,9 +11,7 @@ from ssdd_jax.data.sources import load_dataset
 __all__ = [
     "Dataset",
     "channel_statistics",
-    "denormalize",
     "fingerprint",
     "load_dataset",
-    "normalize",
     "split_validation",
 ]

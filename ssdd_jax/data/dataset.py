@@ -1,4 +1,4 @@
-"""The dataset held in memory, and the pure functions on it: split, pad, statistics, pixel scaling, fingerprint."""
+"""The dataset held in memory, and the pure functions on it: split, pad, colours, statistics, fingerprint."""
 
 import dataclasses
 import hashlib
@@ -175,56 +175,6 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(variance)
 
 
-def normalize(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Scale pixels to the students' space: (x / 255 - mean) / std.
-
-    Args:
-      images: uint8 (..., C).
-      mean: (C,), in units of [0, 1].
-      std: (C,), positive, in units of [0, 1].
-
-    Returns:
-      float32 (..., C).
-
-    Raises:
-      InputError: images are not uint8, mean or std do not fit C, or a std is not positive.
-    """
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-        raise InputError(f"images to normalize are {_kind(images)}, expected uint8 with pixels 0..255; pass the stored images")
-    mean, std = _check_statistics(images, mean, std)
-    # In place: a dataset in float32 is four times its stored size, so one copy is enough.
-    scaled = images.astype(np.float32)
-    scaled /= np.float32(255.0)
-    scaled -= mean
-    scaled /= std
-    return scaled
-
-
-def denormalize(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Invert `normalize`: round to the nearest pixel value and clip to 0..255.
-
-    Args:
-      images: float (..., C), in normalized units, finite.
-      mean: (C,), in units of [0, 1].
-      std: (C,), positive, in units of [0, 1].
-
-    Returns:
-      uint8 (..., C).
-
-    Raises:
-      InputError: images hold NaN or infinity, mean or std do not fit C, or a std is not positive.
-    """
-    pixels = np.array(images, dtype=np.float32)
-    mean, std = _check_statistics(pixels, mean, std)
-    # A cast of NaN to uint8 is undefined, and would turn a diverged run into a picture.
-    if not np.isfinite(pixels).all():
-        raise InputError("images to denormalize hold NaN or infinity, expected finite numbers; look for the step at which the run diverged")
-    pixels *= std
-    pixels += mean
-    pixels *= np.float32(255.0)
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-
-
 def fingerprint(dataset: Dataset) -> str:
     """Hash all that the dataset holds: sha256 over its name, class names, shapes and bytes, as 64 hex digits."""
     arrays = {
@@ -244,21 +194,6 @@ def fingerprint(dataset: Dataset) -> str:
 def _check_array(name: str, array: object, dtype: type, ndim: int, layout: str) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != ndim:
         raise InputError(f"{name} is {_kind(array)}, expected a NumPy {np.dtype(dtype)} array {layout}; convert it first")
-
-
-def _check_statistics(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean, std = np.asarray(mean, dtype=np.float32), np.asarray(std, dtype=np.float32)
-    channels = images.shape[-1:]
-    if not channels or mean.shape != channels or std.shape != channels:
-        raise InputError(
-            f"images have shape {images.shape}, mean {mean.shape} and std {std.shape}, expected (..., C), (C,) and (C,); "
-            "use channel_statistics of the same dataset"
-        )
-    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
-        raise InputError(
-            f"mean is {mean.tolist()} and std {std.tolist()}, expected finite means and positive stds; drop a channel that is constant"
-        )
-    return mean, std
 
 
 def _kind(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Properties of the in-memory dataset: validation, splits, padding, statistics, scaling, fingerprint."""
+"""Properties of the in-memory dataset: validation, splits, padding, statistics, fingerprint."""
 
 import ast
 import dataclasses
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import ssdd_jax.data.dataset as dataset_module
-from ssdd_jax.data import Dataset, channel_statistics, denormalize, fingerprint, normalize, split_validation
+from ssdd_jax.data import Dataset, channel_statistics, fingerprint, split_validation
 from ssdd_jax.data.dataset import convert_channels, pad_images
 from ssdd_jax.errors import InputError
 
@@ -155,47 +155,6 @@ def test_channel_statistics_refuse_other_arrays():
     assert_refused("images is float32 .*, expected a NumPy uint8", channel_statistics, IMAGES.astype(np.float32))
     assert_refused("images is uint8 .*, expected a NumPy uint8 array", channel_statistics, IMAGES[0])
     assert_refused("expected a non-empty image", channel_statistics, IMAGES[:0])
-
-
-def test_normalize_equals_the_formula_and_centres_the_dataset():
-    images = make_dataset().train_images
-    mean, std = channel_statistics(images)
-    scaled = normalize(images, mean, std)
-    assert scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled, (images.astype(np.float64) / 255.0 - mean) / std, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(scaled.mean(axis=(0, 1, 2), dtype=np.float64), 0.0, atol=1e-6)
-    np.testing.assert_allclose(scaled.std(axis=(0, 1, 2), dtype=np.float64), 1.0, atol=1e-6)
-
-
-@pytest.mark.parametrize(("mean", "std"), [(0.4914, 0.2470), (0.0, 1.0), (1.0, 1e-3), (0.5, 100.0), (0.2861, 0.3530)])
-def test_denormalize_inverts_normalize_on_every_pixel_value(mean, std):
-    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    result = denormalize(normalize(images, [mean], [std]), [mean], [std])
-    assert result.dtype == np.uint8
-    np.testing.assert_array_equal(result, images)
-
-
-def test_denormalize_rounds_and_clips():
-    values = np.array([-3.0, -0.4 / 255, 0.6 / 255, 254.4 / 255, 1.2])[:, None]
-    np.testing.assert_array_equal(denormalize(values, [0.0], [1.0])[:, 0], [0, 0, 1, 254, 255])
-
-
-def test_scaling_leaves_its_input_alone():
-    scaled = np.ones((2, 2, 1), np.float32)
-    denormalize(scaled, [0.5], [0.25])
-    np.testing.assert_array_equal(scaled, 1.0)
-
-
-def test_scaling_refuses_what_it_cannot_invert():
-    floats = IMAGES.astype(np.float32)
-    ones, zeros = np.ones(3), np.zeros(3)
-    assert_refused("images to normalize are float32 .*, expected uint8", normalize, floats, zeros, ones)
-    for scale, images in ((normalize, IMAGES), (denormalize, floats)):
-        assert_refused(r"mean \(1,\) and std \(3,\), expected \(..., C\), \(C,\)", scale, images, zeros[:1], ones)
-        assert_refused(r"mean \(3,\) and std \(\), expected \(..., C\), \(C,\)", scale, images, zeros, 1.0)
-        assert_refused("expected finite means and positive stds", scale, images, zeros, zeros)
-        assert_refused("expected finite means and positive stds", scale, images, zeros * np.nan, ones)
-    assert_refused("NaN or infinity, expected finite numbers", denormalize, floats * np.nan, zeros, ones)
 
 
 def test_fingerprint_is_stable_under_copies_and_memory_layout():
