@@ -60,6 +60,9 @@ class DataSpec:
 class TeacherSpec:
     """The teacher: Barlow Twins pretraining, or a published checkpoint.
 
+    Of solo-learn's recipe two things differ: a batch is drawn with replacement, not epoch by epoch, and the online probe
+    has an optimizer of its own (SGD with a cosine) instead of a share of the teacher's.
+
     Attributes:
         net: its network; the representation is its pooled features, as wide as the last of its widths.
         widths: of its layers, see `ssdd_jax.nets`; () takes the published ones.
