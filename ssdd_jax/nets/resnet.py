@@ -3,7 +3,7 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, kaiming_fan_out_init
+from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, kaiming_fan_out_init, torch_kernel_init
 
 
 def _conv(width: int, kernel: int, stride: int, padding: int, name: str) -> Conv:
@@ -41,9 +41,8 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W C"], train: bool = False) -> tuple[Float[Array, "n q"], Float[Array, "n d"]]:
-        stem = _conv(self.widths[0], 3, 1, 2, "conv1")
-        if self.as_teacher:
-            stem = Conv(self.widths[0], 3, 1, 2, use_bias=False, name="conv1")
+        stem_init = torch_kernel_init if self.as_teacher else kaiming_fan_out_init
+        stem = Conv(self.widths[0], 3, 1, 2, use_bias=False, kernel_init=stem_init, name="conv1")
         x = nn.relu(BatchNorm(name="bn1")(stem(x), train))
         for stage, (width, num_blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(num_blocks):
