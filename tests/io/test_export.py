@@ -315,12 +315,12 @@ def test_other_folders_are_named_for_what_they_are(source, tmp_path):
         ({"kind": "model"}, "found a manifest.json of kind 'model'"),
         ({"format": 9}, "has format 9, expected 1"),
         ({"files": {}}, "lists no file of an export, found none"),
-        ({"files": 3}, "is not a manifest"),
+        ({"files": 3}, "has 'files' that are no JSON object"),
     ]:
         (exported / MANIFEST).write_text(json.dumps({**manifest, **change}))
         refuses(message, read_pairs, exported)
     (exported / MANIFEST).write_text("{")
-    refuses("manifest.json is not JSON", read_pairs, exported)
+    refuses("manifest.json is damaged: it is no JSON", read_pairs, exported)
 
 
 def test_the_pytorch_script_trains_on_an_export_without_this_library(tmp_path, key):
