@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, 8 x 8: a demonstration that runs anywhere in two minutes.
+"""scikit-learn's 1,797 handwritten digits, 8 x 8: a demonstration that runs anywhere in a few minutes.
 
 So small an image leaves little for bases to factor out, and a rotation turns a 6 into a 9: expect `basis` to tie with
 `krr_st`, and `ours` to gain nothing by its views.
