@@ -6,7 +6,7 @@ whose students are also read on Fashion-MNIST, padded to 32 pixels and its grey 
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, DataSpec, check_variant, default_config, six_students, smoke, to_config
+from ssdd_jax.run.spec import METHODS, DataSpec, check_variant, default_config, smoke, to_config, two_core_students
 
 
 def get_config(variant=""):
@@ -30,11 +30,8 @@ def get_config(variant=""):
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.update(min_crop_scale=0.2, saturation=0.4, hue=0.2)
     config.outer.steps = 250 if large else 400
-    # The convnet is the pool's, the resnet has an eighth of the published widths, the others a quarter.
-    # --config.evaluation.only= evaluates all.
-    config.evaluation.update(probe_steps=2000, students=six_students(0.25), only="convnet")
-    config.evaluation.students.convnet.update(widths=(16, 32, 64), width_factor=1.0)
-    config.evaluation.students.resnet18.width_factor = 0.125
+    config.evaluation.probe_steps = 2000
+    two_core_students(config)
     if variant == "downstream":
         config.evaluation.datasets = {"fashion_mnist": to_config(DataSpec("idx", size=32, channels=3))}
     if variant == "smoke":

@@ -6,7 +6,7 @@ names another place.
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, check_variant, default_config, paper_scale, six_students, smoke
+from ssdd_jax.run.spec import METHODS, check_variant, default_config, paper_scale, smoke, two_core_students
 
 
 def cpu():
@@ -29,11 +29,8 @@ def cpu():
     config.teacher.update(widths=(32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.min_crop_scale = 0.3
-    # The convnet is the pool's, the resnet has an eighth of the published widths, the others a quarter.
-    # --config.evaluation.only= evaluates all.
-    config.evaluation.update(probe_steps=2000, students=six_students(0.25), only="convnet")
-    config.evaluation.students.convnet.update(widths=(16, 32, 64), width_factor=1.0)
-    config.evaluation.students.resnet18.width_factor = 0.125
+    config.evaluation.probe_steps = 2000
+    two_core_students(config)
     return config
 
 

@@ -1,5 +1,8 @@
 """The errors that a user's input can cause."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """A setting, file or dataset that cannot be used.
@@ -7,3 +10,9 @@ class InputError(ValueError):
     The message is one line: what was given, what was expected, what to do. The command line prints it without a
     traceback and exits with status 2.
     """
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return '; did you mean ...?' for the known name nearest to `name`, or nothing where none is as near as `cutoff`."""
+    close = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -9,8 +9,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from ssdd_jax.errors import InputError
-from ssdd_jax.run.spec import RunSpec, nearest, to_spec
+from ssdd_jax.errors import InputError, nearest
+from ssdd_jax.run.spec import RunSpec, to_spec
 
 USAGE = f"""{__doc__}
 

@@ -1,6 +1,5 @@
 """Where datasets come from: one small function a source, each from a path to a `Dataset`."""
 
-import difflib
 import gzip
 import math
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ssdd_jax.data.dataset import Dataset, convert_channels, pad_images
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import InputError, nearest
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -39,9 +38,8 @@ def load_dataset(source: str, path: str = "", size: int = 0, channels: int = 0) 
       InputError: an unknown source, a missing or damaged file, contents that are no dataset, or a size that would shrink.
     """
     if source not in SOURCES:
-        near = difflib.get_close_matches(str(source), SOURCES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
-        raise InputError(f"unknown data source {source!r}, expected one of {', '.join(SOURCES)}; {hint}")
+        hint = nearest(str(source), SOURCES, cutoff=0.4) or "; choose one of them"
+        raise InputError(f"unknown data source {source!r}, expected one of {', '.join(SOURCES)}{hint}")
     dataset = SOURCES[source](path)
     dataset = convert_channels(dataset, channels) if channels != 0 else dataset
     return pad_images(dataset, size) if size != 0 else dataset

@@ -1,6 +1,5 @@
 """Distilled sets for other programs, and from them: all images and targets in plain files, with all that training on them needs to know."""
 
-import difflib
 import importlib
 import io
 import re
@@ -15,7 +14,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from ssdd_jax.core.distilled import expand
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.io.artifacts import MANIFEST, load_distilled, read_manifest
 from ssdd_jax.io.files import sha256, write_bytes, write_json
 from ssdd_jax.io.torch_files import read_torch
@@ -117,10 +116,7 @@ def export_distilled(source: str | Path, destination: str | Path, fmt: str) -> P
     """
     source, destination = Path(source), Path(destination)
     if fmt not in FORMATS:
-        near = difflib.get_close_matches(str(fmt), FORMATS, 1)
-        raise InputError(
-            f"format is {fmt!r}, expected one of {', '.join(FORMATS)}; {f'did you mean {near[0]!r}?' if near else 'choose one'}"
-        )
+        raise InputError(f"format is {fmt!r}, expected one of {', '.join(FORMATS)}{nearest(str(fmt), FORMATS) or '; choose one'}")
     former = _check_destination(destination)
     distilled = load_distilled(source)
     metadata = _read_manifest(source)

@@ -3,7 +3,7 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, max_pool
+from ssdd_jax.nets.layers import Linear, conv_stack
 
 # Kernel size of each of the five convolutions, and whether a max-pooling follows.
 _KERNELS = (5, 5, 3, 3, 3)
@@ -22,12 +22,6 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W C"], train: bool = False) -> tuple[Float[Array, "n q"], Float[Array, "n d"]]:
-        index = 0
-        # Names count the entries of PyTorch's Sequential, where ReLU and pooling have their own.
-        for width, kernel, followed_by_pool in zip(self.widths, _KERNELS, _POOLED, strict=True):
-            x = Conv(width, kernel, padding=kernel // 2, name=f"features_{index}")(x)
-            x = nn.relu(BatchNorm(name=f"features_{index + 1}")(x, train))
-            x = max_pool(x) if followed_by_pool else x
-            index += 4 if followed_by_pool else 3
+        x = conv_stack(x, train, self.widths, _KERNELS, _POOLED)
         features = x.mean((1, 2)) if self.pooled else x.reshape(len(x), -1)
         return features, Linear(self.num_outputs)(features) if self.num_outputs else features

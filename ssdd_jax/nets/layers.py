@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,22 @@ class BatchNorm(nn.Module):
             factor, offset = factor * scale, offset * scale + bias
         row = lambda v: v.reshape((1,) * (x.ndim - 1) + (width,))
         return x * row(factor) + row(offset)
+
+
+def conv_stack(
+    x: Float[Array, "n H W c"], train: bool, widths: Sequence[int], kernels: Sequence[int], pooled: Sequence[bool]
+) -> Float[Array, "n h w C"]:
+    """Apply convolution, batch norm and ReLU once a width, with a max-pooling behind where `pooled` says so.
+
+    To be called in a module's own call. Names count the entries of PyTorch's Sequential, where ReLU and pooling have their own.
+    """
+    index = 0
+    for width, kernel, followed_by_pool in zip(widths, kernels, pooled, strict=True):
+        x = Conv(width, kernel, padding=kernel // 2, name=f"features_{index}")(x)
+        x = nn.relu(BatchNorm(name=f"features_{index + 1}")(x, train))
+        x = max_pool(x) if followed_by_pool else x
+        index += 4 if followed_by_pool else 3
+    return x
 
 
 def average_pool(x: Float[Array, "n H W C"]) -> Float[Array, "n h w C"]:

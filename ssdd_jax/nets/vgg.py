@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, max_pool
+from ssdd_jax.nets.layers import Linear, conv_stack
 
 # Whether a max-pooling follows each of the eight convolutions.
 _POOLED = (True, True, False, True, False, True, False, True)
@@ -30,12 +30,6 @@ class VGG11(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W C"], train: bool = False) -> tuple[Float[Array, "n q"], Float[Array, "n d"]]:
-        x, index = pad_to(x, 32), 0
-        # Names count the entries of PyTorch's Sequential, where ReLU and pooling have their own.
-        for width, followed_by_pool in zip(self.widths, _POOLED, strict=True):
-            x = Conv(width, name=f"features_{index}")(x)
-            x = nn.relu(BatchNorm(name=f"features_{index + 1}")(x, train))
-            x = max_pool(x) if followed_by_pool else x
-            index += 4 if followed_by_pool else 3
+        x = conv_stack(pad_to(x, 32), train, self.widths, (3,) * len(_POOLED), _POOLED)
         features = x.mean((1, 2)) if self.pooled else x.reshape(len(x), -1)
         return features, Linear(self.num_outputs)(features) if self.num_outputs else features

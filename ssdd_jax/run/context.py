@@ -69,7 +69,7 @@ class Context:
     @cached_property
     def teacher(self) -> Teacher:
         """Return the frozen teacher; the first call pretrains or reads it."""
-        return get_teacher(self.spec, self.data, self.checkpoints, self.metrics, self.display)
+        return get_teacher(self.spec, self.data, self.teacher_digest, self.checkpoints, self.metrics, self.display)
 
     @cached_property
     def teacher_digest(self) -> str:

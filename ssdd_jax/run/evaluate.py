@@ -1,6 +1,6 @@
 """The evaluation stage: students pretrained on distilled sets, the protocols that read them, and the controls beside them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from ssdd_jax.core.augment import AugmentSpec
-from ssdd_jax.core.pool import init_member
+from ssdd_jax.core.pool import Learner, init_member
 from ssdd_jax.errors import InputError
 from ssdd_jax.evals.batches import batch_schedule, batches_per_epoch
 from ssdd_jax.evals.few import init_few_label_probe, make_few_label_step
@@ -69,13 +69,10 @@ class Student:
         self.context, self.spec, self.where = context, spec, where
         self.learner = student_learner(spec, context.data.image_shape, width, where)
         # Of one function, so that the network runs once for both.
-        self.encode_batch = jax.jit(
-            lambda variables, batch, mean, std: (
-                self.learner.features(variables, normalize(batch, mean, std)),
-                self.learner.apply(variables, normalize(batch, mean, std)),
-            )
-        )
-        self._loops: dict[Any, tuple[Loop, optax.GradientTransformation]] = {}
+        both = lambda variables, images: (self.learner.features(variables, images), self.learner.apply(variables, images))
+        self.encode_batch = jax.jit(lambda variables, batch, mean, std: both(variables, normalize(batch, mean, std)))
+        self._pretraining: dict[Any, tuple[Loop, optax.GradientTransformation]] = {}
+        self._finetuning: dict[str, tuple[Loop, Learner, optax.GradientTransformation, Callable]] = {}
 
     def init(self, seed: int) -> Any:
         """Return the untrained variables."""
@@ -96,12 +93,12 @@ class Student:
         per_epoch = batches_per_epoch(num_rows, spec.batch_size)
         updates = spec.updates or spec.epochs * per_epoch
         key = (per_epoch, shared)
-        if key not in self._loops:
+        if key not in self._pretraining:
             optimizer = student_optimizer(recipe_of(self.spec, spec), updates, per_epoch)
             prepare = {"prepare": context.data.normalize} if shared else {}
             step = make_student_step(learner=self.learner, optimizer=optimizer, **prepare)
-            self._loops[key] = Loop(step, (0, None, None) if shared else (0, 0, 0)), optimizer
-        loop, optimizer = self._loops[key]
+            self._pretraining[key] = Loop(step, (0, None, None) if shared else (0, 0, 0)), optimizer
+        loop, optimizer = self._pretraining[key]
         students = stack([init_member(step_key(seed, Stream.STUDENT_INIT), self.learner, optimizer) for seed in seeds])
         schedules = stack([batch_schedule(step_key(seed, Stream.STUDENT_STEP), num_rows, spec.batch_size, updates) for seed in seeds])
         students = loop.run(students, updates, (schedules, images, reprs), display=context.display, name=f"student/{name}")
@@ -118,15 +115,15 @@ class Student:
     def finetune(self, name: str, seeds: Sequence[int], pretrained: Sequence[Any], target: Data) -> list[float]:
         """Train the whole networks with all labels; return their accuracies."""
         context, spec = self.context, self.context.spec.evaluation
-        learner = student_learner(self.spec, target.image_shape, target.num_classes, self.where)
-        rate = optax.cosine_decay_schedule(spec.finetune_learning_rate, spec.finetune_steps)
-        optimizer = sgd(RecipeSpec(weight_decay=spec.finetune_weight_decay), rate)
-        key = ("finetune", target.digest)
-        if key not in self._loops:
+        if target.digest not in self._finetuning:
+            learner = student_learner(self.spec, target.image_shape, target.num_classes, self.where)
+            rate = optax.cosine_decay_schedule(spec.finetune_learning_rate, spec.finetune_steps)
+            optimizer = sgd(RecipeSpec(weight_decay=spec.finetune_weight_decay), rate)
             view = AugmentSpec(1.0, padding=spec.finetune_padding, flip=spec.finetune_flip, jitter=0.0, gray=0.0)
             step = make_finetune_step(learner=learner, optimizer=optimizer, view=view, normalize=target.normalize)
-            self._loops[key] = Loop(step, (0, 0, None, None)), optimizer
-        loop, optimizer = self._loops[key]
+            logits = jax.jit(lambda variables, batch: learner.apply(variables, target.normalize(batch)))
+            self._finetuning[target.digest] = Loop(step, (0, 0, None, None)), learner, optimizer, logits
+        loop, learner, optimizer, logits = self._finetuning[target.digest]
         start = lambda seed, variables: init_finetuning(step_key(seed, Stream.FINETUNE_INIT), variables, learner, optimizer)
         members = stack([start(seed, variables) for seed, variables in zip(seeds, pretrained, strict=True)])
         schedules = stack(
@@ -137,7 +134,6 @@ class Student:
         )
         args = (jnp.asarray(seeds), schedules, jnp.asarray(target.train_images), jnp.asarray(target.train_labels))
         members = loop.run(members, spec.finetune_steps, args, display=context.display, name=f"finetune/{name}")
-        logits = jax.jit(lambda variables, batch: learner.apply(variables, target.normalize(batch)))
         labels = jnp.asarray(target.eval_labels)
         return [
             float(accuracy(jnp.asarray(in_batches(lambda batch, v=variables: logits(v, batch), target.eval_images)), labels))
@@ -163,6 +159,7 @@ class Evaluator:
         self.few_loop = Loop(make_few_label_step(l2=self.spec.low_l2), (0, 0))
         self.targets = context.targets
         self._students: dict[Any, Student] = {}
+        self._manifests: dict[Path, dict[str, Any]] = {}
         self._identities: dict[Path, list[Any]] = {}
 
     def cells(self) -> list[Cell]:
@@ -202,10 +199,16 @@ class Evaluator:
             parts += self.identity(self.sets[cell.method][cell.seed])
         return digest(*parts)
 
+    def manifest(self, path: Path) -> dict[str, Any]:
+        """Return the manifest of a set, read once."""
+        if path not in self._manifests:
+            self._manifests[path] = read_manifest(path) or {}
+        return self._manifests[path]
+
     def identity(self, path: Path) -> list[Any]:
         """Return what a set's pairs depend on."""
         if path not in self._identities:
-            manifest = read_manifest(path) or {}
+            manifest = self.manifest(path)
             parts = [manifest.get(key) for key in ("sha256", "files", "layout", "normalization")]
             if manifest.get("kind") == PAIRS_KIND:
                 # Its manifest need not list its files.
@@ -220,7 +223,7 @@ class Evaluator:
             return False
         if cell.method not in self.sets:
             return cell.method == "full"
-        manifest = read_manifest(self.sets[cell.method][cell.seed]) or {}
+        manifest = self.manifest(self.sets[cell.method][cell.seed])
         return (manifest.get("teacher") or {}).get("digest") == self.context.teacher_digest
 
     def pairs(self, method: str, seed: int) -> Pairs:
@@ -289,7 +292,7 @@ class Evaluator:
     def row(self, cell: Cell) -> dict[str, Any]:
         """Return what a row says besides its scores."""
         row = {"method": cell.method, "student": cell.student, "dataset": cell.dataset, "split": self.spec.split, "seed": cell.seed}
-        return row | (describe(read_manifest(self.sets[cell.method][cell.seed]) or {}) if cell.method in self.sets else {})
+        return row | (describe(self.manifest(self.sets[cell.method][cell.seed])) if cell.method in self.sets else {})
 
     def students(self, name: str, method: str, label: str | None, seeds: Sequence[int]) -> tuple[Student | None, list[Any]]:
         """Return the student of a label with the variables that it has, one a seed, on a set or as a control."""

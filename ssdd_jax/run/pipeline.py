@@ -62,8 +62,6 @@ def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = 
         own = own_sets(context) if named else complete_sets(context)
     write_json(workdir / "spec.json", provenance(spec, data.fingerprint))
     if task == "evaluate":
-        if not teacher_is_there(context):
-            display.print("no teacher in the workdir: its rows and repr_error are left out; --task=teacher pretrains it")
         return show_report(workdir, evaluate(context, own, named), display)
     if task == "teacher":
         _ = context.teacher
@@ -97,6 +95,8 @@ def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str
         named: the sets that the user names; if there are any, these alone are evaluated, beside the rows that the own ones have.
     """
     spec, knows_teacher, named = context.spec, teacher_is_there(context), named or {}
+    if not knows_teacher:
+        context.display.print("no teacher in the workdir: its rows and repr_error are left out; --task=teacher pretrains it")
     controls = tuple(name for name in spec.evaluation.controls if knows_teacher or name == "none")
     evaluator = Evaluator(context, {**own, **named}, controls, knows_teacher=knows_teacher)
     cells = evaluator.cells()

@@ -5,7 +5,6 @@ and is turned back into a `RunSpec` by `to_spec`, which names what is unknown or
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import types
@@ -17,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssdd_jax.core.augment_spec import AugmentSpec
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import InputError, nearest
 
 
 def one_of(*choices: Any, **kwargs: Any) -> Any:
@@ -328,12 +327,6 @@ METHODS: dict[str, MethodSpec] = {
 }
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Return '; did you mean ...?' for the known name nearest to `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def to_config(spec: Any) -> ConfigDict:
     """Return a spec as the ConfigDict that a config file edits."""
     return ConfigDict(json_ready(spec, tuples=True))
@@ -375,6 +368,16 @@ def smoke(config: Any) -> None:
 def six_students(width_factor: float = 1.0) -> ConfigDict:
     """Return the students of the paper's cross-architecture table, by label, for `config.evaluation.students`."""
     return to_config({net: NetSpec(net, width_factor=width_factor) for net in NETS if net != "resnet10"})
+
+
+def two_core_students(config: Any) -> None:
+    """Set small students: a convnet of the pool's widths, an eighth of the published widths for resnet18, a quarter for the others.
+
+    Only the convnet is evaluated until `config.evaluation.only` is emptied.
+    """
+    config.evaluation.update(students=six_students(0.25), only="convnet")
+    config.evaluation.students.convnet.update(widths=config.student.widths, width_factor=1.0)
+    config.evaluation.students.resnet18.width_factor = 0.125
 
 
 def paper_scale(config: Any, *, num_train: int, epochs: int) -> None:

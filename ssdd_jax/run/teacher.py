@@ -72,13 +72,14 @@ def teacher_digest(spec: RunSpec, data: Data) -> str:
     return digest(teacher.net, teacher.widths, teacher.standardize, data.digest, sha256(file.read_bytes()))
 
 
-def get_teacher(spec: RunSpec, data: Data, folder: Path, metrics: Metrics, display: Display) -> Teacher:
+def get_teacher(spec: RunSpec, data: Data, name: str, folder: Path, metrics: Metrics, display: Display) -> Teacher:
     """Return the frozen teacher: read from the published checkpoint, or pretrained, or loaded where that is complete.
+
+    `name` is its `teacher_digest`, and `folder` that of all checkpoints.
 
     Raises:
         InputError: the published checkpoint is no such file, or of another network.
     """
-    name = teacher_digest(spec, data)
     learner = teacher_learner(spec.teacher, data.image_shape)
     if spec.teacher.checkpoint:
         variables = read_teacher(spec.teacher.checkpoint, spec.teacher.net, learner)

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from golden.recipe import CASES, NUM_OUTPUTS, draw_images, draw_state_dict
 
 from ssdd_jax.nets import NETS, make_learner, variables_from_torch
@@ -56,19 +55,10 @@ def test_a_pooled_network_gives_the_spatial_mean(case):
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_stages_of_resnet18_are_as_large_as_in_pytorch():
+def test_the_stages_of_resnet18_are_as_large_as_in_pytorch(output_sides):
     _, learner, _, wanted = given("resnet18")
-    sides = []
-
-    def record(next_call, args, kwargs, context):
-        out = next_call(*args, **kwargs)
-        if isinstance(context.module, BasicBlock):
-            sides.append(out.shape[1])
-        return out
-
-    with nn.intercept_methods(record):
-        jax.eval_shape(learner.features, wanted, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
-    assert list(dict.fromkeys(sides)) == [34, 17, 9, 5] == list(OUTPUTS["resnet18/sides"])
+    sides = output_sides(BasicBlock, learner.features, wanted, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    assert sides == [34, 17, 9, 5] == list(OUTPUTS["resnet18/sides"])
 
 
 @pytest.mark.core
