@@ -44,7 +44,9 @@ setup(
         "demo": DEMO,
         "plots": PLOTS,
         # tensorflow-datasets imports importlib_resources without declaring it.
-        "tfds": ["tensorflow-datasets", "array-record", "importlib_resources"],
+        "tfds": ["tensorflow-datasets>=4.9.9", "array-record", "importlib_resources"],
+        # Earlier versions run the code that comes with a dataset.
+        "hf": ["datasets>=4"],
         # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still admits jax 0.5 but cannot save on it.
         "neural-tangents": ["neural-tangents", "jax<0.6", "orbax-checkpoint<0.11.24"],
         "dev": [*DEMO, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]", "build"],

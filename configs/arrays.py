@@ -1,4 +1,4 @@
-"""Any .npz of x_train, y_train, x_test, y_test (uint8 NHWC): --config arrays --config.data.path=FILE.npz.
+"""Any .npz of x_train, y_train, x_test, y_test (uint8 NHWC): --config arrays --config.data.source=arrays:FILE.npz.
 
 The sizes are for 32 x 32 colour images on two cores: N = 10, or 50 with the variant n50. The variant downstream is N = 10
 whose students are also read on Fashion-MNIST, padded to 32 pixels and its grey repeated three times.
@@ -25,7 +25,7 @@ def get_config(variant=""):
     config = default_config(**methods)
     config.name = "arrays"
     config.num_pairs = 50 if large else 10
-    config.data.update(source="arrays", path="data/arrays.npz")
+    config.data.source = "arrays:data/arrays.npz"
     config.teacher.update(widths=(16, 32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.update(min_crop_scale=0.2, saturation=0.4, hue=0.2)
@@ -33,7 +33,7 @@ def get_config(variant=""):
     config.evaluation.probe_steps = 2000
     two_core_students(config)
     if variant == "downstream":
-        config.evaluation.datasets = {"fashion_mnist": to_config(DataSpec("idx", size=32, channels=3))}
+        config.evaluation.datasets = {"fashion_mnist": to_config(DataSpec("fashion_mnist", size=32, fit="pad", channels=3))}
     if variant == "smoke":
         smoke(config)
     return config

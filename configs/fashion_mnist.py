@@ -1,7 +1,6 @@
 """Fashion-MNIST: 70,000 grey images of 28 x 28 in 10 classes, gzipped IDX files.
 
-By default the files are looked for where Debian's package dataset-fashion-mnist puts them; --config.data.path=FOLDER
-names another place.
+The files are looked for in fashion_mnist/ of --config.data.data_dir, then where Debian's package dataset-fashion-mnist puts them.
 """
 
 from dataclasses import replace
@@ -50,7 +49,7 @@ def get_config(variant=""):
     check_variant(variant, ("cpu", "smoke"))
     config = gpu() if variant == "" else cpu()
     config.name = "fashion_mnist"
-    config.data.source = "idx"
+    config.data.update(source="fashion_mnist", fit="pad")
     if variant == "smoke":
         smoke(config)
     return config

@@ -27,6 +27,7 @@ _HOMES = {
     ),
     "ssdd_jax.core.pool": ("Learner", "MemberState"),
     "ssdd_jax.core.outer": ("OuterState", "init_outer", "make_outer_step", "outer_loss"),
+    "ssdd_jax.data": ("Dataset", "Options", "load_dataset", "open_source"),
     "ssdd_jax.nets": ("make_learner", "variables_from_torch"),
     "ssdd_jax.io.artifacts": ("load_distilled", "save_distilled"),
     "ssdd_jax.io.export": ("Pairs", "export_distilled", "read_pairs"),

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class DataError(InputError):
+    """A dataset or another file whose contents cannot be used; the command line exits with status 3."""
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return '; did you mean ...?' for the known name nearest to `name`, or nothing where none is as near as `cutoff`."""
     close = difflib.get_close_matches(name, list(known), 1, cutoff)

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from ssdd_jax.errors import InputError, nearest
+from ssdd_jax.errors import DataError, InputError, nearest
 from ssdd_jax.run.spec import RunSpec, to_spec
 
 USAGE = f"""{__doc__}
@@ -126,7 +126,7 @@ def _config_error(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 2 unusable input, 4 a number went bad."""
+    """Run the command line and return its exit status: 0 done, 2 unusable settings, 3 unusable data, 4 a number went bad."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"--help", "-h"} & set(argv):
         print(USAGE.format(configs=", ".join(shipped_configs())))
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, DataError) else 2
     return 0
 
 

@@ -24,6 +24,7 @@ class Stream(enum.IntEnum):
     ONLINE_PROBE = 12
     FINETUNE_INIT = 13
     FINETUNE_STEP = 14
+    REAL_CROPS = 15
 
 
 def step_key(seed: int | Int[Array, ""], stream: Stream, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:

@@ -1,11 +1,22 @@
+import atexit
 import dataclasses
 import importlib
 import inspect
 import os
 import pkgutil
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+# One folder for all worker processes, made by the first: what tests prepare, apart from the user's own, and what jax compiles.
+if "SSDD_JAX_TESTS" not in os.environ:
+    os.environ["SSDD_JAX_TESTS"] = tempfile.mkdtemp(prefix="ssdd_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["SSDD_JAX_TESTS"], ignore_errors=True)
+os.environ["SSDD_JAX_CACHE"] = os.path.join(os.environ["SSDD_JAX_TESTS"], "data")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["SSDD_JAX_TESTS"], "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest

@@ -17,9 +17,10 @@ ALLOWED = {
     "teacher": {"core", "evals", "nets", "teacher"},
     "evals": {"core", "evals", "nets", "rng"},
     "io": {"core", "errors", "io"},
-    "data": {"data", "errors"},
+    "progress": set(),
+    "data": {"data", "errors", "io", "progress"},
     "report": {"core", "errors", "io", "report"},
-    "run": {"core", "data", "errors", "evals", "io", "nets", "report", "rng", "run", "teacher"},
+    "run": {"core", "data", "errors", "evals", "io", "nets", "progress", "report", "rng", "run", "teacher"},
     "main": {"errors", "run"},
 }
 

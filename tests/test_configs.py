@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssdd_jax.data.sources import FASHION_MNIST_FOLDER
+from ssdd_jax.data.sources.idx import FASHION_MNIST_FOLDER
 from ssdd_jax.main import config_folder, main, parse, shipped_configs
 
 
@@ -43,4 +43,4 @@ def test_the_smoke_variant_of_fashion_mnist_runs(tmp_path):
 @pytest.mark.parametrize("arrays", [(32, 10)], indirect=True)
 @pytest.mark.parametrize("name", ["arrays", "cifar100"])
 def test_the_smoke_variant_of_colour_images_runs(name, arrays, tmp_path):
-    run_smoke(name, tmp_path, f"--config.data.path={arrays}", "--config.only=raw_small,ours")
+    run_smoke(name, tmp_path, f"--config.data.source=arrays:{arrays}", "--config.only=raw_small,ours")

@@ -112,8 +112,6 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(finished, 
         (["--workdir", "x", "--task=report"], "no results.json in x"),
         (["--workdir", "x", "--task=export"], "no distilled set below x/distilled"),
         (["--config", "digits", "--workdir", "x", "--config.evaluation.protocols=('knnn',)"], "protocols.0. is 'knnn'.*did you mean 'knn'"),
-        (["--config", "arrays", "--workdir", "x", "--config.data.path=none.npz"], "no file 'none.npz'"),
-        (["--config", "fashion_mnist", "--workdir", "x", "--config.data.path=/none"], "apt-get install dataset-fashion-mnist"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2_and_leaves_nothing(args, message, capsys, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from ssdd_jax.core.augment_spec import AugmentSpec
 
@@ -86,6 +86,11 @@ def gaussian_blur(key: PRNGKeyArray, image: Image) -> Image:
 
 def augment(key: PRNGKeyArray, images: Float[Array, "n H W C"], spec: AugmentSpec) -> Float[Array, "n H W C"]:
     """Draw one augmented view of every image in [0, 1]."""
+    return augment_each(jax.random.split(key, len(images)), images, spec)
+
+
+def augment_each(keys: Key[Array, "n"], images: Float[Array, "n H W C"], spec: AugmentSpec) -> Float[Array, "n H W C"]:
+    """Draw one augmented view of every image in [0, 1], each with its own key, "n" of them."""
 
     def one(key: PRNGKeyArray, image: Image) -> Image:
         keys = iter(jax.random.split(key, 11))
@@ -108,4 +113,4 @@ def augment(key: PRNGKeyArray, images: Float[Array, "n H W C"], spec: AugmentSpe
         image = sometimes(spec.solarize, lambda _, x: jnp.where(x >= 0.5, 1 - x, x), image)
         return sometimes(spec.flip, lambda _, x: x[:, ::-1], image)
 
-    return jax.vmap(one)(jax.random.split(key, len(images)), images)
+    return jax.vmap(one)(keys, images)

@@ -1,80 +1,128 @@
-"""The dataset held in memory, and the pure functions on it: split, pad, colours, statistics, fingerprint."""
+"""The dataset at hand, and the pure functions on it: rows, channels, validation split, statistics."""
 
-import dataclasses
 import hashlib
-import json
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import DataError, InputError
 
-_BLOCK_IMAGES = 4096
+_BLOCK_BYTES = 2**25
 
 
-# eq=False: comparing arrays has no single truth value; `fingerprint` is how two datasets are compared.
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
+class StoredSplit:
+    """One split of a prepared dataset: images uint8 (n, H, W, C), memory-mapped, and labels int32 (n,), or None."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+
+
+# eq=False: comparing arrays has no single truth value; the fingerprint is how two datasets are compared.
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """Hold labelled images with an official train/test split.
+    """A prepared dataset.
 
     Attributes:
-      name: short name, used in reports and in the fingerprint.
-      train_images: uint8 (n, H, W, C), pixels 0..255.
-      train_labels: int32 (n,), each in 0..len(class_names)-1.
-      test_images: uint8 (n_test, H, W, C), the same H, W, C as train_images.
-      test_labels: int32 (n_test,), each in 0..len(class_names)-1.
-      class_names: one string a class, in label order.
-
-    Raises:
-      InputError: a wrong type, rank, length, image shape or label, or an empty split.
+      name: short name, used in reports.
+      splits: by name, among `ssdd_jax.data.source.SPLITS`, with the same H, W, C in all.
+      class_names: one string a class, in label order; () where nothing is labelled.
+      fingerprint: 64 hex digits that stand for all pixels and labels, whatever they were read from.
+      folder: where it is stored.
     """
 
     name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    splits: Mapping[str, StoredSplit]
     class_names: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        names = self.class_names
-        if not isinstance(names, tuple) or not names or not all(isinstance(name, str) for name in names):
-            raise InputError(
-                f"dataset {self.name!r}: class_names is a {type(names).__name__}, expected a non-empty tuple of str; give one name a class"
-            )
-        for split in ("train", "test"):
-            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
-            where = f"dataset {self.name!r}: {split}"
-            _check_array(f"{where}_images", images, np.uint8, 4, "(n, H, W, C) with pixels 0..255")
-            _check_array(f"{where}_labels", labels, np.int32, 1, "(n,)")
-            if 0 in images.shape:
-                raise InputError(f"{where}_images has shape {images.shape}, expected a non-empty image or more; check the source's files")
-            if len(images) != len(labels):
-                raise InputError(f"{where} has {len(images)} images and {len(labels)} labels, expected as many of each; check the pairing")
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= len(names):
-                raise InputError(
-                    f"{where}_labels span {low}..{high}, expected 0..{len(names) - 1} for {len(names)} class names; "
-                    "renumber the labels or name every class"
-                )
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            raise InputError(
-                f"dataset {self.name!r}: train images are {_shape_text(self.train_images)} and test images "
-                f"{_shape_text(self.test_images)}, expected one shape; resize one of them"
-            )
+    fingerprint: str
+    folder: Path
 
 
-def split_validation(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, np.ndarray, np.ndarray]:
-    """Hold out a fixed pseudo-random part of the train split.
-
-    Depends on the number of train images, `fraction` and `seed` alone; both parts keep the original order.
+class Rows:
+    """Some rows of an array that stays on disk; each access reads what it asks for and keeps nothing.
 
     Args:
-      dataset: n train images; the test split is passed on untouched.
-      fraction: share of the train images to hold out, in (0, 1); round(fraction * n) images move.
+      array: memory-mapped "N ...".
+      rows: which of its rows, int "n"; None is all.
+    """
+
+    def __init__(self, array: np.memmap, rows: np.ndarray | None = None):
+        self._array, self._rows = array, rows
+        self.shape = (len(array) if rows is None else len(rows), *array.shape[1:])
+        self.dtype, self.ndim = array.dtype, array.ndim
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Return how many bytes they take."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        """Return the rows at a slice or at an integer array, in memory."""
+        found = np.array(self._array[index if self._rows is None else self._rows[index]])
+        # What was read is dropped from this process's memory; the system keeps it as long as it has room.
+        if isinstance(mapping := getattr(self._array, "_mmap", None), mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
+        return found
+
+    def select(self, rows: np.ndarray) -> "Rows":
+        """Return some of the rows, without reading them."""
+        return Rows(self._array, rows if self._rows is None else self._rows[rows])
+
+
+class Concatenated:
+    """The rows of several arrays of one shape "n ...", one array behind the other, by integer index."""
+
+    def __init__(self, arrays: Sequence[np.ndarray | Rows]):
+        self._arrays = arrays
+        self.shape = (len(arrays) * len(arrays[0]), *arrays[0].shape[1:])
+        self.dtype, self.ndim = arrays[0].dtype, arrays[0].ndim
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        """Return the rows at an integer array of any shape, in memory."""
+        which, row = np.divmod(index, len(self._arrays[0]))
+        found = np.empty((*index.shape, *self.shape[1:]), self.dtype)
+        for i in np.unique(which):
+            found[which == i] = self._arrays[i][row[which == i]]
+        return found
+
+
+Images = np.ndarray | Rows
+"""Arrays of rows, in memory or on disk: `len`, `shape`, slices and integer arrays."""
+
+
+def take_rows(array: np.ndarray, rows: np.ndarray | None, in_memory: bool) -> Images:
+    """Return the rows of a memory-mapped array, copied into memory or left on disk; None is all."""
+    if not in_memory and isinstance(array, np.memmap):
+        return Rows(array, rows)
+    return np.array(array if rows is None else array[rows])
+
+
+def select_rows(images: Images, rows: np.ndarray) -> Images:
+    """Return some rows, which stay on disk if they are there."""
+    return images.select(rows) if isinstance(images, Rows) else images[rows]
+
+
+def validation_rows(count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out a fixed pseudo-random part of the rows.
+
+    Args:
+      count: number of training images.
+      fraction: share to hold out, in (0, 1); round(fraction * count) rows.
       seed: 0..2**32-1.
 
     Returns:
-      The dataset without the held-out images; the held-out images, uint8 (v, H, W, C); their labels, int32 (v,).
+      The rows that remain and those held out, each ascending, int64.
 
     Raises:
       InputError: a fraction or seed out of range, or one that leaves either part empty.
@@ -83,7 +131,6 @@ def split_validation(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[
         raise InputError(f"validation fraction is {fraction}, expected more than 0 and less than 1; try 0.1")
     if not 0 <= seed < 2**32:
         raise InputError(f"validation seed is {seed}, expected 0..{2**32 - 1}; choose another")
-    count = len(dataset.train_images)
     num_held = round(fraction * count)
     if not 0 < num_held < count:
         raise InputError(
@@ -93,62 +140,52 @@ def split_validation(dataset: Dataset, fraction: float, seed: int = 0) -> tuple[
     # RandomState, not default_rng: NumPy freezes its stream, so the split is the same under every NumPy version.
     held = np.zeros(count, dtype=bool)
     held[np.random.RandomState(seed).permutation(count)[:num_held]] = True
-    reduced = dataclasses.replace(dataset, train_images=dataset.train_images[~held], train_labels=dataset.train_labels[~held])
-    return reduced, dataset.train_images[held], dataset.train_labels[held]
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def pad_images(dataset: Dataset, size: int) -> Dataset:
-    """Surround every image with zeros up to size x size, such as 28 -> 32.
-
-    The image stays in the middle; where the difference is odd, the extra row or column goes to the bottom or right.
-
-    Args:
-      dataset: images of H x W pixels.
-      size: the new height and width in pixels, at least max(H, W).
-
-    Raises:
-      InputError: size is smaller than the images.
-    """
-    height, width = dataset.train_images.shape[1:3]
-    if size < max(height, width):
-        raise InputError(
-            f"size is {size} but the images of {dataset.name!r} are {height}x{width}, expected at least {max(height, width)}: "
-            "padding never shrinks; resize the images beforehand or use size 0 to keep them as they are"
-        )
-    if size == height == width:
-        return dataset
-    top, left = (size - height) // 2, (size - width) // 2
-    widths = ((0, 0), (top, size - height - top), (left, size - width - left), (0, 0))
-    return dataclasses.replace(dataset, train_images=np.pad(dataset.train_images, widths), test_images=np.pad(dataset.test_images, widths))
-
-
-def convert_channels(dataset: Dataset, channels: int) -> Dataset:
+def convert_channels(images: np.ndarray, channels: int) -> np.ndarray:
     """Repeat a grey channel three times, or take the luma of RGB (ITU-R 601, rounded), as Pillow's mode conversions do.
 
     Args:
-      dataset: images of 1 or 3 channels.
-      channels: 1 or 3.
+      images: uint8 (..., C) with C 1 or 3.
+      channels: 1 or 3; equal to C changes nothing, whatever C is.
 
     Raises:
-      InputError: the images have another number of channels, or another number is asked for.
+      DataError: the images have another number of channels, or another number is asked for.
     """
-    found = dataset.train_images.shape[-1]
-    if found not in (1, 3) or channels not in (1, 3):
-        raise InputError(f"{dataset.name!r} has {found} channels and {channels} are asked for, expected 1 or 3 of either; use channels 0")
+    found = images.shape[-1]
     if found == channels:
-        return dataset
-
-    def convert(images: np.ndarray) -> np.ndarray:
-        if channels == 3:
-            return np.repeat(images, 3, axis=-1)
-        weights = np.array([19595, 38470, 7471], np.uint32)  # .299, .587, .114 of 65,536
-        return ((images.astype(np.uint32) @ weights + 32768) >> 16).astype(np.uint8)[..., None]
-
-    return dataclasses.replace(dataset, train_images=convert(dataset.train_images), test_images=convert(dataset.test_images))
+        return images
+    if found not in (1, 3) or channels not in (1, 3):
+        raise DataError(f"images have {found} channels and {channels} are asked for, expected 1 or 3 of either; use channels 0")
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    weights = np.array([19595, 38470, 7471], np.uint32)  # .299, .587, .114 of 65,536
+    return ((images.astype(np.uint32) @ weights + 32768) >> 16).astype(np.uint8)[..., None]
 
 
-def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute every channel's mean and population standard deviation over all pixels of all images.
+def count_pixels(images: np.ndarray) -> np.ndarray:
+    """Count the values of every channel's pixels: uint8 (n, H, W, C) -> int64 (C, 256)."""
+    # Pillow counts a plane several times faster than NumPy, and RGB in one pass.
+    if images.shape[-1] == 3:
+        rows = np.ascontiguousarray(images).reshape(-1, images.shape[2], 3)
+        return np.array(Image.fromarray(rows).histogram(), np.int64).reshape(3, 256)
+    planes = [np.ascontiguousarray(images[..., channel]).reshape(-1, images.shape[2]) for channel in range(images.shape[-1])]
+    return np.array([Image.fromarray(plane).histogram() for plane in planes], np.int64)
+
+
+def statistics_of(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return every channel's mean and population standard deviation, float64 (C,) in units of [0, 1], from `count_pixels`."""
+    # Pixels have 256 values: counting them is exact.
+    values = np.arange(256, dtype=np.float64) / 255.0
+    num_pixels = counts.sum(axis=1)
+    mean = counts @ values / num_pixels
+    variance = (counts * np.square(values - mean[:, None])).sum(axis=1) / num_pixels
+    return mean, np.sqrt(variance)
+
+
+def channel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Compute every channel's mean and population standard deviation over all pixels of all images, a block at a time.
 
     Args:
       images: uint8 (n, H, W, C), n >= 1.
@@ -157,48 +194,21 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       Mean and standard deviation, both float64 (C,), in units of [0, 1] (pixel / 255).
 
     Raises:
-      InputError: images are not uint8 of rank 4, or empty.
+      DataError: images are not uint8 of rank 4, or empty.
     """
-    _check_array("images", images, np.uint8, 4, "(n, H, W, C)")
-    if 0 in images.shape:
-        raise InputError(f"images has shape {images.shape}, expected a non-empty image or more; check the source's files")
-    # Pixels have 256 values: counting them is exact, and a block at a time needs no float64 copy of the dataset.
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise DataError(f"images are {images.dtype} {images.shape}, expected uint8 (n, H, W, C), not empty; convert them first")
     counts = np.zeros((images.shape[-1], 256), dtype=np.int64)
-    for start in range(0, len(images), _BLOCK_IMAGES):
-        block = images[start : start + _BLOCK_IMAGES]
-        for channel in range(images.shape[-1]):
-            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
-    values = np.arange(256, dtype=np.float64) / 255.0
-    num_pixels = counts.sum(axis=1)
-    mean = counts @ values / num_pixels
-    variance = (counts * np.square(values - mean[:, None])).sum(axis=1) / num_pixels
-    return mean, np.sqrt(variance)
+    block = max(1, _BLOCK_BYTES // prod(images.shape[1:]))
+    for start in range(0, len(images), block):
+        counts += count_pixels(images[start : start + block])
+    return statistics_of(counts)
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """Hash all that the dataset holds: sha256 over its name, class names, shapes and bytes, as 64 hex digits."""
-    arrays = {
-        "train_images": dataset.train_images,
-        "train_labels": dataset.train_labels,
-        "test_images": dataset.test_images,
-        "test_labels": dataset.test_labels,
-    }
-    # The header fixes every length, so that no two datasets run into the same byte stream.
-    header = {"name": dataset.name, "class_names": dataset.class_names, "shapes": {key: array.shape for key, array in arrays.items()}}
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\n")
-    for array in arrays.values():
-        digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+def array_digest(array: Images) -> str:
+    """Return the sha256 of an array's bytes in little-endian order, read a block at a time."""
+    digest = hashlib.sha256()
+    rows = max(1, _BLOCK_BYTES // max(1, prod(array.shape[1:]) * array.dtype.itemsize))
+    for start in range(0, len(array), rows):
+        digest.update(np.ascontiguousarray(array[start : start + rows], dtype=array.dtype.newbyteorder("<")).data)
     return digest.hexdigest()
-
-
-def _check_array(name: str, array: object, dtype: type, ndim: int, layout: str) -> None:
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != ndim:
-        raise InputError(f"{name} is {_kind(array)}, expected a NumPy {np.dtype(dtype)} array {layout}; convert it first")
-
-
-def _kind(value: object) -> str:
-    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-
-
-def _shape_text(images: np.ndarray) -> str:
-    return "x".join(str(length) for length in images.shape[1:])

@@ -29,21 +29,20 @@ def make_finetune_step(
     view: AugmentSpec,
     normalize: Callable[[Float[Array, "n H W C"]], Float[Array, "n H W C"]],
 ) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
-    """Build step(member, step, seed, schedule "s b", images "n H W C" uint8, labels "n") -> (member, metrics).
+    """Build step(member, step, seed, images "b H W C" uint8, labels "b") -> (member, metrics), one minibatch update.
 
-    `schedule` is of `ssdd_jax.evals.batches.batch_schedule`; images are augmented by `view` in [0, 1], then normalized.
+    Images are augmented by `view` in [0, 1], then normalized.
     """
 
-    def step(member: MemberState, step_number, seed, schedule, images, labels):
-        rows = schedule[step_number]
-        # Steps are numbered from 1: the schedule is drawn at 0.
-        batch = augment(step_key(seed, Stream.FINETUNE_STEP, step_number + 1), images[rows].astype(jnp.float32) / 255.0, view)
-        targets, variables = labels[rows], member.variables
+    def step(member: MemberState, step_number, seed, images, labels):
+        # Steps are numbered from 1: the order of the batches is drawn at 0.
+        batch = augment(step_key(seed, Stream.FINETUNE_STEP, step_number + 1), images.astype(jnp.float32) / 255.0, view)
+        variables = member.variables
 
         def loss_fn(params):
             logits, batch_stats = learner.apply_train({**variables, "params": params}, normalize(batch))
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-            return loss, (batch_stats, accuracy(logits, targets))
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, (batch_stats, accuracy(logits, labels))
 
         (loss, (batch_stats, correct)), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
         updates, opt_state = optimizer.update(grads, member.opt_state, variables["params"])

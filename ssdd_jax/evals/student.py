@@ -9,20 +9,15 @@ from jaxtyping import Array, Float
 from ssdd_jax.core.pool import Learner, MemberState, train_member
 
 
-def make_student_step(
-    *,
-    learner: Learner,
-    optimizer: optax.GradientTransformation,
-    prepare: Callable[[Array], Float[Array, "n H W C"]] = lambda images: images,
-) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
+def make_student_step(*, learner: Learner, optimizer: optax.GradientTransformation) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
     """Build step(member, step, schedule "s b", images "n H W C", reprs "n d") -> (member, metrics), one minibatch update.
 
-    `schedule` is of `ssdd_jax.evals.batches.batch_schedule`; `prepare` turns a batch of what is stored into normalized images.
+    `schedule` is of `ssdd_jax.evals.batches.batch_schedule`; images are normalized.
     """
 
     def step(member: MemberState, step_number, schedule, images, reprs):
         rows = schedule[step_number]
-        member, loss = train_member(member, prepare(images[rows]), reprs[rows], learner, optimizer)
+        member, loss = train_member(member, images[rows], reprs[rows], learner, optimizer)
         return member, {"loss": loss}
 
     return step

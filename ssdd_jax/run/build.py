@@ -1,8 +1,10 @@
 """From settings to objects: data on the device, learners, optimizers, and the plan of every method."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,29 +14,35 @@ from jaxtyping import Array
 
 from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars, max_images
 from ssdd_jax.core.pool import Learner
-from ssdd_jax.data import channel_statistics, fingerprint, load_dataset, split_validation
+from ssdd_jax.data import Images, Options, channel_statistics, load_dataset, take_rows, validation_rows
 from ssdd_jax.errors import InputError
+from ssdd_jax.io.files import write_json
 from ssdd_jax.nets import make_learner, net_widths
+from ssdd_jax.progress import Display
 from ssdd_jax.run.spec import DataSpec, MethodSpec, NetSpec, PoolSpec, RecipeSpec, RunSpec, TeacherSpec, digest
 from ssdd_jax.teacher.lars import lars
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The images of a run: uint8 NHWC, training, held-out and evaluation split, and the statistics of the training images."""
+    """The images of a run: training, held-out and evaluation split, and the statistics of the training images.
+
+    Images are uint8 NHWC, in memory or on disk; labels are int32 "n", or None where there are none.
+    """
 
     name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    held_out_images: np.ndarray
-    held_out_labels: np.ndarray
-    eval_images: np.ndarray
-    eval_labels: np.ndarray
+    train_images: Images
+    train_labels: np.ndarray | None
+    held_out_images: Images
+    held_out_labels: np.ndarray | None
+    eval_images: Images
+    eval_labels: np.ndarray | None
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
     fingerprint: str
     digest: str
+    folder: Path
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -54,30 +62,55 @@ def normalize(images: Array, mean: Array, std: Array) -> Array:
     return (unit - row(mean)) / row(std)
 
 
-def load_data(spec: DataSpec, split: str) -> Data:
-    """Load the dataset and hold out the validation images; evaluate on `split`, 'test' or 'validation'."""
-    dataset = load_dataset(spec.source, spec.path, spec.size, spec.channels)
-    identity = fingerprint(dataset)
-    held_out_images, held_out_labels = dataset.train_images[:0], dataset.train_labels[:0]
+def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Data:
+    """Prepare and open the dataset and hold out the validation images; evaluate on `split`, 'test' or 'validation'.
+
+    Raises:
+        InputError: the dataset cannot be read, or has no such split.
+    """
+    options = Options(spec.size, spec.fit, spec.channels, spec.on_bad_image)
+    dataset = load_dataset(spec.source, spec.data_dir, options, Path(spec.cache) if spec.cache else None, display)
+    if spec.split not in dataset.splits:
+        known = ", ".join(dataset.splits)
+        raise InputError(f"config.data.split is {spec.split!r}, {dataset.name} has {known}; set config.data.split to what it has")
+
+    def part(name: str, rows: np.ndarray | None) -> tuple[Images, np.ndarray | None]:
+        images, labels = dataset.splits[name].images, dataset.splits[name].labels
+        in_memory = images.nbytes <= spec.memory_gb * 1e9
+        return take_rows(images, rows, in_memory), None if labels is None else np.array(labels if rows is None else labels[rows])
+
+    rows = np.arange(len(dataset.splits[spec.split].images))
+    if "test" in dataset.splits:
+        test = part("test", None)
+    elif spec.test > 0:
+        # Another seed than the validation images', which are drawn from what remains.
+        kept, held = validation_rows(len(rows), spec.test, seed=1)
+        test, rows = part(spec.split, rows[held]), rows[kept]
+    else:
+        raise InputError(f"{dataset.name} has no test split to evaluate on; config.data.test=0.2 sets a fifth of the images apart")
+    held_out = np.arange(0)
     if spec.validation > 0:
-        dataset, held_out_images, held_out_labels = split_validation(dataset, spec.validation)
-    validate = split == "validation"
-    train_images, train_labels = dataset.train_images[: spec.limit or None], dataset.train_labels[: spec.limit or None]
-    mean, std = channel_statistics(train_images)
+        kept, held = validation_rows(len(rows), spec.validation)
+        held_out, rows = rows[held], rows[kept]
+    rows = rows[: spec.limit or None]
+    train, held_out = part(spec.split, rows), part(spec.split, held_out)
+    evaluation = held_out if split == "validation" else test
+    identity = digest(dataset.fingerprint, spec.split, spec.test, spec.validation, spec.limit)
+    mean, std = _statistics(train[0], dataset.folder / f"statistics-{identity}.json")
     return Data(
-        name=dataset.name,
-        train_images=train_images,
-        train_labels=train_labels,
-        held_out_images=held_out_images,
-        held_out_labels=held_out_labels,
-        eval_images=held_out_images if validate else dataset.test_images,
-        eval_labels=held_out_labels if validate else dataset.test_labels,
-        num_classes=len(dataset.class_names),
-        mean=mean,
-        std=std,
-        fingerprint=identity,
-        digest=digest(identity, spec.validation, spec.limit),
+        dataset.name, *train, *held_out, *evaluation, len(dataset.class_names), mean, std, dataset.fingerprint, identity, dataset.folder
     )
+
+
+def _statistics(images: Images, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return `channel_statistics`, kept in a file beside the prepared images, since on disk they take long to read."""
+    if file.is_file():
+        kept = json.loads(file.read_text())
+        return np.array(kept["mean"]), np.array(kept["std"])
+    mean, std = channel_statistics(images)
+    if not isinstance(images, np.ndarray):
+        write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
+    return mean, std
 
 
 def repr_width(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> int:

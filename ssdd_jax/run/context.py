@@ -1,7 +1,7 @@
 """What the stages after the teacher share."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,18 @@ import numpy as np
 
 from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import Layout, budget_scalars, resize_images
+from ssdd_jax.data import Concatenated, Rows, open_prepared, select_rows
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.progress import Display
 from ssdd_jax.run.build import Data, Plan, load_data, plan_method, repr_width, student_learner
-from ssdd_jax.run.progress import Display
+from ssdd_jax.run.encode import in_batches
+from ssdd_jax.run.feed import Table, to_device
+from ssdd_jax.run.real import RealImages
 from ssdd_jax.run.spec import RunSpec, digest
-from ssdd_jax.run.teacher import Teacher, cached_representations, get_teacher, in_batches, teacher_digest, view_shifts
+from ssdd_jax.run.teacher import Teacher, cached_representations, get_teacher, teacher_digest, view_shifts
+
+PCA_SAMPLE = 2**17
 
 
 @dataclass(eq=False)
@@ -41,12 +47,12 @@ class Context:
         Raises:
             InputError: one cannot be read, or its images are not of the own ones' shape.
         """
-        targets = {self.data.name: self.data}
+        targets = {self.data.name: self.labelled}
         for label, spec in self.spec.evaluation.datasets.items():
             where = f"config.evaluation.datasets.{label}"
             if label in targets:
                 raise InputError(f"{where} has the name of the distilled set's own dataset, which is evaluated anyway; rename it")
-            target = load_data(spec, self.spec.evaluation.split)
+            target = load_data(spec, self.spec.evaluation.split, self.display)
             if target.image_shape != self.data.image_shape:
                 h, _, c = self.data.image_shape
                 raise InputError(
@@ -55,6 +61,15 @@ class Context:
                 )
             targets[label] = target
         return targets
+
+    @cached_property
+    def labelled(self) -> Data:
+        """Return the own dataset with labelled training images for the protocols, where the distilled split has none but another has."""
+        spec = self.spec.data
+        if spec.split == "train" or "train" not in open_prepared(self.data.folder).splits:
+            return self.data
+        labelled = load_data(replace(spec, split="train", limit=0), self.spec.evaluation.split, self.display)
+        return replace(labelled, mean=self.data.mean, std=self.data.std)
 
     @property
     def budget(self) -> int:
@@ -76,9 +91,11 @@ class Context:
         """Return the name of everything that the teacher depends on, without the teacher."""
         return teacher_digest(self.spec, self.data)
 
-    def reprs(self, split: str, view: str = "identity") -> np.ndarray:
-        """Return the teacher's representations of a split."""
-        return cached_representations(self.teacher, self.data, split, view, self.checkpoints)
+    def reprs(self, split: str) -> np.ndarray:
+        """Return the teacher's representations of the images of 'train' or of an evaluation split, memory-mapped."""
+        images = self.data.train_images if split == "train" else self.data.eval_images
+        view = lambda batch, rows: self.data.normalize(batch)
+        return cached_representations(self.teacher, images, view, f"{split}-identity", self.checkpoints, self.display)
 
     @cached_property
     def shifts(self) -> dict[str, float]:
@@ -86,14 +103,32 @@ class Context:
         return view_shifts(self.teacher, self.data, tuple(dict.fromkeys(v for m in self.spec.methods.values() for v in m.views)))
 
     @cached_property
-    def device_images(self) -> jax.Array:
-        """Return the training images as uint8 on the device."""
-        return jnp.asarray(self.data.train_images)
+    def train_images(self) -> Table:
+        """Return the training images as uint8, on the device unless they stay on disk."""
+        return to_device(self.data.train_images)
 
     @cached_property
-    def device_bank(self) -> jax.Array:
-        """Return the training images' representations under every real view, "R n d", on the device."""
-        return jnp.stack([jnp.asarray(self.reprs("train", view)) for view in self.spec.outer.real_views])
+    def real(self) -> RealImages:
+        """Return how real images enter the outer step."""
+        return RealImages(self.spec.outer, self.data)
+
+    @cached_property
+    def real_targets(self) -> Table | None:
+        """Return the training images' representations under every real view, "R*n d", or None where they are computed afresh.
+
+        They are on the device if the images are.
+        """
+        if not self.real.names:
+            return None
+        files = [
+            cached_representations(
+                self.teacher, self.data.train_images, partial(self.real.view, name), f"train-{name}", self.checkpoints, self.display
+            )
+            for name in self.real.names
+        ]
+        if isinstance(self.train_images, jax.Array):
+            return jnp.concatenate([jnp.asarray(reprs) for reprs in files])
+        return Concatenated([Rows(reprs) for reprs in files])
 
     def pca(self, layout: Layout | None, num_components: int, name: str) -> PCA | None:
         """Return the PCA of the base-resolution images of `layout`, or of the representations, or None for 0 components."""
@@ -102,11 +137,13 @@ class Context:
         key = (layout.base_shape if layout else None, num_components)
         if key not in self._pcas:
             what = "representations" if layout is None else "images"
+            # Every so many images are enough for a basis, and of a large dataset no more fit into memory.
+            sample = np.arange(0, len(self.data.train_images), -(-len(self.data.train_images) // PCA_SAMPLE))
             if layout is None:
-                rows = self.reprs("train")
+                rows = self.reprs("train")[sample]
             else:
                 shrink = jax.jit(lambda batch: resize_images(self.data.normalize(batch), layout.base_shape).reshape(len(batch), -1))
-                rows = in_batches(shrink, self.data.train_images)
+                rows = in_batches(shrink, select_rows(self.data.train_images, sample))
             limit = min(len(rows) - 1, rows.shape[1])
             fitted = fit_pca(jnp.asarray(rows), min(num_components, limit))
             rank = int(np.sum(np.asarray(fitted.variances) > 1e-6 * float(fitted.variances[0])))

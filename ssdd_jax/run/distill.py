@@ -14,13 +14,13 @@ from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.distilled import DistilledSet, Factors, compress, init_distilled, stored_coefficients
 from ssdd_jax.core.outer import init_outer, make_outer_step, make_warm_up_step, warm_up_ages
 from ssdd_jax.core.pool import over_leading_axis
-from ssdd_jax.core.views import VIEWS, apply_views
+from ssdd_jax.core.views import apply_views
 from ssdd_jax.io.artifacts import read_manifest, save_distilled
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run.build import num_steps, outer_optimizer, sgd
 from ssdd_jax.run.context import Context
+from ssdd_jax.run.encode import in_batches
 from ssdd_jax.run.loop import Loop, resumable, stack, unstack
-from ssdd_jax.run.teacher import in_batches
 
 
 class Distiller:
@@ -83,7 +83,7 @@ class Distiller:
         """Return the start: m real training images and the teacher's representations of their views."""
         context, method, layout = self.context, self.method, self.plan.layout
         order = jax.random.permutation(step_key(seed, Stream.DISTILLED_INIT), len(context.data.train_images))
-        images = context.data.normalize(context.device_images[order[: self.plan.num_images]])
+        images = context.data.normalize(jnp.asarray(context.data.train_images[np.asarray(order[: self.plan.num_images])]))
         view_reprs = np.stack([in_batches(self.represent, view) for view in apply_views(images, layout.views)])
         return init_distilled(
             images,
@@ -106,7 +106,8 @@ class Distiller:
             state = self.loops[phase].run(
                 state,
                 last,
-                (seeds, context.device_images, context.device_bank),
+                (seeds, context.teacher.variables if context.real_targets is None else None),
+                tables=[context.train_images, *([] if context.real_targets is None else [context.real_targets])],
                 display=context.display,
                 name=f"distill/{self.name}/seeds_{label}",
                 start=max(first, done),
@@ -132,8 +133,8 @@ class Distiller:
         return state
 
     def _loop(self, start: int) -> Loop:
-        """Build the loop of the outer step on data: (state, step number, seed, images "n H W C" uint8, reprs "R n d")."""
-        spec, data = self.spec, self.context.data
+        """Build the loop of the outer step on real batches: (state, step number, batch, seed, teacher's variables if needed)."""
+        spec, real, teacher = self.spec, self.context.real, self.context.teacher
         outer_step = make_outer_step(
             learner=self.context.learner,
             optimizer=outer_optimizer(spec, self.method, start),
@@ -144,17 +145,13 @@ class Distiller:
             ridge=spec.outer.ridge,
             ridge_scale=spec.outer.ridge_scale,
         )
-        real_views = spec.outer.real_views
 
-        def step(state, step_number, seed, images, reprs):
-            rows_key, view_key, outer_key = jax.random.split(step_key(seed, Stream.OUTER_STEP, step_number), 3)
-            rows = jax.random.randint(rows_key, (spec.outer.batch_size,), 0, len(images))
-            view = jax.random.randint(view_key, rows.shape, 0, len(real_views))
-            batch = data.normalize(images[rows])
-            batch = jnp.stack([VIEWS[name](batch) for name in real_views])[view, jnp.arange(len(rows))]
-            return outer_step(state, batch, reprs[view, rows], outer_key)
+        def step(state, step_number, batch, seed, variables):
+            images = real.images(batch[0], step_number, seed)
+            reprs = batch[1] if real.names else replace(teacher, variables=variables).represent(images)
+            return outer_step(state, images, reprs, real.outer_key(step_number, seed))
 
-        return Loop(step, (0, None, None), spec.steps_per_dispatch)
+        return Loop(step, (0, None), spec.steps_per_dispatch, lambda step_number, seed, _: real.draw(step_number, seed))
 
     def _init(self, distilled: DistilledSet, seed: jax.Array):
         """Return the state before the first step of a phase."""

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from ssdd_jax.core.augment import AugmentSpec
-from ssdd_jax.core.pool import Learner, init_member
+from ssdd_jax.core.pool import Learner, init_member, train_member
+from ssdd_jax.data import Rows
 from ssdd_jax.errors import InputError
 from ssdd_jax.evals.batches import batch_schedule, batches_per_epoch
 from ssdd_jax.evals.few import init_few_label_probe, make_few_label_step
@@ -25,9 +26,10 @@ from ssdd_jax.io.files import sha256
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run.build import Data, normalize, sgd, student_learner, student_optimizer, teacher_learner
 from ssdd_jax.run.context import Context
+from ssdd_jax.run.encode import in_batches
+from ssdd_jax.run.feed import Table, to_device
 from ssdd_jax.run.loop import Loop, NumericalError, stack, unstack
 from ssdd_jax.run.spec import EvaluationSpec, NetSpec, RecipeSpec, digest, json_ready
-from ssdd_jax.run.teacher import in_batches
 
 # Controls that are no student: what they know is the representation itself.
 OF_TEACHER = ("teacher_init", "teacher")
@@ -78,30 +80,47 @@ class Student:
         """Return the untrained variables."""
         return self.learner.init(step_key(seed, Stream.STUDENT_INIT))
 
-    def pretrain(self, name: str, seeds: Sequence[int], images: jax.Array, reprs: jax.Array, *, shared: bool = False) -> list[Any]:
-        """Pretrain one fresh student a seed and return their variables.
+    def pretrain(self, name: str, seeds: Sequence[int], images: jax.Array, reprs: jax.Array) -> list[Any]:
+        """Pretrain one fresh student a seed on its own set, images "S n H W C" normalized and reprs "S n d"; return their variables."""
 
-        Args:
-            name: for the display.
-            seeds: S of them.
-            images: normalized "S n H W C", or uint8 "n H W C" if `shared` by all seeds.
-            reprs: "S n d", or "n d".
-            shared: see there.
-        """
-        context, spec = self.context, self.context.spec.evaluation
-        num_rows = len(images) if shared else images.shape[1]
+        def loop(optimizer: optax.GradientTransformation) -> Loop:
+            return Loop(make_student_step(learner=self.learner, optimizer=optimizer), (0, 0, 0))
+
+        return self._pretrain(name, seeds, images.shape[1], loop, (images, reprs))
+
+    def pretrain_on_all(self, name: str, seeds: Sequence[int], images: Table, reprs: Table) -> list[Any]:
+        """Pretrain one fresh student a seed on the same images "n H W C" uint8 and reprs "n d"; return their variables."""
+
+        def loop(optimizer: optax.GradientTransformation) -> Loop:
+            def step(member, step_number, batch, schedule):
+                member, loss = train_member(member, self.context.data.normalize(batch[0]), batch[1], self.learner, optimizer)
+                return member, {"loss": loss}
+
+            return Loop(step, (0,), draw=lambda step_number, schedule: (schedule[step_number],) * 2)
+
+        return self._pretrain(name, seeds, len(images), loop, (), (images, reprs))
+
+    def _pretrain(
+        self,
+        name: str,
+        seeds: Sequence[int],
+        num_rows: int,
+        make_loop: Callable[[optax.GradientTransformation], Loop],
+        args: tuple[Any, ...],
+        tables: tuple[Table, ...] = (),
+    ) -> list[Any]:
+        spec = self.context.spec.evaluation
         per_epoch = batches_per_epoch(num_rows, spec.batch_size)
         updates = spec.updates or spec.epochs * per_epoch
-        key = (per_epoch, shared)
+        key = (per_epoch, bool(tables))
         if key not in self._pretraining:
             optimizer = student_optimizer(recipe_of(self.spec, spec), updates, per_epoch)
-            prepare = {"prepare": context.data.normalize} if shared else {}
-            step = make_student_step(learner=self.learner, optimizer=optimizer, **prepare)
-            self._pretraining[key] = Loop(step, (0, None, None) if shared else (0, 0, 0)), optimizer
+            self._pretraining[key] = make_loop(optimizer), optimizer
         loop, optimizer = self._pretraining[key]
         students = stack([init_member(step_key(seed, Stream.STUDENT_INIT), self.learner, optimizer) for seed in seeds])
         schedules = stack([batch_schedule(step_key(seed, Stream.STUDENT_STEP), num_rows, spec.batch_size, updates) for seed in seeds])
-        students = loop.run(students, updates, (schedules, images, reprs), display=context.display, name=f"student/{name}")
+        display = self.context.display
+        students = loop.run(students, updates, (schedules, *args), tables=tables, display=display, name=f"student/{name}")
         return unstack(students.variables)
 
     def encode(self, variables: Any, target: Data) -> Encoded:
@@ -120,9 +139,11 @@ class Student:
             rate = optax.cosine_decay_schedule(spec.finetune_learning_rate, spec.finetune_steps)
             optimizer = sgd(RecipeSpec(weight_decay=spec.finetune_weight_decay), rate)
             view = AugmentSpec(1.0, padding=spec.finetune_padding, flip=spec.finetune_flip, jitter=0.0, gray=0.0)
-            step = make_finetune_step(learner=learner, optimizer=optimizer, view=view, normalize=target.normalize)
+            update = make_finetune_step(learner=learner, optimizer=optimizer, view=view, normalize=target.normalize)
+            step = lambda member, step_number, batch, seed, schedule: update(member, step_number, seed, *batch)
+            draw = lambda step_number, seed, schedule: (schedule[step_number],) * 2
             logits = jax.jit(lambda variables, batch: learner.apply(variables, target.normalize(batch)))
-            self._finetuning[target.digest] = Loop(step, (0, 0, None, None)), learner, optimizer, logits
+            self._finetuning[target.digest] = Loop(step, (0, 0), draw=draw), learner, optimizer, logits
         loop, learner, optimizer, logits = self._finetuning[target.digest]
         start = lambda seed, variables: init_finetuning(step_key(seed, Stream.FINETUNE_INIT), variables, learner, optimizer)
         members = stack([start(seed, variables) for seed, variables in zip(seeds, pretrained, strict=True)])
@@ -132,8 +153,8 @@ class Student:
                 for s in seeds
             ]
         )
-        args = (jnp.asarray(seeds), schedules, jnp.asarray(target.train_images), jnp.asarray(target.train_labels))
-        members = loop.run(members, spec.finetune_steps, args, display=context.display, name=f"finetune/{name}")
+        args, tables = (jnp.asarray(seeds), schedules), (to_device(target.train_images), jnp.asarray(target.train_labels))
+        members = loop.run(members, spec.finetune_steps, args, tables=tables, display=context.display, name=f"finetune/{name}")
         labels = jnp.asarray(target.eval_labels)
         return [
             float(accuracy(jnp.asarray(in_batches(lambda batch, v=variables: logits(v, batch), target.eval_images)), labels))
@@ -279,12 +300,14 @@ class Evaluator:
                 encoded = [student.encode(v, target) for v in trained]
             if method in ("none", *OF_TEACHER):
                 encoded = [standardise(e) for e in encoded]
-            scores = self.scores(name, chosen, encoded, target)
-            if student is not None and "finetune" in self.spec.protocols:
+            # The protocols read labels; without any, the error in predicting the representation is all there is.
+            labelled = target.train_labels is not None and target.eval_labels is not None
+            scores = self.scores(name, chosen, encoded, target) if labelled else {}
+            if labelled and student is not None and "finetune" in self.spec.protocols:
                 scores["finetune"] = student.finetune(name, chosen, trained, target)
             for i, cell in enumerate(wanted):
                 row = self.row(cell)
-                if target is self.context.data and self.knows_teacher(cell):
+                if dataset == self.context.data.name and self.knows_teacher(cell):
                     reprs = jnp.asarray(self.context.reprs(self.spec.split))
                     row["repr_error"] = float(repr_error(jnp.asarray(encoded[i].eval_reprs), reprs))
                 yield {**row, **{key: values[i] for key, values in scores.items()}, "digest": self.digest(cell)}
@@ -304,8 +327,9 @@ class Evaluator:
             return student, [student.init(seed) for seed in seeds]
         if method == "full":
             student = self.student(label, context.width)
-            reprs = jnp.asarray(context.reprs("train"))
-            return student, student.pretrain(name, seeds, context.device_images, reprs, shared=True)
+            reprs = context.reprs("train")
+            targets = jnp.asarray(reprs) if isinstance(context.train_images, jax.Array) else Rows(reprs)
+            return student, student.pretrain_on_all(name, seeds, context.train_images, targets)
         pairs = [self.pairs(method, seed) for seed in seeds]
         student = self.student(label, pairs[0].targets.shape[1])
         images, targets = (stack([jnp.asarray(getattr(p, part)) for p in pairs]) for part in ("images", "targets"))
@@ -317,8 +341,8 @@ class Evaluator:
         if name == "teacher":
             represent = jax.jit(lambda batch: context.teacher.represent(target.normalize(batch)))
             own = target is context.data
-            train = context.reprs("train") if own else in_batches(represent, target.train_images)
-            held_out = context.reprs(self.spec.split) if own else in_batches(represent, target.eval_images)
+            train = np.array(context.reprs("train")) if own else in_batches(represent, target.train_images)
+            held_out = np.array(context.reprs(self.spec.split)) if own else in_batches(represent, target.eval_images)
             return [Encoded(train, held_out, train, held_out)] * len(seeds)
         learner = teacher_learner(context.spec.teacher, target.image_shape)
         apply = jax.jit(lambda variables, batch: learner.apply(variables, target.normalize(batch)))
@@ -358,7 +382,7 @@ class Evaluator:
     def few(self, name: str, encoded: Sequence[Encoded], target: Data, rows: Sequence[np.ndarray]) -> list[float]:
         """Return the accuracies of the L-BFGS probe with the labels of `rows` alone."""
         features = stack([jnp.asarray(e.train_features[r]) for e, r in zip(encoded, rows, strict=True)])
-        labels = stack([jnp.asarray(target.train_labels[r]) for r in rows])
+        labels = stack([jnp.asarray(target.train_labels)[r] for r in rows])
         probes = stack([init_few_label_probe(features.shape[-1], target.num_classes)] * len(rows))
         display = self.context.display
         probes = self.few_loop.run(probes, self.spec.low_steps, (features, labels), display=display, name=f"few-label probe/{name}")

@@ -1,6 +1,7 @@
 """The one loop: teacher, distillation, students and probes all run through it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
-from ssdd_jax.run.progress import Display
+from ssdd_jax.progress import Display
+from ssdd_jax.run.feed import Reader, Table
 
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
@@ -49,17 +51,30 @@ class Loop:
         step: (state, step number, *args) -> (state, metrics), for one seed.
         axes: of the args: 0 where every seed has its own (leading axis), None where they share it.
         steps_per_dispatch: see `RunSpec`.
+        draw: (step number, *args) -> a tuple of integer arrays, for one seed: the rows of each of the tables that are given to
+            `run`. The step is then (state, step number, batch, *args), where batch has these rows of each table.
     """
 
-    def __init__(self, step: Step, axes: tuple[int | None, ...], steps_per_dispatch: int = 0):
+    def __init__(self, step: Step, axes: tuple[int | None, ...], steps_per_dispatch: int = 0, draw: Callable[..., tuple] | None = None):
         self.steps_per_dispatch = steps_per_dispatch or (1 if on_cpu() else 50)
-        seeds_step = over_leading_axis(step, (0, None, *axes))
+        self.draw = None if draw is None else over_leading_axis(draw, (None, *axes))
+
+        def step_on(state, number, tables, batch, *args):
+            if draw is None:
+                return step(state, number, *args)
+            if batch is None:
+                batch = tuple(table[rows] for table, rows in zip(tables, draw(number, *args), strict=True))
+            # What follows is compiled alike wherever the batch is from, and so has the same bits.
+            return step(state, number, jax.lax.optimization_barrier(batch), *args)
+
+        seeds_step = over_leading_axis(step_on, (0, None, None, 0, *axes))
 
         @partial(jax.jit, static_argnums=2, donate_argnums=0)
-        def dispatch(state, first, length, *args):
+        def dispatch(state, first, length, tables, batches, *args):
             if length == 1:
-                return seeds_step(state, first, *args)
-            state, metrics = jax.lax.scan(lambda s, i: seeds_step(s, i, *args), state, first + jnp.arange(length))
+                return seeds_step(state, first, tables, batches, *args)
+            numbers = first + jnp.arange(length)
+            state, metrics = jax.lax.scan(lambda s, x: seeds_step(s, x[0], tables, x[1], *args), state, (numbers, batches))
             return state, jax.tree.map(lambda leaf: leaf.sum(0), metrics)
 
         self.dispatch = dispatch
@@ -72,6 +87,7 @@ class Loop:
         *,
         display: Display,
         name: str,
+        tables: Sequence[Table] = (),
         start: int = 0,
         metrics: Metrics | None = None,
         log_every: int = 50,
@@ -80,6 +96,7 @@ class Loop:
     ) -> Any:
         """Run steps start ... num_steps - 1 and return the last state.
 
+        Tables on the device are gathered from in the step; if any is on disk, batches are read ahead of the steps.
         Every `log_every` steps the metrics, averaged over the steps since the last time, are checked and go to `metrics`
         under `name`, as a list with one value a seed.
 
@@ -88,15 +105,17 @@ class Loop:
         """
         if metrics is not None:
             metrics.begin(name, start)
-        step = logged = start
+        logged = start
         pending = []
-        with display.task(name, num_steps) as task:
-            while step < num_steps:
-                # A dispatch ends where something is due, so that the lengths that are compiled are few.
-                stop = min([num_steps, *((step // every + 1) * every for every in (log_every, checkpoint_every))])
-                length = min(self.steps_per_dispatch, stop - step)
-                state, values = self.dispatch(state, jnp.asarray(step), length, *args)
-                step += length
+        on_device = all(isinstance(table, jax.Array) for table in tables)
+        reader = None if on_device or self.draw is None else Reader(self.draw, tables, args)
+        most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.most_steps)
+        dispatches = _dispatches(start, num_steps, most, (log_every, checkpoint_every))
+        planned = ((first, length, None) for first, length in dispatches) if reader is None else reader.ahead(dispatches)
+        with display.task(name, num_steps) as task, closing(planned):
+            for first, length, batches in planned:
+                state, values = self.dispatch(state, jnp.asarray(first), length, tuple(tables) if on_device else (), batches, *args)
+                step = first + length
                 pending.append(values)
                 note = ""
                 if step % log_every == 0 or step == num_steps:
@@ -119,6 +138,16 @@ class Loop:
                 kept = checkpoints.latest if checkpoints is not None else None
                 last = f"; the last checkpoint is of step {kept}" if kept is not None else ""
                 raise NumericalError(f"{name}: {key} is {value.tolist()} at step {step}; lower the learning rate or raise the ridge{last}")
+
+
+def _dispatches(start: int, num_steps: int, most: int, every: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first step, number of steps); one ends where something is due, so that the lengths that are compiled are few."""
+    step = start
+    while step < num_steps:
+        stop = min([num_steps, *((step // period + 1) * period for period in every)])
+        length = min(most, stop - step)
+        yield step, length
+        step += length
 
 
 def resumable(folder: Path, state: Any) -> tuple[Checkpoints, int, Any]:

@@ -11,19 +11,21 @@ from typing import Any
 import jax
 
 import ssdd_jax
+from ssdd_jax.data.prepare import read_manifest as read_prepared_manifest
+from ssdd_jax.data.published import statistics_warning
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.artifacts import MANIFEST, read_manifest
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import write_json
 from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.progress import Display
 from ssdd_jax.report import results_tables, to_rich, write_report
-from ssdd_jax.run.build import load_data, plan_method, repr_width, student_learner, teacher_learner
+from ssdd_jax.run.build import Data, load_data, plan_method, repr_width, student_learner, teacher_learner
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.distill import Distiller
 from ssdd_jax.run.evaluate import Evaluator
 from ssdd_jax.run.loop import seed_groups
-from ssdd_jax.run.progress import Display
 from ssdd_jax.run.results import Results
 from ssdd_jax.run.spec import CONTROLS, RunSpec, json_ready
 
@@ -47,10 +49,12 @@ def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = 
     """
     display = Display()
     workdir = prepare_workdir(workdir)
-    data = load_data(spec.data, spec.evaluation.split)
+    data = load_data(spec.data, spec.evaluation.split, display)
     display.print(
         f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"
     )
+    for warning in data_warnings(spec, data):
+        display.print(f"warning: {warning}")
     check_sizes(spec, data.image_shape)
     context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl"), display)
     # What cannot be had is refused before anything is computed.
@@ -222,6 +226,15 @@ def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
     for destination, folder in destinations.items():
         display.print(f"exported {export_distilled(folder, destination, fmt)}")
     return list(destinations)
+
+
+def data_warnings(spec: RunSpec, data: Data) -> list[str]:
+    """Return what a user should know of the data before a run: statistics other than the published ones, and images left out."""
+    manifest = read_prepared_manifest(data.folder) or {"splits": {}}
+    skipped = {name: len(about["skipped"]) for name, about in manifest["splits"].items() if about["skipped"]}
+    counts = ", ".join(f"{count} of {name}" for name, count in skipped.items())
+    left_out = f"images that cannot be used were skipped: {counts}; {data.folder / MANIFEST} lists them" if skipped else ""
+    return [line for line in (statistics_warning(spec.data.source, manifest), left_out) if line]
 
 
 def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:

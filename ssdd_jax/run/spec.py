@@ -39,20 +39,34 @@ class DataSpec:
     """Which images.
 
     Attributes:
-        source: a name among `ssdd_jax.data.sources.SOURCES`.
-        path: of the file or folder, where the source needs one.
-        size: side to pad the images to with zeros; 0 leaves them.
+        source: a dataset's name, or KIND:ARGUMENT, see `ssdd_jax.data.sources.open_source`.
+        data_dir: folder of the published files; '' is $SSDD_JAX_DATA, or data/ in the working directory.
+        cache: folder of prepared datasets; '' is $SSDD_JAX_CACHE, or ssdd_jax/ in the user's cache folder.
+        split: which split is distilled; the unlabelled one where there is one, such as STL-10's. The protocols read students
+            on the labelled one in any case.
+        size: side of the images; 0 leaves them, which must then all be of one size.
+        fit: how they get there: crop (the shorter side resized, bilinear and antialiased, then the middle), resize (both
+            sides, whatever the aspect ratio) or pad (zeros around smaller images).
         channels: 3 repeats a grey channel, 1 takes the luma of RGB; 0 leaves them.
+        on_bad_image: stop at images that cannot be used, or skip and record them.
+        test: share of the training images that become the test split of a source that has none.
         validation: share of the training images that is never trained on: settings are chosen on it.
         limit: how many of the remaining training images to use; 0 uses all.
+        memory_gb: a split of more than so many 10^9 bytes stays on disk, and so do its representations; batches are read ahead.
     """
 
     source: str = "digits"
-    path: str = ""
+    data_dir: str = ""
+    cache: str = ""
+    split: str = one_of("train", "unlabelled")
     size: int = within(0, 0)
+    fit: str = one_of("crop", "resize", "pad")
     channels: int = one_of(0, 1, 3)
+    on_bad_image: str = one_of("stop", "skip")
+    test: float = within(0.0, 0.0, 0.9)
     validation: float = within(0.1, 0.0, 0.9)
     limit: int = within(0, 0)
+    memory_gb: float = within(4.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -120,8 +134,22 @@ class PoolSpec:
 class OuterSpec:
     """What every method's outer loop shares. AdamW with a linear schedule from the method's rate to `final_rate` of it.
 
-    `real_views` are the exact views under which real images enter, one drawn a image and step; the teacher's
-    representations of all of them are computed once.
+    Attributes:
+        steps: of every method, unless it has its own.
+        batch_size: real images a step, drawn with replacement.
+        final_rate: share of the learning rate that is left at the end.
+        b1: of AdamW.
+        b2: of AdamW.
+        weight_decay: of AdamW.
+        ridge: lambda of the kernel ridge regression.
+        ridge_scale: see `ssdd_jax.core.krr.krr_predict`.
+        real_augment: how real images enter. views: under one of `real_views`, drawn an image and step; crops: as one of
+            `real_crops` fixed random crops, drawn likewise; fresh: cropped and flipped anew every step, the teacher run on the
+            result (KRR-ST). For the first two the teacher's representations are computed once.
+        real_views: exact views, e.g. ("identity",) for no augmentation, or ("identity", "hflip").
+        real_crops: R, the number of fixed crops of every image.
+        real_padding: zeros around an image before its crop.
+        real_flip: probability that a crop is flipped; 0 where left and right matter, as for digits.
     """
 
     steps: int = within(600, 0)
@@ -132,7 +160,11 @@ class OuterSpec:
     weight_decay: float = within(0.0, 0.0)
     ridge: float = within(1e-6, 0.0)
     ridge_scale: str = one_of("trace", "mean_trace", "absolute")
+    real_augment: str = one_of("views", "crops", "fresh")
     real_views: tuple[str, ...] = ("identity",)
+    real_crops: int = within(8, 1)
+    real_padding: int = within(4, 0)
+    real_flip: float = within(0.5, 0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The teacher stage: pretraining or a published checkpoint, then the frozen teacher and its cached representations."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,20 +11,22 @@ import numpy as np
 
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.core.views import VIEWS
+from ssdd_jax.data import Images, select_rows
 from ssdd_jax.errors import InputError
 from ssdd_jax.evals.probe import accuracy, init_probe, probe_logits
-from ssdd_jax.io.files import sha256, write_bytes
+from ssdd_jax.io.files import sha256
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.io.torch_files import read_state_dict
 from ssdd_jax.nets.torch_weights import variables_from_torch
+from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run.build import Data, online_probe_optimizer, repr_width, teacher_learner, teacher_optimizer
+from ssdd_jax.run.encode import encode_batch, encode_to_file, in_batches
+from ssdd_jax.run.feed import to_device
 from ssdd_jax.run.loop import Loop, resumable, stack, unstack
-from ssdd_jax.run.progress import Display
 from ssdd_jax.run.spec import RunSpec, TeacherSpec, digest
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
 
-ENCODE_BATCH = 512
 SHIFT_SAMPLE = 2048
 
 
@@ -42,18 +43,6 @@ class Teacher:
     def represent(self, images: jax.Array) -> jax.Array:
         """Return the representations "n d" of normalized images "n H W C"."""
         return (self.learner.apply(self.variables, images) - jnp.asarray(self.centre)[None]) / self.scale
-
-
-def in_batches(fn: Callable[[jax.Array], Any], rows: np.ndarray | jax.Array, batch_size: int = ENCODE_BATCH) -> Any:
-    """Apply a jitted function to batches of one shape and return its rows, an array or a tree of them; the last batch is padded."""
-    results = []
-    for start in range(0, len(rows), batch_size):
-        batch = np.asarray(rows[start : start + batch_size])
-        missing = min(batch_size, len(rows)) - len(batch)
-        padded = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), batch.dtype)]) if missing else batch
-        kept = len(batch)
-        results.append(jax.tree.map(lambda leaf, kept=kept: np.asarray(leaf)[:kept], fn(jnp.asarray(padded))))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
 
 def teacher_digest(spec: RunSpec, data: Data) -> str:
@@ -113,22 +102,30 @@ def pretrain_teacher(spec: RunSpec, data: Data, learner: Learner, folder: Path, 
         probe_optimizer=probe_optimizer,
     )
 
-    def step(state, step_number, images, labels):
-        key = step_key(teacher.seed, Stream.TEACHER_STEP, step_number)
-        rows_key, view_key = jax.random.split(key)
-        rows = jax.random.randint(rows_key, (teacher.batch_size,), 0, len(images))
-        return pretrain(state, images[rows].astype(jnp.float32) / 255.0, view_key, labels[rows])
+    keys = lambda step_number, seed: jax.random.split(step_key(seed, Stream.TEACHER_STEP, step_number))
+    # Without labels there is nothing that the online probe could watch.
+    tables = [to_device(data.train_images), *([] if data.train_labels is None else [jnp.asarray(data.train_labels)])]
 
-    width = repr_width(teacher, data.image_shape)
-    probe = init_probe(step_key(teacher.seed, Stream.ONLINE_PROBE), width, data.num_classes, probe_optimizer)
+    def draw(step_number, seed):
+        rows = jax.random.randint(keys(step_number, seed)[0], (teacher.batch_size,), 0, len(data.train_images))
+        return (rows,) * len(tables)
+
+    def step(state, step_number, batch, seed):
+        images, *labels = batch
+        return pretrain(state, images.astype(jnp.float32) / 255.0, keys(step_number, seed)[1], *labels)
+
+    width, probe = repr_width(teacher, data.image_shape), None
+    if data.train_labels is not None:
+        probe = init_probe(step_key(teacher.seed, Stream.ONLINE_PROBE), width, data.num_classes, probe_optimizer)
     # The loop runs groups of seeds; the teacher is a group of one.
     state = stack([init_teacher(step_key(teacher.seed, Stream.TEACHER_INIT), learner, projector, width, optimizer, probe)])
     checkpoints, start, state = resumable(folder, state)
     with checkpoints:
-        state = Loop(step, (None, None), spec.steps_per_dispatch).run(
+        state = Loop(step, (0,), spec.steps_per_dispatch, draw).run(
             state,
             teacher.steps,
-            (jnp.asarray(data.train_images), jnp.asarray(data.train_labels)),
+            (jnp.asarray([teacher.seed]),),
+            tables=tables,
             display=display,
             name="teacher",
             start=start,
@@ -138,7 +135,7 @@ def pretrain_teacher(spec: RunSpec, data: Data, learner: Learner, folder: Path, 
             checkpoint_every=spec.checkpoint_every,
         )
     (final,) = unstack(state)
-    if start < teacher.steps and len(data.held_out_images):
+    if start < teacher.steps and final.probe is not None and len(data.held_out_images):
         reprs = in_batches(jax.jit(lambda batch: learner.apply(final.encoder, data.normalize(batch))), data.held_out_images)
         correct = float(accuracy(probe_logits(final.probe.params, jnp.asarray(reprs)), jnp.asarray(data.held_out_labels)))
         metrics.write("teacher/held-out", teacher.steps, {"probe_accuracy": correct})
@@ -151,33 +148,54 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
     raw = Teacher(learner, variables, np.zeros(repr_width(spec.teacher, data.image_shape), np.float32), 1.0, name)
     if not spec.teacher.standardize:
         return raw
-    reprs = representations(raw, data, data.train_images)
-    centre = reprs.mean(0, dtype=np.float64)
-    scale = float(np.sqrt(np.mean((reprs - centre) ** 2, dtype=np.float64)))
+    encode = jax.jit(lambda batch: raw.represent(data.normalize(batch)))
+    # Sums in float64, a batch at a time: the representations of a large dataset do not fit into memory.
+    total, squares, count = np.zeros(raw.centre.shape), 0.0, len(data.train_images)
+    size = encode_batch(data.train_images)
+    for start in range(0, count, size):
+        reprs = in_batches(encode, data.train_images[start : start + size]).astype(np.float64)
+        total += reprs.sum(0)
+        squares += float(np.sum(reprs**2))
+    centre = total / count
+    scale = float(np.sqrt(squares / (count * centre.size) - np.mean(centre**2)))
     return Teacher(learner, variables, centre.astype(np.float32), scale, name)
 
 
-def representations(teacher: Teacher, data: Data, images: np.ndarray, view: str = "identity") -> np.ndarray:
+def representations(teacher: Teacher, data: Data, images: Images, view: str = "identity") -> np.ndarray:
     """Return the teacher's representations "n d" of uint8 images under an exact view."""
     return in_batches(jax.jit(lambda batch: teacher.represent(VIEWS[view](data.normalize(batch)))), images)
 
 
-def cached_representations(teacher: Teacher, data: Data, split: str, view: str, folder: Path) -> np.ndarray:
-    """Return `representations` of the 'train' or another evaluation split, from the file that an earlier run of the stage left."""
-    file = folder / f"representations-{teacher.digest}" / f"{split}-{view}.npy"
-    images = data.train_images if split == "train" else data.eval_images
-    if not file.exists():
-        reprs = representations(teacher, data, images, view)
-        content = io.BytesIO()
-        np.save(content, reprs, allow_pickle=False)
-        write_bytes(file, content.getvalue())
-    return np.load(file, allow_pickle=False)
+def cached_representations(
+    teacher: Teacher,
+    images: Images,
+    view: Callable[[jax.Array, jax.Array], jax.Array],
+    name: str,
+    folder: Path,
+    display: Display,
+) -> np.ndarray:
+    """Return the teacher's representations "n d" of uint8 images under a view, memory-mapped.
+
+    They are computed once, and go on where an earlier run was cut off.
+
+    Args:
+        teacher: frozen.
+        images: "n H W C".
+        view: (uint8 images, their rows) -> normalized images.
+        name: of the split and the view, which the file is called by.
+        folder: of all checkpoints.
+        display: for the progress bar.
+    """
+    file = folder / f"representations-{teacher.digest}" / f"{name}.npy"
+    encode = jax.jit(lambda batch, rows: teacher.represent(view(batch, rows)))
+    encode_to_file(encode, images, teacher.centre.size, file, display, f"represent {name}")
+    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def view_shifts(teacher: Teacher, data: Data, views: tuple[str, ...]) -> dict[str, float]:
     """Return the mean squared shift of the representation under each view, over its variance, on a sample of training images."""
     stride = max(1, len(data.train_images) // SHIFT_SAMPLE)
-    sample = data.train_images[::stride][:SHIFT_SAMPLE]
+    sample = select_rows(data.train_images, np.arange(0, len(data.train_images), stride)[:SHIFT_SAMPLE])
     base = representations(teacher, data, sample)
     variance = np.mean((base - base.mean(0)) ** 2, dtype=np.float64)
     return {

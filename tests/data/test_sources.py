@@ -1,28 +1,30 @@
-"""Properties of the data sources: exact round trips, fixed splits, and one-line errors."""
+"""The registry of sources, the digits, and files in MNIST's format."""
 
 import gzip
+import hashlib
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ssdd_jax.data import fingerprint, load_dataset
-from ssdd_jax.data.sources import FASHION_MNIST_FOLDER
-from ssdd_jax.errors import InputError
+from ssdd_jax.data.sources import KINDS, NAMED, archives, default_data_dir, open_source
+from ssdd_jax.data.sources.idx import FASHION_MNIST_FOLDER, FASHION_MNIST_NAMES, KMNIST_NAMES
+from ssdd_jax.errors import DataError
 
 
 def assert_refused(match, *args, **kwargs):
-    with pytest.raises(InputError, match=match) as caught:
-        load_dataset(*args, **kwargs)
+    with pytest.raises(DataError, match=match) as caught:
+        open_source(*args, **kwargs)
     assert "\n" not in str(caught.value)
 
 
-def assert_holds(dataset, train_images, train_labels, test_images, test_labels):
-    np.testing.assert_array_equal(dataset.train_images, train_images)
-    np.testing.assert_array_equal(dataset.train_labels, train_labels)
-    np.testing.assert_array_equal(dataset.test_images, test_images)
-    np.testing.assert_array_equal(dataset.test_labels, test_labels)
+def assert_holds(source, train_images, train_labels, test_images, test_labels):
+    for name, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
+        np.testing.assert_array_equal(source.splits[name].images, images)
+        np.testing.assert_array_equal(source.splits[name].labels, labels)
+        assert source.splits[name].images.dtype == np.uint8
+        assert source.splits[name].labels.dtype == np.int32
 
 
 # Sources by name
@@ -31,14 +33,38 @@ def assert_holds(dataset, train_images, train_labels, test_images, test_labels):
 @pytest.mark.parametrize(
     ("source", "match"),
     [
-        ("digit", r"unknown data source 'digit', expected one of digits, idx, arrays; did you mean 'digits'\?"),
-        ("array", r"did you mean 'arrays'\?"),
-        ("qqqq", r"unknown data source 'qqqq', expected one of digits, idx, arrays; choose"),
+        ("digit", r"unknown data source 'digit', expected one of digits, mnist, .* idx:..., .*; did you mean 'digits'\?"),
+        ("array:x.npz", r"did you mean 'arrays'\?"),
+        ("qqqq", r"unknown data source 'qqqq'.*; choose one of them"),
         ("a\nb", r"unknown data source"),
+        ("cifar10:train", r"data source 'cifar10:train' has an argument, expected none"),
     ],
 )
-def test_unknown_source_names_the_nearest_and_all(source, match):
+def test_unknown_sources_are_named_with_the_nearest_and_all(source, match):
     assert_refused(match, source)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name not in ("digits", "fashion_mnist")])
+def test_missing_files_are_named_with_their_folder_and_the_way_to_get_them(tmp_path, name):
+    with pytest.raises(DataError) as caught:
+        open_source(name, tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(tmp_path) in message
+    assert all(archive.file.removesuffix(".gz") in message and archive.md5 in message for archive in archives(name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_wants_its_argument(kind, tmp_path):
+    assert_refused(".", f"{kind}:", tmp_path)
+
+
+def test_the_data_folder_is_that_of_the_environment_or_data(monkeypatch, tmp_path):
+    monkeypatch.delenv("SSDD_JAX_DATA", raising=False)
+    assert default_data_dir() == Path("data")
+    monkeypatch.setenv("SSDD_JAX_DATA", str(tmp_path))
+    assert default_data_dir() == tmp_path
+    assert_refused(str(tmp_path), "cifar10")
 
 
 # digits
@@ -47,43 +73,33 @@ def test_unknown_source_names_the_nearest_and_all(source, match):
 @pytest.fixture(scope="module")
 def digits():
     pytest.importorskip("sklearn")
-    return load_dataset("digits")
+    return open_source("digits")
 
 
 def test_digits_split_covers_all_and_is_disjoint(digits):
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    train = [(image.tobytes(), int(label)) for image, label in zip(digits.train_images, digits.train_labels, strict=True)]
-    test = [(image.tobytes(), int(label)) for image, label in zip(digits.test_images, digits.test_labels, strict=True)]
+    pairs = lambda split: [(image.tobytes(), int(label)) for image, label in zip(split.images, split.labels, strict=True)]
+    train, test = pairs(digits.splits["train"]), pairs(digits.splits["test"])
     whole = np.floor(bunch.images * 255 / 16 + 0.5).astype(np.uint8)
     assert sorted(train + test) == sorted((image.tobytes(), int(label)) for image, label in zip(whole, bunch.target, strict=True))
     assert set(train).isdisjoint(test)
-    assert digits.train_images.shape[1:] == (8, 8, 1)
+    assert digits.splits["train"].images.shape[1:] == (8, 8, 1)
     assert digits.class_names == tuple("0123456789")
 
 
 def test_digits_split_is_stratified(digits):
-    num_train, num_test = (np.bincount(labels, minlength=10) for labels in (digits.train_labels, digits.test_labels))
+    num_train, num_test = (np.bincount(labels, minlength=10) for labels in (digits.splits["train"].labels, digits.splits["test"].labels))
     np.testing.assert_array_less(np.abs(num_test - 0.2 * (num_train + num_test)), 0.5 + 1e-9)
     assert 350 <= num_test.sum() <= 370
 
 
 def test_digits_split_is_the_same_every_time(digits):
-    assert fingerprint(load_dataset("digits")) == fingerprint(digits)
     # The split is part of every reported number on digits: it must not move between releases.
-    assert fingerprint(digits) == "b269db625ad2b23ef582889e89a16e9305f80b8bb403c9bde07349d539a4cb07"
-
-
-def test_digits_pads_to_size(digits):
-    padded = load_dataset("digits", size=12)
-    np.testing.assert_array_equal(padded.train_images[:, 2:10, 2:10], digits.train_images)
-    assert_refused("size is 4 but the images of 'digits' are 8x8, expected at least 8", "digits", size=4)
-    assert_refused("size is -1", "digits", size=-1)
-
-
-def test_digits_refuses_a_path():
-    assert_refused("data path is 'somewhere', expected none", "digits", "somewhere")
+    parts = [part for name in ("train", "test") for part in (digits.splits[name].images, digits.splits[name].labels)]
+    whole = b"".join(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).tobytes() for part in parts)
+    assert hashlib.sha256(whole).hexdigest() == "b2dc6bc80dc3dabceea408739f5b50e0ea9509bb043e8f4b7a3f89bea5dddba2"
 
 
 def test_digits_without_scikit_learn_says_what_to_install(monkeypatch):
@@ -123,7 +139,7 @@ def write_idx(folder, splits, compressed=False):
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_idx_round_trips_exactly(tmp_path, splits, compressed):
-    dataset = load_dataset("idx", str(write_idx(tmp_path / "mine", splits, compressed)))
+    dataset = open_source(f"idx:{write_idx(tmp_path / 'mine', splits, compressed)}")
     assert_holds(dataset, splits[0][..., None], splits[1], splits[2][..., None], splits[3])
     assert dataset.name == "mine"
     assert dataset.class_names == tuple("0123456789")
@@ -131,36 +147,44 @@ def test_idx_round_trips_exactly(tmp_path, splits, compressed):
 
 def test_idx_gzip_and_plain_may_be_mixed(tmp_path, splits):
     folder = write_idx(tmp_path / "mine", splits)
-    before = fingerprint(load_dataset("idx", str(folder)))
+    expected = (splits[0][..., None], splits[1], splits[2][..., None], splits[3])
     content = (folder / IDX_NAMES[0]).read_bytes()
     (folder / IDX_NAMES[0]).unlink()
     (folder / f"{IDX_NAMES[0]}.gz").write_bytes(gzip.compress(content))
-    assert fingerprint(load_dataset("idx", str(folder))) == before
+    assert_holds(open_source(f"idx:{folder}"), *expected)
     (folder / IDX_NAMES[0]).write_bytes(content)
     (folder / f"{IDX_NAMES[0]}.gz").write_bytes(b"never read: the plain file goes first")
-    assert fingerprint(load_dataset("idx", str(folder))) == before
+    assert_holds(open_source(f"idx:{folder}"), *expected)
 
 
-def test_idx_folder_name_gives_fashion_mnist_its_class_names(tmp_path, splits, monkeypatch):
-    folder = write_idx(tmp_path / "fashion-mnist", splits)
-    for path in (f"{folder}", f"{folder}/"):
-        assert load_dataset("idx", path).class_names[9] == "Ankle boot"
-    monkeypatch.chdir(folder)
-    assert load_dataset("idx", ".").class_names[9] == "Ankle boot"
+@pytest.mark.parametrize(
+    ("name", "class_names"), [("mnist", tuple("0123456789")), ("fashion_mnist", FASHION_MNIST_NAMES), ("kmnist", KMNIST_NAMES)]
+)
+def test_named_datasets_lie_in_a_folder_of_their_name_or_in_the_data_folder(tmp_path, splits, name, class_names):
+    expected = (splits[0][..., None], splits[1], splits[2][..., None], splits[3])
+    write_idx(tmp_path, splits)
+    source = open_source(name, tmp_path)
+    assert_holds(source, *expected)
+    assert (source.name, source.class_names) == (name, class_names)
+    write_idx(tmp_path / name, (splits[0][:5], splits[1][:5], *splits[2:]))
+    assert len(open_source(name, tmp_path).splits["train"].images) == 5
 
 
 def test_idx_missing_files_are_all_named_with_the_remedy(tmp_path, splits):
     folder = write_idx(tmp_path / "mine", splits)
     (folder / IDX_NAMES[1]).unlink()
     (folder / IDX_NAMES[2]).unlink()
-    named = r"mine' has no train-labels-idx1-ubyte\[.gz\], t10k-images-idx3-ubyte\[.gz\]; .*apt-get install dataset-fashion-mnist"
-    assert_refused(named, "idx", str(folder))
-    assert_refused(r"nowhere' has no train-images-idx3-ubyte\[.gz\], .*apt-get install", "idx", str(tmp_path / "nowhere"))
+    named = r"mine' has no train-labels-idx1-ubyte\[.gz\], t10k-images-idx3-ubyte\[.gz\]; expected the four"
+    assert_refused(named, f"idx:{folder}")
+    assert_refused(r"no train-labels-idx1-ubyte\[.gz\], t10k-images.*md5: .*data download mnist", "mnist", folder)
+    assert_refused(r"nowhere' has no train-images-idx3-ubyte\[.gz\], ", f"idx:{tmp_path / 'nowhere'}")
 
 
-def test_idx_empty_path_is_debians_folder(tmp_path, splits, monkeypatch):
-    monkeypatch.setattr("ssdd_jax.data.sources.FASHION_MNIST_FOLDER", str(write_idx(tmp_path / "fashion-mnist", splits)))
-    assert_holds(load_dataset("idx"), splits[0][..., None], splits[1], splits[2][..., None], splits[3])
+def test_fashion_mnist_is_also_looked_for_where_debian_has_it(tmp_path, splits, monkeypatch):
+    monkeypatch.setattr("ssdd_jax.data.sources.idx.FASHION_MNIST_FOLDER", str(write_idx(tmp_path / "debian", splits)))
+    assert_holds(open_source("fashion_mnist", tmp_path / "data"), splits[0][..., None], splits[1], splits[2][..., None], splits[3])
+    monkeypatch.setattr("ssdd_jax.data.sources.idx.FASHION_MNIST_FOLDER", str(tmp_path / "none"))
+    assert_refused("Debian's package dataset-fashion-mnist", "fashion_mnist", tmp_path / "data")
 
 
 def replace_bytes(at, new):
@@ -178,7 +202,6 @@ def replace_bytes(at, new):
         (3, lambda content: content + b"\0", r"t10k-labels.* holds 19 bytes, expected 18"),
         (0, replace_bytes(4, b"\xff" * 12), r"holds 716 bytes, expected 79228162458924105385300197391"),
         (1, lambda content: idx_bytes(np.zeros(19, np.uint8)), r"holds 20 images and 'train-labels-idx1-ubyte.*' 19 labels"),
-        (1, replace_bytes(8, b"\x0a"), r"train_labels span \d\.\.10, expected 0\.\.9"),
     ],
 )
 @pytest.mark.parametrize("compressed", [False, True])
@@ -187,13 +210,7 @@ def test_idx_refuses_damaged_contents(tmp_path, splits, index, damage, match, co
     content = damage(idx_bytes(splits[index]))
     name = IDX_NAMES[index] + (".gz" if compressed else "")
     (folder / name).write_bytes(gzip.compress(content) if compressed else content)
-    assert_refused(match, "idx", str(folder))
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-def test_idx_refuses_empty_splits(tmp_path, splits, compressed):
-    empty = (splits[0][:0], splits[1][:0], *splits[2:])
-    assert_refused("expected a non-empty image", "idx", str(write_idx(tmp_path / "mine", empty, compressed)))
+    assert_refused(match, f"idx:{folder}")
 
 
 @pytest.mark.parametrize(
@@ -210,122 +227,15 @@ def test_idx_refuses_broken_gzip(tmp_path, splits, damage, error):
     folder = write_idx(tmp_path / "mine", splits, compressed=True)
     file = folder / f"{IDX_NAMES[0]}.gz"
     file.write_bytes(damage(file.read_bytes()))
-    assert_refused(rf"cannot read .*train-images-idx3-ubyte.gz' \({error}\), expected a whole gzip file", "idx", str(folder))
+    assert_refused(rf"cannot read .*train-images-idx3-ubyte.gz' \({error}\), expected a whole gzip file", f"idx:{folder}")
 
 
 @pytest.mark.skipif(not Path(FASHION_MNIST_FOLDER).is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_installed_fashion_mnist_is_whole():
-    dataset = load_dataset("idx")
-    assert dataset.train_images.shape == (60000, 28, 28, 1)
-    assert dataset.test_images.shape == (10000, 28, 28, 1)
-    assert dataset.class_names[0] == "T-shirt/top"
-    np.testing.assert_array_equal(np.bincount(dataset.train_labels), 6000)
-    np.testing.assert_array_equal(np.bincount(dataset.test_labels), 1000)
-
-
-# arrays
-
-
-@pytest.fixture
-def arrays():
-    random = np.random.RandomState(1)
-    return {
-        "x_train": random.randint(0, 256, (12, 6, 5, 3)).astype(np.uint8),
-        "y_train": np.arange(12) % 3,
-        "x_test": random.randint(0, 256, (6, 6, 5, 3)).astype(np.uint8),
-        "y_test": np.arange(6) % 3,
-    }
-
-
-def write_npz(tmp_path, arrays, **changes):
-    file = tmp_path / "mine.npz"
-    merged = {**arrays, **changes}
-    np.savez_compressed(file, **{key: value for key, value in merged.items() if value is not None})
-    return str(file)
-
-
-@pytest.mark.parametrize("label_dtype", [np.int64, np.uint8, np.int32, ">i4"])
-def test_arrays_round_trip_exactly(tmp_path, arrays, label_dtype):
-    labels = {key: arrays[key].astype(label_dtype) for key in ("y_train", "y_test")}
-    dataset = load_dataset("arrays", write_npz(tmp_path, arrays, **labels))
-    assert_holds(dataset, arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"])
-    assert dataset.name == "mine"
-    assert dataset.class_names == ("0", "1", "2")
-
-
-def test_arrays_class_names_and_grey_images(tmp_path, arrays):
-    grey = {key: arrays[key][..., 0] for key in ("x_train", "x_test")}
-    dataset = load_dataset("arrays", write_npz(tmp_path, arrays, **grey, class_names=np.array(["cat", "dog", "owl", "unseen"])))
-    assert dataset.train_images.shape == (12, 6, 5, 1)
-    np.testing.assert_array_equal(dataset.test_images[..., 0], grey["x_test"])
-    assert dataset.class_names == ("cat", "dog", "owl", "unseen")
-    assert all(type(name) is str for name in dataset.class_names)
-
-
-def test_arrays_without_test_classes_in_train_need_class_names(tmp_path, arrays):
-    assert_refused(
-        r"y_test in .* spans 0\.\.3, expected 0\.\.2 for 3 classes", "arrays", write_npz(tmp_path, arrays, y_test=np.arange(6) % 4)
-    )
-    names = np.array(["a", "b", "c", "d"])
-    assert load_dataset("arrays", write_npz(tmp_path, arrays, y_test=np.arange(6) % 4, class_names=names)).test_labels.max() == 3
-
-
-OBJECTS = np.array([np.zeros(1), np.zeros(2)], dtype=object)
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"y_test": None}, r"has no y_test \(it has 'x_train', 'y_train', 'x_test'\), expected x_train, y_train, x_test, y_test"),
-        ({"x_train": np.zeros((12, 6, 5, 3), np.float32)}, r"x_train in .* is float32, expected uint8.*save numpy.rint\(255 \* x\)"),
-        ({"x_test": np.zeros((6, 6, 5, 3), np.int64)}, r"x_test in .* is int64, expected uint8"),
-        ({"x_train": np.zeros((12, 90), np.uint8)}, r"x_train in .* has shape \(12, 90\), expected non-empty \(n, H, W, C\)"),
-        ({"x_train": np.zeros((0, 6, 5, 3), np.uint8)}, r"x_train in .* has shape \(0, 6, 5, 3\), expected non-empty"),
-        ({"x_train": np.zeros((12, 3, 6, 5), np.uint8)}, r"expected channels last; save x.transpose\(0, 2, 3, 1\)"),
-        ({"x_test": np.zeros((6, 4, 5, 3), np.uint8)}, r"train images are 6x5x3 and test images 4x5x3, expected one shape"),
-        ({"x_train": OBJECTS}, r"x_train in .* is an object array, expected plain numbers or text"),
-        ({"class_names": np.array(["a", "b", "c"], dtype=object)}, r"class_names in .* is an object array, expected plain"),
-        ({"class_names": np.arange(3)}, r"class_names in .* is int64 \(3,\), expected a list of text"),
-        ({"class_names": np.array("abc")}, r"class_names in .* is <U3 \(\), expected a list of text"),
-        ({"class_names": np.array(["a", "b"])}, r"y_train in .* spans 0\.\.2, expected 0\.\.1 for 2 classes"),
-        ({"y_train": np.zeros(12)}, r"y_train in .* is float64 \(12,\), expected integers \(n,\)"),
-        ({"y_train": np.zeros((12, 1), int)}, r"y_train in .* is int64 \(12, 1\), expected integers.*ravel"),
-        ({"y_test": np.zeros(5, int)}, r"y_test in .* has 5 labels for 6 images, expected one each"),
-        ({"y_train": np.arange(12) - 1}, r"y_train in .* spans -1\.\.10, expected 0\.\.10"),
-        ({"y_train": np.full(12, -1)}, r"y_train in .* spans -1\.\.-1, expected 0\.\.0"),
-        ({"y_test": np.full(6, 2**32)}, r"y_test in .* spans 4294967296\.\.4294967296, expected 0\.\.2"),
-        ({"y_train": np.full(12, 2**40)}, r"y_train in .* goes up to 1099511627776 with 12 images, expected classes numbered from 0"),
-    ],
-)
-def test_arrays_refuses_contents_that_are_no_dataset(tmp_path, arrays, changes, match):
-    assert_refused(match, "arrays", write_npz(tmp_path, arrays, **changes))
-
-
-def test_arrays_refuses_missing_files_and_folders(tmp_path):
-    assert_refused("was given no path, expected an .npz", "arrays")
-    assert_refused("no file '.*gone.npz', expected an .npz", "arrays", str(tmp_path / "gone.npz"))
-    assert_refused("no file '.*', expected an .npz", "arrays", str(tmp_path))
-
-
-def test_arrays_refuses_files_that_are_not_npz(tmp_path, arrays):
-    file = tmp_path / "mine.npz"
-    for content in (b"", b"hello\n", Path(write_npz(tmp_path, arrays)).read_bytes()[:-30]):
-        file.write_bytes(content)
-        assert_refused("is not a whole .npz file, expected one written by numpy.savez", "arrays", str(file))
-    np.save(tmp_path / "single.npy", arrays["x_train"])
-    assert_refused("is not a whole .npz file", "arrays", str(tmp_path / "single.npy"))
-    # A zip archive behind other bytes still counts as a zip file, but not as an .npz.
-    file.write_bytes(b"hello" + Path(write_npz(tmp_path, arrays)).read_bytes())
-    assert_refused(r"cannot open .* \(\w+\), expected a whole .npz", "arrays", str(file))
-
-
-def test_arrays_refuses_damaged_members(tmp_path, arrays):
-    file = Path(write_npz(tmp_path, arrays))
-    content = bytearray(file.read_bytes())
-    content[300:340] = bytes(40)
-    file.write_bytes(content)
-    assert_refused(r"cannot read x_train in .* \(\w+\), expected a whole .npz", "arrays", str(file))
-
-
-def test_arrays_error_stays_on_one_line_whatever_the_path(tmp_path):
-    assert_refused("no file", "arrays", str(tmp_path / "two\nlines.npz"))
+    source = open_source("fashion_mnist", "/nowhere")
+    train, test = source.splits["train"], source.splits["test"]
+    assert train.images.shape == (60000, 28, 28, 1)
+    assert test.images.shape == (10000, 28, 28, 1)
+    assert source.class_names[0] == "T-shirt/top"
+    np.testing.assert_array_equal(np.bincount(train.labels), 6000)
+    np.testing.assert_array_equal(np.bincount(test.labels), 1000)

@@ -9,10 +9,10 @@ import pytest
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.main import main, parse
+from ssdd_jax.progress import Display
 from ssdd_jax.run import evaluate, pipeline
 from ssdd_jax.run.build import load_data
 from ssdd_jax.run.context import Context
-from ssdd_jax.run.progress import Display
 from ssdd_jax.run.spec import DataSpec, NetSpec, RecipeSpec, default_config, smoke, to_config, to_spec
 
 

@@ -5,9 +5,9 @@ import pytest
 
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run.loop import Loop, NumericalError, seed_groups, stack, unstack
-from ssdd_jax.run.progress import Display
 
 
 def walk(state, step, seed):

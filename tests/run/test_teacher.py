@@ -53,7 +53,13 @@ def test_a_run_with_a_published_teacher_pretrains_none(tmp_path):
     (x_train, y_train), (x_test, y_test) = split(60), split(30)
     np.savez(tmp_path / "data.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     teacher = ["net=resnet18", f"widths={TEACHER_WIDTHS}", f"checkpoint={CHECKPOINT}"]
-    args = ["--config", "arrays:smoke", f"--config.data.path={tmp_path / 'data.npz'}", "--config.only=random", "--config.num_pairs=2"]
+    args = [
+        "--config",
+        "arrays:smoke",
+        f"--config.data.source=arrays:{tmp_path / 'data.npz'}",
+        "--config.only=random",
+        "--config.num_pairs=2",
+    ]
     settings = [f"--config.teacher.{setting}" for setting in teacher]
     evaluation = ["--config.evaluation.protocols=('knn',)", "--config.evaluation.controls=('teacher',)"]
     assert main([*args, *settings, *evaluation, "--workdir", str(tmp_path / "run")]) == 0

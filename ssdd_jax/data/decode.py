@@ -1,0 +1,131 @@
+"""From the bytes of an image file to pixels, and from pixels to one size."""
+
+import io
+import re
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from ssdd_jax.errors import InputError, nearest
+
+FITS = ("crop", "resize", "pad")
+
+# An explicit list: among the other formats that Pillow opens is EPS, for which it runs Ghostscript on the file.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_GREY_MODES = ("1", "L", "LA", "La")
+# Pillow's own default, above which it warns (it refuses at twice as many): 256 MiB as RGB.
+_MAX_PIXELS = 89_478_485
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; the text is a short reason, without the image's name."""
+
+
+def decode_image(content: bytes, channels: int = 0) -> tuple[np.ndarray, str]:
+    """Decode an image file: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
+
+    Alpha is dropped and not composed, palettes are expanded, and the EXIF orientation is ignored, as torchvision's ImageFolder does.
+    16-bit grey is scaled to 8 bits and rounded; of 16-bit colour, Pillow keeps the high bytes. Of an animation, the first frame is used.
+
+    Args:
+      content: the file.
+      channels: 1 or 3 converts to so many: grey is repeated, colour becomes its luma (ITU-R 601, of the RGB pixels). 0 keeps one channel
+        of images stored as grey, bilevel or grey with alpha, and gives three for all others; a palette is colour.
+
+    Returns:
+      uint8 (H, W, C), C of 1 or 3, possibly read-only; and what was converted, by Pillow's mode names, such as "CMYK to RGB", or "".
+
+    Raises:
+      BadImage: truncated, damaged, of no known format, without pixels, of floating-point or 32-bit pixels, or more than 89 megapixels.
+    """
+    if channels not in (0, 1, 3):
+        raise InputError(f"channels is {channels}, expected 0, 1 or 3; use 0 to keep them")
+    if not content:
+        raise BadImage("empty file")
+    # Pillow warns of odd metadata in images that it reads well, and of sizes that are refused here.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                if image.width * image.height > _MAX_PIXELS:
+                    raise _too_large(image.width * image.height)
+                image.load()
+                return _to_array(image, channels)
+        except (BadImage, MemoryError):
+            raise
+        except Image.DecompressionBombError as error:
+            # The image's number of pixels is the larger of the two in the text, the other is the limit.
+            raise _too_large(max((int(digits) for digits in re.findall(r"\d+", str(error))), default=2 * _MAX_PIXELS)) from error
+        except Image.UnidentifiedImageError as error:
+            raise BadImage(f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from error
+        except Exception as error:  # Pillow's decoders raise nearly every type on damaged bytes.
+            text = " ".join(str(error).split())
+            raise BadImage("truncated" if "truncated" in text.lower() else f"{type(error).__name__}: {text}"[:100]) from error
+
+
+def fit_image(image: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """Bring an image to size x size pixels; one that has them is returned as it is.
+
+    Args:
+      image: uint8 (H, W, C), C of 1 or 3.
+      size: height and width in pixels.
+      fit: "crop" scales the shorter side to `size` (the longer one to the whole pixels below its share) and cuts out the middle, as
+        torchvision's Resize and CenterCrop; "resize" scales both sides to `size`, whatever the aspect ratio; "pad" surrounds with zeros,
+        where an odd rest goes to the bottom or right. Scaling is bilinear, antialiased where it reduces (Pillow's).
+
+    Returns:
+      uint8 (size, size, C).
+
+    Raises:
+      BadImage: an image larger than `size` is to be padded, or one is so long and thin that cropping would take over 89 megapixels.
+      InputError: an unknown fit.
+    """
+    if fit not in FITS:
+        raise InputError(f"unknown fit {fit!r}, expected one of {', '.join(FITS)}{nearest(fit, FITS) or '; choose one of them'}")
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    if fit == "resize":
+        return _resize(image, size, size)
+    if fit == "pad":
+        if max(height, width) > size:
+            raise BadImage(f"{height}x{width} pixels, larger than {size}x{size}")
+        top, left = (size - height) // 2, (size - width) // 2
+        return np.pad(image, ((top, size - height - top), (left, size - width - left), (0, 0)))
+    shorter, longer = min(height, width), int(size * max(height, width) / min(height, width))
+    if size * longer > _MAX_PIXELS:
+        raise BadImage(f"{height}x{width} pixels, too long and thin to crop: {shorter} scaled to {size} makes {longer} of the other side")
+    new_height, new_width = (size, longer) if height < width else (longer, size)
+    # Python's round, half to even, is where torchvision's CenterCrop starts.
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    return _resize(image, new_height, new_width)[top : top + size, left : left + size]
+
+
+def _to_array(image: Image.Image, channels: int) -> tuple[np.ndarray, str]:
+    if image.mode == "F":
+        raise BadImage("floating-point pixels")
+    mode = image.mode
+    is_grey = mode in _GREY_MODES or mode.startswith("I")
+    target = "L" if channels == 1 or (channels == 0 and is_grey) else "RGB"
+    if mode.startswith("I"):
+        # Not by Pillow's convert, which clips at 255.
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadImage(f"32-bit grey pixels {values.min()}..{values.max()}, expected 0..65535")
+        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif is_grey:
+        image = image.convert("L")
+    elif mode != "RGB":
+        image = image.convert("RGB")
+    pixels = np.asarray(image if image.mode == target else image.convert(target))
+    return pixels.reshape(*pixels.shape[:2], -1), "" if mode == target else f"{mode} to {target}"
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    resized = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).reshape(height, width, -1)
+
+
+def _too_large(pixels: int) -> BadImage:
+    return BadImage(f"{round(pixels / 1e6)} megapixels, at most {_MAX_PIXELS // 10**6}")

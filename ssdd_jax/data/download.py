@@ -1,0 +1,110 @@
+"""Fetching the published files of a dataset: the only part of the package that uses the network."""
+
+import errno
+import http.client
+import os
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from ssdd_jax.data.source import Archive, file_digest
+from ssdd_jax.data.sources import NAMED, archives, default_data_dir, open_source
+from ssdd_jax.errors import DataError
+from ssdd_jax.progress import Display
+
+# Their files have the names of other datasets' files, so each has a folder of its own, where its reader looks first.
+_OWN_FOLDERS = {"mnist": "mnist", "fashion_mnist": "fashion_mnist", "kmnist": "kmnist", "dogs": "stanford_dogs"}
+_TIMEOUT_S = 60
+_BLOCK = 2**20
+
+
+def download(source: str, data_dir: str | Path = "", display: Display | None = None) -> None:
+    """Fetch what a source is read from into the data folder, unless it is there.
+
+    A file appears under its name only when it is whole and has its published checksum; none is ever overwritten.
+
+    Args:
+      source: see `ssdd_jax.data.open_source`.
+      data_dir: where to put the files; "" is `default_data_dir()`.
+      display: for the progress bar and what has been done.
+
+    Raises:
+      DataError: an unknown source, a file that cannot be fetched or has another checksum, or another file in its place.
+    """
+    display = display or Display()
+    kind = source.partition(":")[0]
+    if kind in ("tfds", "hf"):
+        open_source(source, data_dir, download=True)
+        display.print(f"{source} is here")
+    elif source in NAMED and archives(source):
+        root = Path(data_dir).expanduser() if str(data_dir) else default_data_dir()
+        for archive in archives(source):
+            _fetch(archive, root / _OWN_FOLDERS.get(source, ""), display)
+    else:
+        # Whatever is misspelt or not there is refused.
+        open_source(source, data_dir)
+        display.print(f"{source}: nothing to download")
+
+
+def _fetch(archive: Archive, folder: Path, display: Display) -> None:
+    target = folder / archive.file
+    if target.exists():
+        _check_existing(archive, target, display)
+        return
+    by_hand = f"download it by hand and put it into {str(folder)!r}"
+    if not archive.url:
+        raise DataError(f"{archive.file} has no address from which it can be fetched without an account; {by_hand}")
+    temporary = folder / f".{archive.file}.{os.getpid()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _copy(archive, temporary, display)
+        found = file_digest(temporary, "md5")
+        if archive.md5 and found != archive.md5:
+            size = f"{temporary.stat().st_size:,} bytes"
+            raise DataError(f"{archive.url} gave {size} with md5 {found}, expected {archive.md5}; try again later, or {by_hand}")
+        temporary.rename(target)
+    except (OSError, http.client.HTTPException) as error:
+        # URLError and HTTPError are OSErrors.
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
+        code = ""
+        if isinstance(error, urllib.error.HTTPError):
+            code = f"{error.code} "
+            error.close()
+        raise DataError(f"cannot download {archive.url} to {str(target)!r}: {code}{reason}; try again later, or {by_hand}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    checked = f"md5 {found} as published" if archive.md5 else f"md5 {found}, none is published"
+    display.print(f"{target}: {target.stat().st_size:,} bytes, {checked}")
+
+
+def _check_existing(archive: Archive, target: Path, display: Display) -> None:
+    if not target.is_file():
+        raise DataError(f"{str(target)!r} is no file, expected to download {archive.file} to there; move it away")
+    if not archive.md5:
+        display.print(f"{target}: kept, no md5 is published to compare with")
+        return
+    found = file_digest(target, "md5")
+    if found != archive.md5:
+        raise DataError(
+            f"{str(target)!r} is there with md5 {found}, expected {archive.md5}, and is not overwritten; move it away and download again"
+        )
+    display.print(f"{target}: kept, md5 {found} as published")
+
+
+def _copy(archive: Archive, temporary: Path, display: Display) -> None:
+    request = urllib.request.Request(archive.url, headers={"User-Agent": "ssdd-jax"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response, temporary.open("wb") as stream:
+        if not archive.md5 and response.headers.get_content_type() == "text/html":
+            raise OSError("the address gives a web page, it may ask for an account")
+        total = int(response.headers.get("Content-Length") or 0)
+        if total > (free := shutil.disk_usage(temporary.parent).free):
+            raise OSError(errno.ENOSPC, f"{total / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
+        done = 0
+        with display.task(f"{archive.file} (MB)", max(1, round(total / 1e6))) as task:
+            while block := response.read(_BLOCK):
+                stream.write(block)
+                done += len(block)
+                task.advance(round(done / 1e6))
+        if done < total:
+            raise OSError(f"the connection ended after {done:,} of {total:,} bytes")

@@ -1,0 +1,72 @@
+"""Batches from arrays that are too large for the device: read by a thread for the steps ahead."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+
+from ssdd_jax.data import Concatenated, Images
+
+# So many dispatches are read while the device works on another one.
+READ_AHEAD = 2
+MOST_BYTES = 2**26
+
+Table = jax.Array | Images | Concatenated
+"""Rows on the device, or on disk."""
+
+
+def to_device(images: Images) -> jax.Array | Images:
+    """Return rows in memory as an array on the device; rows on disk stay there."""
+    return jax.numpy.asarray(images) if isinstance(images, np.ndarray) else images
+
+
+class Reader:
+    """Reads the batches that a loop would gather on the device.
+
+    Args:
+        draw: (step number, *args) -> a tuple of integer arrays, the rows of each table with a leading axis of seeds.
+        tables: "N ..." each.
+        args: of `draw`.
+    """
+
+    def __init__(self, draw: Callable[..., tuple[Any, ...]], tables: Sequence[Table], args: Sequence[Any]):
+        self.tables = [np.asarray(table) if isinstance(table, jax.Array) else table for table in tables]
+        self.args = jax.tree.map(np.asarray, tuple(args))
+        self.draw = jax.jit(draw)
+        drawn = jax.eval_shape(draw, 0, *self.args)
+        step_bytes = sum(
+            prod(rows.shape) * prod(table.shape[1:]) * table.dtype.itemsize for table, rows in zip(self.tables, drawn, strict=True)
+        )
+        self.most_steps = max(1, MOST_BYTES // step_bytes)
+
+    def read(self, first: int, length: int) -> tuple[np.ndarray, ...]:
+        """Return the batches of a dispatch, "S b ..." for one step and "L S b ..." for several."""
+        # Drawn on the CPU: on an accelerator the draw would wait for the steps before it. The bits are the same.
+        with _on_cpu():
+            drawn = [self.draw(step, *self.args) for step in range(first, first + length)]
+        batches = [tuple(table[np.asarray(rows)] for table, rows in zip(self.tables, step, strict=True)) for step in drawn]
+        return batches[0] if length == 1 else tuple(np.stack(parts) for parts in zip(*batches, strict=True))
+
+    def ahead(self, dispatches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, tuple[np.ndarray, ...]]]:
+        """Yield (first, length, batches) of every dispatch in order, reading those that follow in another thread."""
+        waiting: deque = deque()
+        with ThreadPoolExecutor(1, "reader") as executor:
+            for first, length in dispatches:
+                waiting.append((first, length, executor.submit(self.read, first, length)))
+                if len(waiting) > READ_AHEAD:
+                    first, length, future = waiting.popleft()
+                    yield first, length, future.result()
+            for first, length, future in waiting:
+                yield first, length, future.result()
+
+
+def _on_cpu() -> Any:
+    try:
+        return jax.default_device(jax.devices("cpu")[0])
+    except RuntimeError:  # the platforms that jax may use leave the CPU out
+        return nullcontext()
