@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 # Starting the processes takes as long as decoding so many small images.
 PARALLEL_FROM = 2048
 CHUNK_IMAGES = 256
-CHUNK_BYTES = 2**25
+CHUNK_BYTES = 2**23
 BAD_LISTED = 5
 # Published datasets have a few images in both of their splits.
 MOST_SHARED = 0.01
@@ -116,7 +116,7 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
         manifest["fingerprint"] = _hash([content, len(source.class_names)])
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         _put_in_place(temporary, folder, stamp)
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, MemoryError) as error:
         raise DataError(
             f"cannot prepare {source.name}: a process that decodes images ended unexpectedly; it may have had too little memory, or the "
             'program that calls this lacks `if __name__ == "__main__":` around its main part; try again'
@@ -263,13 +263,17 @@ def _pool(source: Source, options: Options) -> Iterator[Callable[..., Future]]:
         yield here
         return
     # Forked processes would inherit whatever threads the caller's libraries have started.
-    # They leave Ctrl-C, which reaches them too, to this process.
-    ignored = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=signal.signal, initargs=ignored) as executor:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ignore_signals) as executor:
         try:
             yield executor.submit
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _ignore_signals() -> None:
+    """Leave Ctrl-C and SIGTERM, which may reach all processes of a group, to the one that has started this one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _write_split(
@@ -375,15 +379,14 @@ def _chunks(images: np.ndarray | PixelBlocks | EncodedImages, most: int) -> Iter
 def _process(file: Path, chunk: list[EncodedImage] | tuple[int, np.ndarray], options: Options, shape: tuple[int, int, int]) -> _Chunk:
     """Decode and fit some images and write them to their rows of the file; runs in any process."""
     result = _Chunk(np.zeros((shape[-1], 256), np.int64))
-    images = list(_fitted(chunk, options, shape, result))
-    if not images:
-        return result
-    pixels = np.empty((len(images), *shape), np.uint8)
-    for row, (index, image) in enumerate(images):
+    pixels = np.empty((len(chunk if isinstance(chunk, list) else chunk[1]), *shape), np.uint8)
+    for row, (index, image) in enumerate(_fitted(chunk, options, shape, result)):
         pixels[row] = image
         result.rows.append((index, hashlib.sha256(pixels[row]).digest()[:16]))
-    np.load(file, mmap_mode="r+", allow_pickle=False)[[index for index, _ in images]] = pixels
-    result.counts += count_pixels(pixels)
+    if result.rows:
+        written = pixels[: len(result.rows)]
+        np.load(file, mmap_mode="r+", allow_pickle=False)[[index for index, _ in result.rows]] = written
+        result.counts += count_pixels(written)
     return result
 
 

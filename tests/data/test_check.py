@@ -407,7 +407,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
         real = importlib.import_module("ssdd_jax.data.prepare")._process
         def process(file, chunk, *args):
             pathlib.Path(os.environ["MARKS"], str(os.getpid())).touch()
-            time.sleep(0.1 if chunk[0].index else 2)
+            time.sleep(0.1 if chunk[0].index else 8)
             return real(file, chunk, *args)
         """)
     )
