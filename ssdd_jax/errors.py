@@ -8,12 +8,22 @@ class InputError(ValueError):
     """A setting, file or dataset that cannot be used.
 
     The message is one line: what was given, what was expected, what to do. The command line prints it without a
-    traceback and exits with status 2.
+    traceback and exits with `status`.
     """
+
+    status = 2
+
+
+class StorageError(InputError):
+    """What a run has stored cannot be read or written."""
+
+    status = 5
 
 
 class DataError(InputError):
-    """A dataset or another file whose contents cannot be used; the command line exits with status 3."""
+    """A dataset or another file whose contents cannot be used."""
+
+    status = 3
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

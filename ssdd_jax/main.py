@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from ssdd_jax.errors import DataError, InputError, nearest
+from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.run.spec import RunSpec, to_spec
 
 USAGE = f"""{__doc__}
@@ -125,8 +126,22 @@ def _config_error(error: BaseException) -> str:
     return last if "Traceback" in text else f"{type(error).__name__}: {' '.join(text.split())}"
 
 
+def _execute(command: Command) -> None:
+    from ssdd_jax.run import pipeline
+
+    if command.task == "export":
+        pipeline.export(command.workdir, command.format, command.sets)
+    elif command.spec is None or command.task == "report":
+        pipeline.report(command.workdir)
+    else:
+        pipeline.run(command.spec, command.workdir, command.task, command.sets)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 2 unusable settings, 3 unusable data, 4 a number went bad."""
+    """Run the command line and return its exit status.
+
+    0 done, 2 unusable settings, 3 unusable data, 4 a number went bad, 5 storage failed, 75 stopped on request.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"--help", "-h"} & set(argv):
         print(USAGE.format(configs=", ".join(shipped_configs())))
@@ -134,27 +149,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         command = parse([arg for arg in argv if arg != "--debug"])
-        from ssdd_jax.run import pipeline  # from here on jax is needed
+        from ssdd_jax.run import stop  # from here on jax is needed
         from ssdd_jax.run.loop import NumericalError
 
         try:
-            if command.task == "export":
-                pipeline.export(command.workdir, command.format, command.sets)
-            elif command.spec is None or command.task == "report":
-                pipeline.report(command.workdir)
-            else:
-                pipeline.run(command.spec, command.workdir, command.task, command.sets)
+            with stop.on_signals():
+                _execute(command)
+        except stop.Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return stop.STATUS
         except NumericalError as error:
-            if debug:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            return 4
+            return _report(error, debug)
     except InputError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, DataError) else 2
+        return _report(error, debug)
     return 0
+
+
+def _report(error: Any, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return error.status
 
 
 if __name__ == "__main__":

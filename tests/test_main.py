@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ssdd_jax import expand, load_distilled
+from ssdd_jax.io.files import locked
 from ssdd_jax.main import main, parse, resolve_config, shipped_configs
 from ssdd_jax.run.pipeline import run
 
@@ -168,3 +169,18 @@ def test_a_number_that_goes_bad_stops_the_run_with_the_step_and_status_4(tmp_pat
     assert "distill/krr_st/seeds_0: " in error
     assert "at step" in error
     assert not (tmp_path / "distilled").exists()
+
+
+def test_two_runs_on_one_workdir_are_refused_and_a_dead_one_leaves_no_lock(tmp_path, capsys):
+    holder = "import sys, time; from pathlib import Path; from ssdd_jax.io.files import locked\n"
+    holder += "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        assert main(["--config", "digits:smoke", "--workdir", str(tmp_path), "--task=teacher"]) == 2
+        assert f"another run is using {tmp_path}" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
+    with locked(tmp_path):
+        pass

@@ -11,7 +11,7 @@ from ssdd_jax.data.decode import FITS
 from ssdd_jax.data.download import download
 from ssdd_jax.data.prepare import Options, open_prepared, prepare
 from ssdd_jax.data.sources import KINDS, NAMED, open_source
-from ssdd_jax.errors import DataError, InputError
+from ssdd_jax.errors import InputError
 from ssdd_jax.progress import Display
 
 _ARGUMENTS = {"idx": "FOLDER", "arrays": "FILE", "folder": "ROOT"}
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         # Settings have the names of the options.
         print(f"error: {str(error).replace('config.data.', '--')}", file=sys.stderr)
-        return 3 if isinstance(error, DataError) else 2
+        return error.status
     except KeyboardInterrupt:
         if debug:
             raise

@@ -1,5 +1,8 @@
 """Checkpoints of a state, through Orbax."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import InputError, StorageError
+from ssdd_jax.io.files import sha256, write_json
 
 KEEP = 2
 STATE = "state"
@@ -23,6 +27,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.notes: dict[str, Any] = {}
+        """The notes of the checkpoint that `restore` has returned."""
         preserve = ocp.training.preservation_policies.LatestN(KEEP)
         # Decided here and now, not by the library: whoever calls save wants it saved.
         always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
@@ -42,20 +48,80 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
-    def save(self, step: int, state: Any) -> None:
-        """Save a state; one of the same step that is there already stays."""
-        if self.latest != step:
-            self._checkpointer.save_checkpointables(step, {STATE: _leaves(state)})
+    def save(self, step: int, state: Any, notes: dict[str, Any] | None = None) -> None:
+        """Save a state, and then the digests of its files with some JSON notes; one of the same step that is there already stays.
 
-    def restore(self, template: Any) -> tuple[int, Any] | None:
-        """Return the newest checkpoint as (step, state like `template`), or None when there is none.
+        Raises:
+            StorageError: it cannot be written, for lack of space for instance; earlier checkpoints are as they were.
+        """
+        if self.latest == step:
+            return
+        try:
+            self._checkpointer.save_checkpointables(step, {STATE: _leaves(state)})
+            # Orbax verifies no bytes: a file with a changed bit would load as other numbers.
+            files, notes = _file_digests(self.folder / str(step)), notes or {}
+            write_json(self._digests(step), {"files": files, "notes": notes, "sha256": _json_digest(files, notes)})
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise StorageError(f"cannot save a checkpoint in {self.folder}: {reason}; free space and run the same command again") from error
+        for file in self.folder.glob("*.sha256.json"):
+            if not (self.folder / file.name.partition(".")[0]).is_dir():
+                file.unlink()
+
+    def restore(self, template: Any, warn: Callable[[str], None] = lambda line: None) -> tuple[int, Any] | None:
+        """Return the newest whole checkpoint as (step, state like `template`), or None when there is none.
+
+        One whose saving was cut off is removed. One that is damaged is set aside under another name, and the one before it is taken.
+
+        Args:
+            template: a state of the expected leaves.
+            warn: is told of damaged checkpoints, a line each.
 
         Raises:
             InputError: its leaves are not those of `template`.
+            StorageError: there are checkpoints, and none of them is whole.
         """
-        step = self.latest
-        if step is None:
+        damaged = ""
+        while (step := self.latest) is not None:
+            where = self.folder / str(step)
+            reason = self._damage(step)
+            if reason == "":
+                self.notes = json.loads(self._digests(step).read_bytes())["notes"]
+                return step, self._load(step, template)
+            if reason is None:
+                shutil.rmtree(where)
+                self._checkpointer.reload()
+                continue
+            aside = where.with_name(f"{step}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            where.rename(aside)
+            self._checkpointer.reload()
+            damaged = f"checkpoint {where} is damaged ({reason}) and now called {aside.name}"
+            warn(f"{damaged}; {'none is left' if self.latest is None else f'going on from {self.latest}'}")
+        if damaged:
+            raise StorageError(f"no whole checkpoint is left in {self.folder}: {damaged}; delete that folder to start this stage again")
+        return None
+
+    def _digests(self, step: int) -> Path:
+        return self.folder / f"{step}.sha256.json"
+
+    def _damage(self, step: int) -> str | None:
+        """Return what is wrong with a checkpoint's files, "" if nothing is, or None where saving it was cut off."""
+        if not self._digests(step).is_file():
             return None
+        try:
+            about = json.loads(self._digests(step).read_bytes())
+            expected, notes, digest = about["files"], about["notes"], about["sha256"]
+        except (ValueError, LookupError, TypeError):
+            return f"{self._digests(step).name} cannot be read"
+        if digest != _json_digest(expected, notes):
+            return f"{self._digests(step).name} is not as it was saved"
+        found = _file_digests(self.folder / str(step))
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        return f"{wrong[0]} is not as it was saved" if wrong else ""
+
+    def _load(self, step: int, template: Any) -> Any:
+        """Return the state of a whole checkpoint."""
         where = self.folder / str(step)
         expected = {name: jnp.asarray(leaf) for name, leaf in _leaves(template).items()}
         saved = self._checkpointer.checkpointables_metadata(step).metadata[STATE]
@@ -68,4 +134,13 @@ class Checkpoints:
         abstract = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in expected.items()}
         leaves = self._checkpointer.load_checkpointables(step, {STATE: abstract})[STATE]
         paths, structure = jax.tree_util.tree_flatten_with_path(template)
-        return step, jax.tree.unflatten(structure, [leaves[jax.tree_util.keystr(path)] for path, _ in paths])
+        return jax.tree.unflatten(structure, [leaves[jax.tree_util.keystr(path)] for path, _ in paths])
+
+
+def _json_digest(*values: Any) -> str:
+    return sha256(json.dumps(values, sort_keys=True).encode())
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): sha256(file.read_bytes()) for file in files}

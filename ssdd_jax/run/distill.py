@@ -99,7 +99,7 @@ class Distiller:
         context, spec = self.context, self.spec
         first, last = (0, self.total - self.joint) if phase == "free" else (self.total - self.joint, self.total)
         state = self.init(sets, seeds)
-        checkpoints, done, state = resumable(folder / phase, state if pool is None else replace(state, pool=pool))
+        checkpoints, done, state = resumable(folder / phase, state if pool is None else replace(state, pool=pool), context.display)
         with checkpoints:
             if done == 0 and pool is None:
                 state = self.warm_up(state, seeds)

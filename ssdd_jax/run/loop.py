@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
+from ssdd_jax.run import stop
 from ssdd_jax.run.feed import Reader, Table
 
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -21,6 +22,8 @@ Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 class NumericalError(ArithmeticError):
     """A number went bad; the message is one line."""
+
+    status = 4
 
 
 def on_cpu() -> bool:
@@ -102,17 +105,19 @@ class Loop:
 
         Raises:
             NumericalError: a metric is NaN or infinite.
+            Stopped: the run was asked to stop; the step is saved if there are `checkpoints`.
         """
         if metrics is not None:
             metrics.begin(name, start)
-        logged = start
-        pending = []
+        # What was summed up since the last line, where the steps before went by in an earlier attempt.
+        notes = checkpoints.notes if checkpoints is not None and start else {}
+        logged, pending = notes.get("logged", start), [{k: np.asarray(v) for k, v in notes["sums"].items()}] if notes.get("sums") else []
         on_device = all(isinstance(table, jax.Array) for table in tables)
         reader = None if on_device or self.draw is None else Reader(self.draw, tables, args)
         most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.most_steps)
         dispatches = _dispatches(start, num_steps, most, (log_every, checkpoint_every))
         planned = ((first, length, None) for first, length in dispatches) if reader is None else reader.ahead(dispatches)
-        with display.task(name, num_steps) as task, closing(planned):
+        with display.task(name, num_steps) as task, closing(planned), stop.deferred():
             for first, length, batches in planned:
                 state, values = self.dispatch(state, jnp.asarray(first), length, tuple(tables) if on_device else (), batches, *args)
                 step = first + length
@@ -120,15 +125,19 @@ class Loop:
                 note = ""
                 if step % log_every == 0 or step == num_steps:
                     # Only here does the host wait for the device.
-                    numbers = {key: np.sum([np.asarray(v[key], np.float64) for v in pending], 0) / (step - logged) for key in values}
+                    numbers = {key: total / (step - logged) for key, total in _sums(pending).items()}
                     pending, logged = [], step
                     self._check(numbers, step, name, checkpoints)
                     note = f"loss {numbers['loss'].mean():.4g}"
                     if metrics is not None:
                         metrics.write(name, step, {key: value.tolist() for key, value in numbers.items()})
-                if checkpoints is not None and (step % checkpoint_every == 0 or step == num_steps):
-                    checkpoints.save(step, state)
+                stopping = stop.requested()
+                if checkpoints is not None and (step % checkpoint_every == 0 or step == num_steps or stopping):
+                    sums = {key: total.tolist() for key, total in _sums(pending).items()} if pending else {}
+                    checkpoints.save(step, state, {"logged": logged, "sums": sums})
                 task.advance(step, note)
+                if stopping:
+                    raise stop.Stopped(f"stopped at step {step} of {name}; run the same command to go on")
         return state
 
     @staticmethod
@@ -138,6 +147,12 @@ class Loop:
                 kept = checkpoints.latest if checkpoints is not None else None
                 last = f"; the last checkpoint is of step {kept}" if kept is not None else ""
                 raise NumericalError(f"{name}: {key} is {value.tolist()} at step {step}; lower the learning rate or raise the ridge{last}")
+
+
+def _sums(values: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Add up metrics one after the other, so that the sum of a part and then the rest has the same bits."""
+    add = lambda total, value: {key: total[key] + np.asarray(value[key], np.float64) for key in total}
+    return reduce(add, values[1:], {key: np.asarray(value, np.float64) for key, value in values[0].items()})
 
 
 def _dispatches(start: int, num_steps: int, most: int, every: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -150,8 +165,8 @@ def _dispatches(start: int, num_steps: int, most: int, every: Sequence[int]) -> 
         step += length
 
 
-def resumable(folder: Path, state: Any) -> tuple[Checkpoints, int, Any]:
+def resumable(folder: Path, state: Any, display: Display) -> tuple[Checkpoints, int, Any]:
     """Open the checkpoints in `folder` and return them with the newest (step, state), or (0, `state`) when there is none."""
     checkpoints = Checkpoints(folder)
-    found = checkpoints.restore(state)
+    found = checkpoints.restore(state, lambda line: display.print(f"warning: {line}"))
     return (checkpoints, 0, state) if found is None else (checkpoints, *found)

@@ -17,7 +17,7 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.io.artifacts import MANIFEST, read_manifest
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.export import export_distilled
-from ssdd_jax.io.files import write_json
+from ssdd_jax.io.files import locked, write_json
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.report import results_tables, to_rich, write_report
@@ -47,8 +47,13 @@ def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = 
     Raises:
         InputError: a setting does not fit the data; nothing has been computed then.
     """
-    display = Display()
     workdir = prepare_workdir(workdir)
+    with locked(workdir):
+        return _run(spec, workdir, task, sets)
+
+
+def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path]) -> dict[str, Any]:
+    display = Display()
     data = load_data(spec.data, spec.evaluation.split, display)
     display.print(
         f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"

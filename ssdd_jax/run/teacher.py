@@ -119,7 +119,7 @@ def pretrain_teacher(spec: RunSpec, data: Data, learner: Learner, folder: Path, 
         probe = init_probe(step_key(teacher.seed, Stream.ONLINE_PROBE), width, data.num_classes, probe_optimizer)
     # The loop runs groups of seeds; the teacher is a group of one.
     state = stack([init_teacher(step_key(teacher.seed, Stream.TEACHER_INIT), learner, projector, width, optimizer, probe)])
-    checkpoints, start, state = resumable(folder, state)
+    checkpoints, start, state = resumable(folder, state, display)
     with checkpoints:
         state = Loop(step, (0,), spec.steps_per_dispatch, draw).run(
             state,

@@ -1,0 +1,59 @@
+"""Stopping on request: SIGTERM or Ctrl-C end a run where nothing is lost."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STATUS = 75
+"""Exit status of a run that was asked to stop and can go on (EX_TEMPFAIL)."""
+
+
+class Stopped(BaseException):
+    """The run was asked to stop; the message says how to go on. Not an Exception, so that nothing takes it for an error."""
+
+
+class _Request:
+    seen = False
+    deferred = 0
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _Request.seen:
+        # Whoever asks twice does not want to wait for a checkpoint.
+        os._exit(STATUS)
+    _Request.seen = True
+    if not _Request.deferred:
+        raise Stopped("stopped; run the same command to go on")
+
+
+@contextmanager
+def on_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into `Stopped`, at once or where `deferred` code asks for it; a second one ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _Request.seen = False
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within it, a signal only makes `requested` true."""
+    _Request.deferred += 1
+    try:
+        yield
+    finally:
+        _Request.deferred -= 1
+
+
+def requested() -> bool:
+    """Return whether the run was asked to stop."""
+    return _Request.seen
