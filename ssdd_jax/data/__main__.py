@@ -1,7 +1,10 @@
 """Check, prepare and download datasets: `python -m ssdd_jax.data {check,prepare,download} SOURCE`."""
 
 import argparse
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -9,7 +12,7 @@ from typing import NoReturn
 from ssdd_jax.data.check import check, contact_sheet
 from ssdd_jax.data.decode import FITS
 from ssdd_jax.data.download import download
-from ssdd_jax.data.prepare import Options, open_prepared, prepare
+from ssdd_jax.data.prepare import Options, open_prepared, prepare, read_manifest
 from ssdd_jax.data.sources import KINDS, NAMED, open_source
 from ssdd_jax.errors import InputError
 from ssdd_jax.progress import Display
@@ -30,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 done, 2 a wrong argument, 3 unusable data, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
+    # Ended from outside, it cleans up as after Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if threading.current_thread() is threading.main_thread() else None
     try:
         return _run(_parser().parse_args([arg for arg in argv if arg != "--debug"]))
     except InputError as error:
@@ -43,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -54,7 +62,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "prepare":
         folder = prepare(open_source(args.source, args.data_dir), options, cache, display)
         for name, split in open_prepared(folder).splits.items():
-            display.print(f"{name}: {len(split.images):,} images")
+            skipped = len((read_manifest(folder) or {})["splits"][name]["skipped"])
+            display.print(f"{name}: {len(split.images):,} images" + (f", {skipped:,} skipped" if skipped else ""))
         display.print(f"prepared in {folder}")
         return 0
     report = check(args.source, args.data_dir, options, cache, display)
@@ -62,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     for line in report.lines:
         display.print(line)
     if args.sheet:
-        contact_sheet(open_prepared(report.folder), Path(args.sheet).expanduser())
+        contact_sheet(open_prepared(report.folder), Path(os.path.expanduser(args.sheet)))
         display.print(f"sheet {args.sheet}")
     for warning in report.warnings:
         display.print(f"warning: {warning}")
@@ -104,6 +113,8 @@ def _count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number, expected 0 or more pixels")
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative, expected 0 or more pixels")
+    if int(text) > 4096:
+        raise argparse.ArgumentTypeError(f"{text} is too large, expected at most 4096 pixels")
     return int(text)
 
 

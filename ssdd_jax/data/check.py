@@ -157,8 +157,9 @@ def contact_sheet(dataset: Dataset, path: Path) -> None:
     sheet.save(content, "PNG")
     try:
         write_bytes(path, content.getvalue())
-    except OSError as error:
-        raise InputError(f"cannot write the sheet {str(path)!r}: {error.strerror or error}; choose another file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write the sheet {str(path)!r}: {reason}; choose another file") from error
 
 
 def _row(name: str, about: Mapping[str, Any], dataset: Dataset, published: Published | None) -> tuple[str, ...]:

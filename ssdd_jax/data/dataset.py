@@ -105,7 +105,7 @@ def take_rows(array: np.ndarray, rows: np.ndarray | None, in_memory: bool) -> Im
     """Return the rows of a memory-mapped array, copied into memory or left on disk; None is all."""
     if not in_memory and isinstance(array, np.memmap):
         return Rows(array, rows)
-    return np.array(array if rows is None else array[rows])
+    return np.array(array) if rows is None else np.asarray(array[rows])
 
 
 def select_rows(images: Images, rows: np.ndarray) -> Images:

@@ -6,10 +6,11 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 from ssdd_jax.data.source import Archive, file_digest
-from ssdd_jax.data.sources import NAMED, archives, default_data_dir, open_source
+from ssdd_jax.data.sources import NAMED, archives, data_folder, open_source
 from ssdd_jax.errors import DataError
 from ssdd_jax.progress import Display
 
@@ -26,7 +27,7 @@ def download(source: str, data_dir: str | Path = "", display: Display | None = N
 
     Args:
       source: see `ssdd_jax.data.open_source`.
-      data_dir: where to put the files; "" is `default_data_dir()`.
+      data_dir: where to put the files; "" is `data_folder()`.
       display: for the progress bar and what has been done.
 
     Raises:
@@ -38,7 +39,7 @@ def download(source: str, data_dir: str | Path = "", display: Display | None = N
         open_source(source, data_dir, download=True)
         display.print(f"{source} is here")
     elif source in NAMED and archives(source):
-        root = Path(data_dir).expanduser() if str(data_dir) else default_data_dir()
+        root = data_folder(data_dir)
         for archive in archives(source):
             _fetch(archive, root / _OWN_FOLDERS.get(source, ""), display)
     else:
@@ -73,7 +74,8 @@ def _fetch(archive: Archive, folder: Path, display: Display) -> None:
             error.close()
         raise DataError(f"cannot download {archive.url} to {str(target)!r}: {code}{reason}; try again later, or {by_hand}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     checked = f"md5 {found} as published" if archive.md5 else f"md5 {found}, none is published"
     display.print(f"{target}: {target.stat().st_size:,} bytes, {checked}")
 

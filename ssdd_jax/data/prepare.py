@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,7 +25,8 @@ import numpy as np
 from ssdd_jax.data.dataset import Dataset, StoredSplit, array_digest, convert_channels, count_pixels, statistics_of
 from ssdd_jax.data.decode import BadImage, decode_image, fit_image
 from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks, Source, Split, file_digest
-from ssdd_jax.errors import DataError
+from ssdd_jax.errors import DataError, InputError
+from ssdd_jax.io.files import allocate_npy, locked
 from ssdd_jax.progress import Display
 
 FORMAT = 1
@@ -31,6 +34,9 @@ MANIFEST = "manifest.json"
 # Starting the processes takes as long as decoding so many small images.
 PARALLEL_FROM = 2048
 CHUNK_IMAGES = 256
+# A folder that was made so many seconds ago may not be locked yet.
+YOUNG_S = 60.0
+_TEMPORARY = re.compile(r"\..+-[0-9a-f]{12}\.[^.]+\.tmp")
 CHUNK_BYTES = 2**23
 BAD_LISTED = 5
 # Published datasets have a few images in both of their splits.
@@ -68,15 +74,20 @@ class _Chunk:
 def default_cache() -> Path:
     """Return where prepared datasets are kept: $SSDD_JAX_CACHE, or ssdd_jax/ in the user's cache folder."""
     named = os.environ.get("SSDD_JAX_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "ssdd_jax"
+    if named:
+        return Path(os.path.expanduser(named))
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if folder.startswith("~"):
+        raise DataError("the user has no home folder to keep prepared datasets in; set SSDD_JAX_CACHE to a folder")
+    return Path(folder) / "ssdd_jax"
 
 
 def prepare(source: Source, options: Options, cache: Path | None = None, display: Display | None = None) -> Path:
     """Store a source's images and labels, unless that has been done and nothing changed since, and return their folder.
 
     The folder holds, for every split, SPLIT_images.npy (uint8 n H W C), SPLIT_labels.npy (int32 n, if there are labels) and,
-    for image files, SPLIT_files.sha256 in the format of sha256sum; manifest.json says what they are made from. It appears
-    under its name only when it is whole.
+    for image files, SPLIT_files.sha256 with a line 'digest  name' for each that was read; manifest.json says what they are made
+    from. It appears under its name only when it is whole.
 
     Args:
       source: what to read.
@@ -87,7 +98,7 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
     Raises:
       DataError: the source cannot be read, its labels or shapes do not fit together, images are bad, or there is no space.
     """
-    cache, display = (cache or default_cache()).expanduser(), display or Display()
+    cache, display = Path(os.path.expanduser(cache or default_cache())), display or Display()
     check_labels(source)
     try:
         stamp = _stamp(source)
@@ -101,21 +112,9 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
     folder = cache / f"{folder_name}-{identity}"
     if (read_manifest(folder) or {}).get("stamp") == stamp:
         return folder
-    temporary = cache / f".{folder.name}.{os.getpid()}.tmp"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        _remove_left_over(cache, folder.name)
-        temporary.mkdir()
-        manifest = {"format": FORMAT, "name": source.name, "options": asdict(options), "class_names": list(source.class_names)}
-        manifest["splits"] = _write_splits(source, options, temporary, display)
-        manifest["files"] = [{"name": str(file), "bytes": file.stat().st_size, "sha256": file_digest(file)} for file in source.files]
-        manifest["root"] = str(source.root) if source.root else None
-        manifest["stamp"] = stamp
-        content = {name: [split["shape"], split["sha256"]] for name, split in manifest["splits"].items()}
-        # Names are left out: the same pixels and labels are the same dataset, whatever they were read from.
-        manifest["fingerprint"] = _hash([content, len(source.class_names)])
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        _put_in_place(temporary, folder, stamp)
+        _store(source, options, folder, stamp, display)
     except (BrokenProcessPool, MemoryError) as error:
         raise DataError(
             f"cannot prepare {source.name}: a process that decodes images ended unexpectedly; it may have had too little memory, or the "
@@ -125,9 +124,28 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
         raise DataError(
             f"cannot prepare {source.name} in {str(cache)!r}: {error.strerror or error}; free space or set SSDD_JAX_CACHE"
         ) from error
+    return folder
+
+
+def _store(source: Source, options: Options, folder: Path, stamp: str, display: Display) -> None:
+    """Prepare into a folder beside `folder`, held so that nobody takes it for a left-over, and put it in place."""
+    _remove_left_over(folder.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        with locked(temporary):
+            temporary.chmod(0o755)
+            manifest = {"format": FORMAT, "name": source.name, "options": asdict(options), "class_names": list(source.class_names)}
+            manifest["splits"] = _write_splits(source, options, temporary, display)
+            manifest["files"] = [{"name": str(file), "bytes": file.stat().st_size, "sha256": file_digest(file)} for file in source.files]
+            manifest["root"] = str(source.root) if source.root else None
+            manifest["stamp"] = stamp
+            content = {name: [split["shape"], split["sha256"]] for name, split in manifest["splits"].items()}
+            # Names are left out: the same pixels and labels are the same dataset, whatever they were read from.
+            manifest["fingerprint"] = _hash([content, len(source.class_names)])
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            _put_in_place(temporary, folder, stamp)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -136,7 +154,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT and "splits" in manifest else None
 
 
 def open_prepared(folder: Path) -> Dataset:
@@ -206,7 +224,7 @@ def check_labels(source: Source) -> None:
 
 def _stamp(source: Source) -> str:
     """Return what changes when the source's files do: names, sizes and times, or the pixels where there are no files."""
-    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files]
+    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ctime_ns] for file in source.files]
     digest = hashlib.sha256(json.dumps([files, list(source.class_names)]).encode())
     for name, split in sorted(source.splits.items()):
         labels = b"" if split.labels is None else np.ascontiguousarray(split.labels, "<i4").tobytes()
@@ -217,7 +235,11 @@ def _stamp(source: Source) -> str:
             for image in split.images.read():
                 if isinstance(image.content, str):
                     about = os.stat(image.content)
-                    digest.update(f"{image.index} {image.name} {about.st_size} {about.st_mtime_ns}\n".encode(errors="surrogateescape"))
+                    digest.update(
+                        f"{image.index} {image.name} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode(
+                            errors="surrogateescape"
+                        )
+                    )
     return digest.hexdigest()
 
 
@@ -290,8 +312,9 @@ def _write_split(
     count, file = len(split.images), folder / f"{name}_images.npy"
     if isinstance(split.images, EncodedImages):
         options = replace(options, channels=options.channels or split.images.channels)
-    most = min(CHUNK_IMAGES, max(1, CHUNK_BYTES // prod(shape)))
-    _allocate(file, (count, *shape))
+    largest = prod(shape) if isinstance(split.images, EncodedImages) else max(prod(shape), prod(split.images.shape[1:]))
+    most = min(CHUNK_IMAGES, max(1, CHUNK_BYTES // largest))
+    allocate_npy(file, (count, *shape), np.uint8)
     counts, converted = np.zeros((shape[-1], 256), np.int64), Counter()
     bad: list[tuple[int, str, str]] = []
     digests: dict[int, str] = {}
@@ -334,6 +357,8 @@ def _write_split(
             raise _bad_images(where, bad, done, count)
         _keep_rows(file, keep)
         labels, rows, count = None if labels is None else labels[keep], rows[keep], len(keep)
+        if name == "train" and labels is not None and labels.min() == labels.max():
+            raise DataError(f"{where}: what is left without {len(bad)} images that cannot be used is of one class, expected two or more")
     images = np.load(file, mmap_mode="r")
     mean, std = statistics_of(counts)
     about = {
@@ -459,25 +484,12 @@ def _bad_images(where: str, bad: list[tuple[int, str, str]], seen: int, count: i
     )
 
 
-def _allocate(file: Path, shape: tuple[int, ...]) -> None:
-    """Make an .npy file of uint8 zeros whose space is reserved: a map of a file without space ends the process, not with an error."""
-    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-    size = file.stat().st_size
-    del array
-    free = shutil.disk_usage(file.parent).free
-    if size > free:
-        raise OSError(errno.ENOSPC, f"{size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")
-    if hasattr(os, "posix_fallocate"):
-        with file.open("r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, size)
-
-
 def _keep_rows(file: Path, keep: np.ndarray) -> None:
     whole, shorter = np.load(file, mmap_mode="r"), file.with_suffix(".kept")
-    kept = np.lib.format.open_memmap(shorter, mode="w+", dtype=np.uint8, shape=(len(keep), *whole.shape[1:]))
+    allocate_npy(shorter, (len(keep), *whole.shape[1:]), np.uint8)
+    kept = np.load(shorter, mmap_mode="r+")
     for start in range(0, len(keep), CHUNK_IMAGES):
         kept[start : start + CHUNK_IMAGES] = whole[keep[start : start + CHUNK_IMAGES]]
-    kept.flush()
     shorter.replace(file)
 
 
@@ -493,16 +505,13 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _remove_left_over(cache: Path, name: str) -> None:
-    """Remove what processes that are gone have left half done."""
-    for folder in cache.glob(f".{name}.*.tmp"):
-        pid = folder.name.split(".")[-2]
-        try:
-            os.kill(int(pid), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(folder, ignore_errors=True)
-        except PermissionError:
-            pass
+def _remove_left_over(cache: Path) -> None:
+    """Remove what processes that are gone have left half done: a folder that nobody holds, and that is not just being made."""
+    for folder in cache.glob(".*.tmp"):
+        with suppress(OSError, InputError):
+            if _TEMPORARY.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > YOUNG_S:
+                with locked(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, folder: Path, stamp: str) -> None:
@@ -513,7 +522,7 @@ def _put_in_place(temporary: Path, folder: Path, stamp: str) -> None:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             # Whoever has the old arrays open keeps them.
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
             with suppress(FileNotFoundError):
-                folder.rename(old)
+                folder.rename(old / folder.name)
             shutil.rmtree(old, ignore_errors=True)

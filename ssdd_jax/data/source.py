@@ -5,6 +5,7 @@ A source reads lazily and decides nothing about sizes; `ssdd_jax.data.prepare` d
 
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,23 +126,24 @@ class Archive:
     md5: str = ""
 
 
-def locate(data_dir: Path, archives: Sequence[Archive], name: str) -> list[Path]:
-    """Return the paths of a dataset's published files in the data folder.
+def locate(data_dir: Path, archives: Sequence[Archive], name: str, subfolder: str = "") -> list[Path]:
+    """Return the paths of a dataset's published files in the data folder, or in a folder inside it.
 
     Raises:
       DataError: some are missing; the message has each one's name, checksum and address.
     """
-    missing = [archive for archive in archives if not (data_dir / archive.file).is_file()]
+    folder = data_dir / subfolder
+    missing = [archive for archive in archives if not (folder / archive.file).is_file()]
     if missing:
         described = "; ".join(
             f"{a.file}" + (f", md5 {a.md5}" if a.md5 else "") + (f", published at {a.url}" if a.url else "") for a in missing
         )
         raise DataError(
-            f"{name}: {str(data_dir)!r} has no {', '.join(a.file for a in missing)} ({described}); "
+            f"{name}: {str(folder)!r} has no {', '.join(a.file for a in missing)} ({described}); "
             "put it there, name its folder with config.data.data_dir, "
-            f"or run: python -m ssdd_jax.data download {name} --data_dir {data_dir}"
+            f"or run: python -m ssdd_jax.data download {name} --data_dir {shlex.quote(str(data_dir))}"
         )
-    return [data_dir / archive.file for archive in archives]
+    return [folder / archive.file for archive in archives]
 
 
 def choose_splits(

@@ -1,12 +1,17 @@
 """Files that are either whole or not there."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ssdd_jax.errors import InputError
 
@@ -54,6 +59,22 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON; NaN and infinity are refused, since JSON has neither."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def allocate_npy(file: Path, shape: tuple[int, ...], dtype: Any) -> None:
+    """Make an .npy file of zeros whose space is reserved: a map of a file without space ends the process, not with an error.
+
+    Raises:
+        OSError: there is not enough space.
+    """
+    size = prod(shape) * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(file.parent).free
+    if size > free:
+        raise OSError(errno.ENOSPC, f"{size / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free")
+    np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
 
 
 def sha256(content: bytes) -> str:

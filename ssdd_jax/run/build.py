@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -92,7 +93,9 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     if spec.validation > 0:
         kept, held = validation_rows(len(rows), spec.validation)
         held_out, rows = rows[held], rows[kept]
-    rows = rows[: spec.limit or None]
+    if 0 < spec.limit < len(rows):
+        # Not the first ones: many datasets come class by class.
+        rows = rows[np.sort(np.random.RandomState(2).permutation(len(rows))[: spec.limit])]
     train, held_out = part(spec.split, rows), part(spec.split, held_out)
     evaluation = held_out if split == "validation" else test
     identity = digest(dataset.fingerprint, spec.split, spec.test, spec.validation, spec.limit)
@@ -109,7 +112,8 @@ def _statistics(images: Images, file: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.array(kept["mean"]), np.array(kept["std"])
     mean, std = channel_statistics(images)
     if not isinstance(images, np.ndarray):
-        write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
+        with suppress(OSError):  # where the cache is read-only, they are computed again
+            write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
     return mean, std
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from ssdd_jax.run.real import RealImages
 from ssdd_jax.run.spec import RunSpec, digest
 from ssdd_jax.run.teacher import Teacher, cached_representations, get_teacher, teacher_digest, view_shifts
 
-PCA_SAMPLE = 2**17
+# Of the numbers that a PCA is fitted to: all of CIFAR at 16 x 16 pixels.
+PCA_BYTES = 160_000_000
 
 
 @dataclass(eq=False)
@@ -92,10 +94,11 @@ class Context:
         return teacher_digest(self.spec, self.data)
 
     def reprs(self, split: str) -> np.ndarray:
-        """Return the teacher's representations of the images of 'train' or of an evaluation split, memory-mapped."""
-        images = self.data.train_images if split == "train" else self.data.eval_images
+        """Return the teacher's representations of the training images, or of the images that students are evaluated on, memory-mapped."""
+        images = self.data.train_images if split == "train" else self.labelled.eval_images
+        name = split if split == "train" or self.labelled is self.data else f"labelled-{split}"
         view = lambda batch, rows: self.data.normalize(batch)
-        return cached_representations(self.teacher, images, view, f"{split}-identity", self.checkpoints, self.display)
+        return cached_representations(self.teacher, images, view, f"{name}-identity", self.checkpoints, self.display)
 
     @cached_property
     def shifts(self) -> dict[str, float]:
@@ -138,7 +141,8 @@ class Context:
         if key not in self._pcas:
             what = "representations" if layout is None else "images"
             # Every so many images are enough for a basis, and of a large dataset no more fit into memory.
-            sample = np.arange(0, len(self.data.train_images), -(-len(self.data.train_images) // PCA_SAMPLE))
+            most = max(num_components + 1, PCA_BYTES // (4 * (prod(layout.base_shape) if layout else self.width)))
+            sample = np.arange(0, len(self.data.train_images), -(-len(self.data.train_images) // most))
             if layout is None:
                 rows = self.reprs("train")[sample]
             else:

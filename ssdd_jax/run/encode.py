@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax.data import Images
-from ssdd_jax.io.files import write_json
+from ssdd_jax.errors import StorageError
+from ssdd_jax.io.files import allocate_npy, write_json
 from ssdd_jax.progress import Display
 
 ENCODE_BATCH = 512
@@ -45,7 +46,10 @@ def encode_to_file(
     shape, size = (len(images), width), encode_batch(images)
     done = json.loads(record.read_text())["done"] if record.is_file() and partial.is_file() else 0
     if not done:
-        np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+        try:
+            allocate_npy(partial, shape, np.float32)
+        except OSError as error:
+            raise StorageError(f"cannot write {file}: {error.strerror or error}; free space and run the same command again") from error
     target = np.lib.format.open_memmap(partial, mode="r+")
     with display.task(name, len(images)) as task:
         for number, start in enumerate(range(done, len(images), size)):

@@ -51,7 +51,7 @@ class DataSpec:
         on_bad_image: stop at images that cannot be used, or skip and record them.
         test: share of the training images that become the test split of a source that has none.
         validation: share of the training images that is never trained on: settings are chosen on it.
-        limit: how many of the remaining training images to use; 0 uses all.
+        limit: how many of the remaining training images to use, a fixed random choice; 0 uses all.
         memory_gb: a split of more than so many 10^9 bytes stays on disk, and so do its representations; batches are read ahead.
     """
 
@@ -59,7 +59,7 @@ class DataSpec:
     data_dir: str = ""
     cache: str = ""
     split: str = one_of("train", "unlabelled")
-    size: int = within(0, 0)
+    size: int = within(0, 0, 4096)
     fit: str = one_of("crop", "resize", "pad")
     channels: int = one_of(0, 1, 3)
     on_bad_image: str = one_of("stop", "skip")

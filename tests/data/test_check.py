@@ -331,7 +331,7 @@ def test_prepare_prints_the_folder(tmp_path, capsys):
     status, out, err = run(capsys, "prepare", text, "--cache", tmp_path / "cache", "--on_bad_image=skip")
     assert (status, err) == (0, "")
     (folder,) = (tmp_path / "cache").iterdir()
-    assert out.splitlines() == ["train: 29 images", f"prepared in {folder}"]
+    assert out.splitlines() == ["train: 29 images, 1 skipped", f"prepared in {folder}"]
 
 
 def test_download_of_what_needs_none(tmp_path, capsys):

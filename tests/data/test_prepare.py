@@ -18,9 +18,10 @@ from PIL import Image
 
 from ssdd_jax.data import Options, Source, Split, channel_statistics, load_dataset, open_prepared, open_source, prepare
 from ssdd_jax.data.decode import decode_image, fit_image
-from ssdd_jax.data.prepare import damaged_arrays, read_manifest
+from ssdd_jax.data.prepare import damaged_arrays, default_cache, read_manifest
 from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks
 from ssdd_jax.errors import DataError
+from ssdd_jax.io.files import locked
 
 # The package has a function of this name, which `import ... as` would give.
 prepare_module = importlib.import_module("ssdd_jax.data.prepare")
@@ -388,6 +389,13 @@ KILLED = """
 """
 
 
+@pytest.fixture
+def all_old(monkeypatch):
+    """Take every temporary folder for one that could have been locked by now."""
+    monkeypatch.setattr(prepare_module, "YOUNG_S", -1.0)
+
+
+@pytest.mark.usefixtures("all_old")
 @pytest.mark.parametrize("moment", ["reading", "writing the manifest", "replacing"])
 def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_cleans_up(tmp_path, moment):
     root, cache, images = tmp_path / "set", tmp_path / "cache", random_images(30)
@@ -409,15 +417,21 @@ def test_a_killed_run_leaves_nothing_under_the_name_and_the_next_cleans_up(tmp_p
     assert [entry.name for entry in cache.iterdir()] == [folder.name]
 
 
-def test_what_a_living_process_has_half_done_is_left_alone(tmp_path):
+def test_what_a_living_process_has_half_done_is_left_alone(tmp_path, monkeypatch):
     folder = prepare(array_source(), Options(), tmp_path)
+    names = [f".{folder.name}.held.tmp", f".{folder.name}.gone.tmp", ".other-0123456789ab.gone.tmp", ".mine.tmp"]
+    held, gone, of_other_options, foreign = (tmp_path / name for name in names)
+    for path in (held, gone, of_other_options, foreign):
+        path.mkdir()
     shutil.rmtree(folder)
-    theirs, gone = tmp_path / f".{folder.name}.{os.getppid()}.tmp", tmp_path / f".{folder.name}.{2**22 + 1}.tmp"
-    theirs.mkdir()
-    gone.mkdir()
     prepare(array_source(), Options(), tmp_path)
-    assert theirs.exists()
-    assert not gone.exists()
+    # Just made, each of them may be about to be locked.
+    assert gone.exists()
+    monkeypatch.setattr(prepare_module, "YOUNG_S", -1.0)
+    shutil.rmtree(folder)
+    with locked(held):
+        prepare(array_source(), Options(), tmp_path)
+    assert [path.exists() for path in (held, gone, of_other_options, foreign)] == [True, False, False, True]
 
 
 def test_two_runs_at_once_agree(tmp_path):
@@ -603,8 +617,8 @@ def test_splits_may_share_a_few_images(tmp_path):
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     real = shutil.disk_usage
-    monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
-    line = refused("cannot prepare toy in .*: 0.00 GB are needed and 0.00 GB are free", array_source(), tmp_path / "cache")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
+    line = refused(r"cannot prepare toy in .*: \d+\.\d MB are needed and 0\.0 MB are free", array_source(), tmp_path / "cache")
     assert line.endswith("free space or set SSDD_JAX_CACHE")
 
 
@@ -650,3 +664,35 @@ def test_a_flipped_byte_is_found_and_a_folder_without_manifest_prepared_again(tm
             open_prepared(folder)
         assert prepare(array_source(), Options(), tmp_path) == folder
         assert damaged_arrays(folder) == []
+
+
+def test_what_is_left_after_skipping_must_have_two_classes(tmp_path):
+    contents = [png(image) for image in random_images(4)]
+    contents[1] = contents[3] = b"no image"
+    source = Source("files", {"train": Split(encoded(contents), np.array([0, 1, 0, 1], np.int32))}, ("ant", "bee"), ())
+    with pytest.raises(DataError, match="what is left without 2 images that cannot be used is of one class"):
+        prepare(source, Options(on_bad_image="skip"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_can_be_read_again_is_no_longer_skipped(tmp_path):
+    text = write_folder(tmp_path / "set", "train", random_images(6))
+    file = next((tmp_path / "set").rglob("*.png"))
+    content, times = file.read_bytes(), file.stat()
+    file.write_bytes(bytes(len(content)))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    skip = Options(on_bad_image="skip")
+    assert len(stored(prepare(open_source(text), skip, tmp_path / "cache"))["train"][0]) == 5
+    # The same size and the same time of modification.
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert len(stored(prepare(open_source(text), skip, tmp_path / "cache"))["train"][0]) == 6
+
+
+def test_a_cache_without_a_home_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("SSDD_JAX_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-of-this-name/cache")
+    with pytest.raises(DataError, match="set SSDD_JAX_CACHE"):
+        default_cache()
+    monkeypatch.setenv("SSDD_JAX_CACHE", "/somewhere")
+    assert default_cache() == Path("/somewhere")

@@ -36,7 +36,8 @@ def test_splits_validation_and_limit_are_rows_of_the_source(npz):
     assert (len(data.train_images), len(data.held_out_images), len(data.eval_images)) == (48, 12, 30)
     whole = np.concatenate([data.train_images, data.held_out_images])
     assert sorted(image.tobytes() for image in whole) == sorted(image.tobytes() for image in arrays["x_train"])
-    np.testing.assert_array_equal(limited.train_images, data.train_images[:10])
+    assert {image.tobytes() for image in limited.train_images} < {image.tobytes() for image in data.train_images}
+    assert (len(limited.train_images), len(set(limited.train_labels))) == (10, 3)
     np.testing.assert_array_equal(limited.eval_images, data.held_out_images)
     np.testing.assert_allclose(data.mean, (data.train_images / 255.0).mean((0, 1, 2)), rtol=1e-12)
     assert len({data.digest, limited.digest}) == 2
@@ -102,7 +103,8 @@ def smoke(workdir, *settings, task="all"):
 
 
 def test_a_run_on_unlabelled_images_is_read_on_the_labelled_ones(npz, tmp_path):
-    smoke(tmp_path / "run", f"--config.data.source=arrays:{npz}", "--config.data.split=unlabelled")
+    settings = ["--config.data.split=unlabelled", "--config.data.validation=0.3", "--config.evaluation.split=validation"]
+    smoke(tmp_path / "run", f"--config.data.source=arrays:{npz}", *settings)
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     assert {row["method"] for row in rows} >= {"basis", "teacher"}
     assert all("linear" in row for row in rows)

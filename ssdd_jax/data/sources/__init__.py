@@ -41,6 +41,11 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("SSDD_JAX_DATA") or "data")
 
 
+def data_folder(data_dir: str | Path) -> Path:
+    """Return the absolute path of a data folder, "" being `default_data_dir()`; ~ is the user's home."""
+    return Path(os.path.abspath(os.path.expanduser(str(data_dir) or default_data_dir())))
+
+
 def open_source(source: str, data_dir: str | Path = "", *, download: bool = False) -> Source:
     """Open a dataset as it is published, without reading more of its pixels than it must.
 
@@ -53,7 +58,7 @@ def open_source(source: str, data_dir: str | Path = "", *, download: bool = Fals
     Raises:
       DataError: an unknown source, missing or damaged files, or contents that are no dataset.
     """
-    folder = Path(data_dir).expanduser() if str(data_dir) else default_data_dir()
+    folder = data_folder(data_dir)
     name, colon, argument = str(source).partition(":")
     if name in _KINDS:
         return _function(_KINDS[name])(argument, folder, **({"download": True} if download and name in ("tfds", "hf") else {}))

@@ -84,6 +84,7 @@ def _read_images(array: NpyArray) -> np.ndarray | PixelBlocks:
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(
             f"{array.name} is {array.dtype}, expected uint8 pixels 0..255 or floats in [0, 1]; for numbers 0..255 save x.astype('uint8')"
+            + (", for booleans 255 * x.astype('uint8')" if array.dtype == bool else "")
         )
     shape = (*array.shape, 1) if len(array.shape) == 3 else array.shape
     if len(shape) != 4 or 0 in shape:
@@ -119,9 +120,17 @@ def _to_pixels(images: np.ndarray, start: int, name: str) -> np.ndarray:
     return np.rint(255.0 * values).astype(np.uint8)
 
 
+def _label_advice(array: NpyArray) -> str:
+    if array.dtype.kind in "US":
+        return "number the classes: class_names, y = numpy.unique(y, return_inverse=True)"
+    if len(array.shape) == 2 and array.shape[1] > 1:
+        return "of one-hot rows save y.argmax(1)"
+    return "save y.ravel().astype('int32')"
+
+
 def _read_labels(array: NpyArray, num_images: int) -> np.ndarray:
     if array.dtype.kind not in "iu" or len(array.shape) != 1:
-        raise DataError(f"{array.name} is {array.dtype} {array.shape}, expected integers (n,); save y.ravel().astype('int32')")
+        raise DataError(f"{array.name} is {array.dtype} {array.shape}, expected integers (n,); {_label_advice(array)}")
     if array.shape[0] != num_images:
         raise DataError(f"{array.name} has {array.shape[0]} labels for {num_images} images, expected one each; check the pairing")
     return np.array(array.load())

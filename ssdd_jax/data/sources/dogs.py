@@ -32,8 +32,8 @@ def open_dogs(data_dir: Path) -> Source:
       DataError: an archive is missing or damaged, or has other contents; the lists name an image twice or one that is not there.
     """
     own = data_dir / DOGS_FOLDER
-    folder = own if any((own / archive.file).is_file() for archive in DOGS_ARCHIVES) else data_dir
-    images_file, lists_file = locate(folder, DOGS_ARCHIVES, "dogs")
+    subfolder = DOGS_FOLDER if any((own / archive.file).is_file() for archive in DOGS_ARCHIVES) else ""
+    images_file, lists_file = locate(data_dir, DOGS_ARCHIVES, "dogs", subfolder)
     lists = _read_lists(lists_file)
     try:
         with tarfile.open(images_file, "r:") as archive:

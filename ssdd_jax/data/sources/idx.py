@@ -3,6 +3,7 @@
 import gzip
 import math
 import os
+import shlex
 import zlib
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def _open(data_dir: Path, name: str, class_names: tuple[str, ...], archives: tup
         raise DataError(
             f"{name}: no {', '.join(missing)} in {' or '.join(repr(str(folder)) for folder in folders)}; expected the four files published "
             f"at {archives[0].url.rpartition('/')[0]} (md5: {checksums}); {package}put them into {str(folders[0])!r}, "
-            f"name its parent with config.data.data_dir, or run: python -m ssdd_jax.data download {name} --data_dir {data_dir}"
+            "name its parent with config.data.data_dir, "
+            f"or run: python -m ssdd_jax.data download {name} --data_dir {shlex.quote(str(data_dir))}"
         )
     return _read(name, whole[0], class_names)
 

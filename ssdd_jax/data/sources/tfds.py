@@ -99,7 +99,7 @@ def _import_tfds() -> Any:
 
 
 def _find(tfds: Any, argument: str, data_dir: Path, download: bool) -> Any:
-    folders = (data_dir, Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser())
+    folders = (data_dir, Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")))
     found = {folder: builder for folder in folders if (builder := _open_prepared(tfds, argument, folder)) is not None}
     formats = {folder: sorted(kind.value for kind in builder.info.available_file_formats()) for folder, builder in found.items()}
     for folder, builder in found.items():
