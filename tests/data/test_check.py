@@ -413,10 +413,12 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
     )
     (tmp_path / "run.py").write_text(
         textwrap.dedent("""
-        import importlib, sys
+        import importlib, signal, sys
         import slow
         from ssdd_jax.data.__main__ import main
         if __name__ == "__main__":
+            # A shell's background job, as these tests may be, starts with Ctrl-C ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             module = importlib.import_module("ssdd_jax.data.prepare")
             module.PARALLEL_FROM, module.CHUNK_IMAGES, module._num_workers, module._process = 1, 15, lambda: 2, slow.process
             sys.exit(main(sys.argv[1:]))
