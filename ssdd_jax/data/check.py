@@ -16,10 +16,10 @@ from rich.table import Table
 from ssdd_jax.data.dataset import Dataset, Images
 from ssdd_jax.data.prepare import BAD_LISTED, Options, damaged_arrays, open_prepared, prepare, read_manifest
 from ssdd_jax.data.published import PUBLISHED, Published, format_statistics, is_padded, statistics_warning
-from ssdd_jax.data.source import Source, file_digest
+from ssdd_jax.data.source import Source
 from ssdd_jax.data.sources import archives, open_source
 from ssdd_jax.errors import DataError, InputError
-from ssdd_jax.io.files import write_bytes
+from ssdd_jax.io.files import file_digest, write_bytes
 from ssdd_jax.progress import Display
 
 _COLUMNS = ("split", "images", "published", "a class has", "mean", "std", "converted", "skipped", "shared")

@@ -9,9 +9,10 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
-from ssdd_jax.data.source import Archive, file_digest
+from ssdd_jax.data.source import Archive
 from ssdd_jax.data.sources import NAMED, archives, data_folder, open_source
 from ssdd_jax.errors import DataError
+from ssdd_jax.io.files import file_digest
 from ssdd_jax.progress import Display
 
 # Their files have the names of other datasets' files, so each has a folder of its own, where its reader looks first.
@@ -27,7 +28,7 @@ def download(source: str, data_dir: str | Path = "", display: Display | None = N
 
     Args:
       source: see `ssdd_jax.data.open_source`.
-      data_dir: where to put the files; "" is `data_folder()`.
+      data_dir: where to put the files; "" is `ssdd_jax.data.sources.default_data_dir()`.
       display: for the progress bar and what has been done.
 
     Raises:

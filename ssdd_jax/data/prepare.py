@@ -24,9 +24,9 @@ import numpy as np
 
 from ssdd_jax.data.dataset import Dataset, StoredSplit, array_digest, convert_channels, count_pixels, statistics_of
 from ssdd_jax.data.decode import BadImage, decode_image, fit_image
-from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks, Source, Split, file_digest
+from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks, Source, Split
 from ssdd_jax.errors import DataError, InputError
-from ssdd_jax.io.files import allocate_npy, locked
+from ssdd_jax.io.files import allocate_npy, file_digest, json_digest, locked
 from ssdd_jax.progress import Display
 
 FORMAT = 1
@@ -107,7 +107,7 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
             f"{source.name}: cannot read {str(error.filename)!r} ({error.strerror}), expected the files that were found a moment ago; "
             "try again"
         ) from error
-    identity = _hash([FORMAT, source.name, [str(file) for file in source.files], str(source.root), asdict(options)])[:12]
+    identity = json_digest([FORMAT, source.name, [str(file) for file in source.files], str(source.root), asdict(options)])[:12]
     folder_name = re.sub(r"[^\w.-]", "_", source.name)
     folder = cache / f"{folder_name}-{identity}"
     if (read_manifest(folder) or {}).get("stamp") == stamp:
@@ -141,7 +141,7 @@ def _store(source: Source, options: Options, folder: Path, stamp: str, display: 
             manifest["stamp"] = stamp
             content = {name: [split["shape"], split["sha256"]] for name, split in manifest["splits"].items()}
             # Names are left out: the same pixels and labels are the same dataset, whatever they were read from.
-            manifest["fingerprint"] = _hash([content, len(source.class_names)])
+            manifest["fingerprint"] = json_digest([content, len(source.class_names)])
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             _put_in_place(temporary, folder, stamp)
     finally:
@@ -499,10 +499,6 @@ def _num_workers() -> int:
 
 def _shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _remove_left_over(cache: Path) -> None:

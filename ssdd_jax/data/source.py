@@ -3,7 +3,6 @@
 A source reads lazily and decides nothing about sizes; `ssdd_jax.data.prepare` decodes, resizes and stores.
 """
 
-import hashlib
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdd_jax.errors import DataError
+from ssdd_jax.io.files import file_digest
 
 SPLITS = ("train", "test", "unlabelled")
 # The name of a split in libraries of datasets; of several, the first with labels is taken.
@@ -172,12 +172,6 @@ def choose_splits(
     if not chosen.keys() & {"train", "unlabelled"}:
         raise DataError(f"{where} has the splits {', '.join(names) or '(none)'}, expected train or unlabelled; choose another dataset")
     return chosen
-
-
-def file_digest(file: Path, algorithm: str = "sha256") -> str:
-    """Return the hexadecimal digest of a file, read a block at a time."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, algorithm).hexdigest()
 
 
 def damaged(file: Path, error: Exception | str, expected: str, archive: Archive | None = None) -> DataError:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from ssdd_jax.errors import InputError, StorageError
-from ssdd_jax.io.files import sha256, write_json
+from ssdd_jax.io.files import file_digest, json_digest, write_json
 
 KEEP = 2
 STATE = "state"
@@ -60,7 +60,7 @@ class Checkpoints:
             self._checkpointer.save_checkpointables(step, {STATE: _leaves(state)})
             # Orbax verifies no bytes: a file with a changed bit would load as other numbers.
             files, notes = _file_digests(self.folder / str(step)), notes or {}
-            write_json(self._digests(step), {"files": files, "notes": notes, "sha256": _json_digest(files, notes)})
+            write_json(self._digests(step), {"files": files, "notes": notes, "sha256": json_digest([files, notes])})
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise StorageError(f"cannot save a checkpoint in {self.folder}: {reason}; free space and run the same command again") from error
@@ -114,7 +114,7 @@ class Checkpoints:
             expected, notes, digest = about["files"], about["notes"], about["sha256"]
         except (ValueError, LookupError, TypeError):
             return f"{self._digests(step).name} cannot be read"
-        if digest != _json_digest(expected, notes):
+        if digest != json_digest([expected, notes]):
             return f"{self._digests(step).name} is not as it was saved"
         found = _file_digests(self.folder / str(step))
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -137,10 +137,6 @@ class Checkpoints:
         return jax.tree.unflatten(structure, [leaves[jax.tree_util.keystr(path)] for path, _ in paths])
 
 
-def _json_digest(*values: Any) -> str:
-    return sha256(json.dumps(values, sort_keys=True).encode())
-
-
 def _file_digests(folder: Path) -> dict[str, str]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): sha256(file.read_bytes()) for file in files}
+    return {file.relative_to(folder).as_posix(): file_digest(file) for file in files}

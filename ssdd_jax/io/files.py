@@ -77,6 +77,17 @@ def allocate_npy(file: Path, shape: tuple[int, ...], dtype: Any) -> None:
             os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
 
 
+def file_digest(file: Path, algorithm: str = "sha256") -> str:
+    """Return the hexadecimal digest of a file, read a block at a time."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """Return the hexadecimal sha256 of a JSON value; the order of its keys does not matter."""
+    return sha256(json.dumps(value, sort_keys=True).encode())
+
+
 def sha256(content: bytes) -> str:
     """Return the hexadecimal digest."""
     return hashlib.sha256(content).hexdigest()

@@ -111,7 +111,8 @@ class Loop:
             metrics.begin(name, start)
         # What was summed up since the last line, where the steps before went by in an earlier attempt.
         notes = checkpoints.notes if checkpoints is not None and start else {}
-        logged, pending = notes.get("logged", start), [{k: np.asarray(v) for k, v in notes["sums"].items()}] if notes.get("sums") else []
+        logged = notes.get("logged", start)
+        pending = [notes["sums"]] if notes.get("sums") else []
         on_device = all(isinstance(table, jax.Array) for table in tables)
         reader = None if on_device or self.draw is None else Reader(self.draw, tables, args)
         most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.most_steps)

@@ -14,7 +14,7 @@ from ssdd_jax.core.views import VIEWS
 from ssdd_jax.data import Images, select_rows
 from ssdd_jax.errors import InputError
 from ssdd_jax.evals.probe import accuracy, init_probe, probe_logits
-from ssdd_jax.io.files import sha256
+from ssdd_jax.io.files import file_digest
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.io.torch_files import read_state_dict
 from ssdd_jax.nets.torch_weights import variables_from_torch
@@ -58,7 +58,7 @@ def teacher_digest(spec: RunSpec, data: Data) -> str:
     file = Path(teacher.checkpoint).expanduser()
     if not file.is_file():
         raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")
-    return digest(teacher.net, teacher.widths, teacher.standardize, data.digest, sha256(file.read_bytes()))
+    return digest(teacher.net, teacher.widths, teacher.standardize, data.digest, file_digest(file))
 
 
 def get_teacher(spec: RunSpec, data: Data, name: str, folder: Path, metrics: Metrics, display: Display) -> Teacher:

@@ -1,12 +1,7 @@
 """Every dataset that is known by name, from its published files to a distilled set."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from published import CLASSES, COUNTS, WRITERS, draw
 
 from ssdd_jax.data.sources import NAMED, open_source
