@@ -9,11 +9,14 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ssdd_jax.core.bases import HIGHEST
 
 RidgeScale = Literal["absolute", "trace", "mean_trace"]
+
+MOST_RAISES = 8
+"""How many times the ridge is raised for a kernel that is singular to float32: from 1e-7 of the trace to beyond it."""
 
 
 def append_bias(features: Float[Array, "n q"]) -> Float[Array, "n q1"]:
@@ -36,10 +39,42 @@ def ridge_strength(trace: Float[Array, ""], num_rows: int, ridge: float, ridge_s
     return jnp.asarray(ridge * scale[ridge_scale], trace.dtype)
 
 
+def solve_regularized(
+    kernel: Float[Array, "n n"], rhs: Float[Array, "n d"], strength: Float[Array, ""]
+) -> tuple[Float[Array, "n d"], Int[Array, ""]]:
+    """Return (K + lambda I)^-1 R, and how many times lambda had to be raised for a Cholesky factor.
+
+    A kernel that is singular to float32 has none, or one with a pivot that is nothing but rounding (at most the machine epsilon of the
+    largest diagonal element), and would give NaN or noise without a word: lambda is then raised to ten times as much, and to the
+    machine epsilon of the trace at least, until there is one. A lambda of more than that from the start is never raised. `strength`,
+    lambda, is constant under differentiation; the gradient solves with the same factor and does not differentiate it.
+    """
+    identity = jnp.eye(kernel.shape[0], dtype=kernel.dtype)
+    fixed = jax.lax.stop_gradient(kernel)
+    trace, limits = jnp.trace(fixed), jnp.finfo(kernel.dtype)
+    factorize = lambda strength: cho_factor(fixed + strength * identity, lower=True)[0]
+    # Also true of a factor of NaN.
+    singular = lambda factor: ~(jnp.min(jnp.diagonal(factor)) ** 2 > limits.eps * jnp.max(jnp.diagonal(fixed)))
+
+    def raised(state):
+        strength, _, raises = state
+        strength = jnp.maximum(10 * strength, jnp.maximum(limits.eps * trace, limits.tiny))
+        return strength, factorize(strength), raises + 1
+
+    # Features that are not finite have no factor whatever the ridge.
+    retry = lambda state: singular(state[1]) & (state[2] < MOST_RAISES) & jnp.isfinite(trace)
+    strength = jax.lax.stop_gradient(strength)
+    start = (strength, factorize(strength), jnp.zeros((), jnp.int32))
+    strength, factor, raises = jax.lax.while_loop(retry, raised, start)
+    product = lambda vectors: jnp.matmul(kernel, vectors, precision=HIGHEST) + strength * vectors
+    solved = jax.lax.custom_linear_solve(product, rhs, lambda _, vectors: cho_solve((factor, True), vectors), symmetric=True)
+    return solved, raises
+
+
 def ridge_weights(
     f_support: Float[Array, "n q"], y_support: Float[Array, "n d"], *, ridge: float, ridge_scale: RidgeScale
-) -> Float[Array, "q d"]:
-    """Return the weights W = F_s^T (F_s F_s^T + lambda I)^-1 Y_s = (F_s^T F_s + lambda I)^-1 F_s^T Y_s.
+) -> tuple[Float[Array, "q d"], Int[Array, ""]]:
+    """Return the weights W = F_s^T (F_s F_s^T + lambda I)^-1 Y_s = (F_s^T F_s + lambda I)^-1 F_s^T Y_s, and `solve_regularized`'s raises.
 
     The smaller of the two systems is solved, chosen by the static shape: n x n (dual) or q x q (primal).
     """
@@ -47,10 +82,10 @@ def ridge_weights(
     kernel = gram(f_support.T, f_support.T) if primal else gram(f_support, f_support)
     # tr(F F^T) = tr(F^T F), so lambda does not depend on the form.
     strength = ridge_strength(jnp.trace(kernel), f_support.shape[0], ridge, ridge_scale)
-    factor = cho_factor(kernel + strength * jnp.eye(kernel.shape[0], dtype=kernel.dtype), lower=True)
     if primal:
-        return cho_solve(factor, jnp.matmul(f_support.T, y_support, precision=HIGHEST))
-    return jnp.matmul(f_support.T, cho_solve(factor, y_support), precision=HIGHEST)
+        return solve_regularized(kernel, jnp.matmul(f_support.T, y_support, precision=HIGHEST), strength)
+    solved, raises = solve_regularized(kernel, y_support, strength)
+    return jnp.matmul(f_support.T, solved, precision=HIGHEST), raises
 
 
 def krr_predict(
@@ -62,6 +97,8 @@ def krr_predict(
     ridge_scale: RidgeScale = "trace",
 ) -> Float[Array, "b d"]:
     """Predict the targets' representations by kernel ridge regression: K_ts (K_ss + lambda I)^-1 Y_s, with K = F F^T.
+
+    Where K_ss + lambda I is singular to float32 (no ridge, or equal support rows), lambda is raised until it is not.
 
     Args:
         f_support: "n q" features of the support set; append a bias column with `append_bias` if you want an intercept.
@@ -91,4 +128,5 @@ def krr_predict(
         raise ValueError(f"krr_predict: ridge_scale is {ridge_scale!r}, expected one of {', '.join(get_args(RidgeScale))}")
     if ridge < 0:
         raise ValueError(f"krr_predict: ridge is {ridge}, expected at least 0")
-    return jnp.matmul(f_target, ridge_weights(f_support, y_support, ridge=ridge, ridge_scale=ridge_scale), precision=HIGHEST)
+    weights, _ = ridge_weights(f_support, y_support, ridge=ridge, ridge_scale=ridge_scale)
+    return jnp.matmul(f_target, weights, precision=HIGHEST)

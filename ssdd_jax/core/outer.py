@@ -11,8 +11,9 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ssdd_jax.core import pool as pools
+from ssdd_jax.core.bases import HIGHEST
 from ssdd_jax.core.distilled import DistilledSet, expand, num_images, take_images
-from ssdd_jax.core.krr import RidgeScale, append_bias, krr_predict
+from ssdd_jax.core.krr import RidgeScale, append_bias, ridge_weights
 from ssdd_jax.core.pool import Learner, MemberState, over_leading_axis
 
 
@@ -25,12 +26,14 @@ class OuterState:
         distilled: the set.
         opt_state: of the outer optimizer.
         pool: L members, stacked.
+        ridge_raises: how many times a singular kernel's ridge was raised tenfold so far, see `solve_regularized`.
     """
 
     step: Int[Array, ""]
     distilled: DistilledSet
     opt_state: Any
     pool: MemberState
+    ridge_raises: Int[Array, ""]
 
 
 def support_rows(distilled: DistilledSet) -> tuple[Float[Array, "n H W C"], Float[Array, "n d"]]:
@@ -63,11 +66,16 @@ def outer_loss(
         ridge: see `krr_predict`.
         ridge_scale: see `krr_predict`.
     """
+    return _outer_loss(distilled, variables, images, reprs, learner=learner, ridge=ridge, ridge_scale=ridge_scale)[0]
+
+
+def _outer_loss(distilled, variables, images, reprs, *, learner, ridge, ridge_scale) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Return `outer_loss`, and how many times the ridge was raised."""
     support_images, support_reprs = support_rows(distilled)
     f_support = append_bias(learner.features(variables, support_images))
     f_target = jax.lax.stop_gradient(append_bias(learner.features(variables, images)))
-    predicted = krr_predict(f_support, support_reprs, f_target, ridge=ridge, ridge_scale=ridge_scale)
-    return jnp.mean((predicted - reprs) ** 2)
+    weights, raises = ridge_weights(f_support, support_reprs, ridge=ridge, ridge_scale=ridge_scale)
+    return jnp.mean((jnp.matmul(f_target, weights, precision=HIGHEST) - reprs) ** 2), raises
 
 
 def init_outer(
@@ -81,7 +89,8 @@ def init_outer(
 ) -> OuterState:
     """Return the state before the first step, with an untrained pool (see `warm_up`)."""
     members = jax.vmap(lambda k: pools.init_member(k, learner, inner_optimizer))(jax.random.split(key, pool_size))
-    return OuterState(step=jnp.zeros((), jnp.int32), distilled=distilled, opt_state=optimizer.init(distilled), pool=members)
+    zero = jnp.zeros((), jnp.int32)
+    return OuterState(step=zero, distilled=distilled, opt_state=optimizer.init(distilled), pool=members, ridge_raises=zero)
 
 
 def image_sampler(key: PRNGKeyArray, total: int, count: int) -> Callable[[DistilledSet], DistilledSet]:
@@ -136,12 +145,13 @@ def make_outer_step(
         select = image_sampler(support_key, num_images(state.distilled), support_images)
 
         def loss_fn(distilled):
-            one = lambda variables: outer_loss(
+            one = lambda variables: _outer_loss(
                 select(distilled), variables, images, reprs, learner=learner, ridge=ridge, ridge_scale=ridge_scale
             )
-            return jnp.mean(over_leading_axis(one)(members.variables))
+            losses, raises = over_leading_axis(one)(members.variables)
+            return jnp.mean(losses), jnp.sum(raises)
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.distilled)
+        (loss, raises), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.distilled)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.distilled)
         rows, targets = jax.lax.stop_gradient(support_rows(select(state.distilled)))
         update_member = lambda k, member: pools.train_or_reset(
@@ -153,6 +163,7 @@ def make_outer_step(
             distilled=optax.apply_updates(state.distilled, updates),
             opt_state=opt_state,
             pool=pools.put(state.pool, chosen, members),
+            ridge_raises=state.ridge_raises + raises,
         )
         metrics = {
             "loss": loss,
