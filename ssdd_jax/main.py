@@ -1,5 +1,7 @@
 """The command line: `python -m ssdd_jax.main --config NAME[:VARIANT] --workdir DIR [--task=TASK] [--config.key=value ...]`."""
 
+import errno
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from ssdd_jax.errors import InputError, nearest
+from ssdd_jax.errors import InputError, StorageError, nearest
 from ssdd_jax.run.spec import RunSpec, to_spec
 
 USAGE = f"""{__doc__}
@@ -24,12 +26,25 @@ USAGE = f"""{__doc__}
              evaluate  the sets in the workdir, or those of --set
              report    write the report of results.json again; needs no --config
              export    write the sets in the workdir, or those of --set, as plain files; needs no --config
---set      folder of a distilled set, or for evaluate of an export; may be given several times
+             verify    check every byte of the sets, exports, checkpoints and representations in the workdir, or of
+                       --set, against their digests; needs no --config
+--set      folder of a distilled set, or for evaluate and verify of an export; may be given several times
 --format   of the export: safetensors (the default), npz, png or pt (PyTorch)
+--accept_changes  go on in a workdir that was begun with other settings; what they change is made again
 --debug    show the traceback of an error
 shipped configs: {{configs}}"""
 
-TASKS = ("all", "teacher", "distill", "evaluate", "report", "export")
+TASKS = ("all", "teacher", "distill", "evaluate", "report", "export", "verify")
+WITHOUT_CONFIG = ("report", "export", "verify")
+WITH_SETS = ("evaluate", "export", "verify")
+
+
+# What a disk or its owner refuses; any other error of the system is a mistake of ours and keeps its traceback.
+STORAGE_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ESTALE")
+    if hasattr(errno, name)
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,7 @@ class Command:
     task: str
     sets: tuple[Path, ...]
     format: str
+    accept_changes: bool = False
 
 
 def config_folder() -> Path:
@@ -86,6 +102,7 @@ def parse(argv: Sequence[str]) -> Command:
     task_flag = flags.DEFINE_string("task", "all", "task", flag_values=values)
     set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
     format_flag = flags.DEFINE_string("format", None, "format", flag_values=values)
+    accept_flag = flags.DEFINE_bool("accept_changes", False, "accept_changes", flag_values=values)
     try:
         rest = values(["ssdd_jax", *args])[1:]
         config = config_flag.value
@@ -98,17 +115,17 @@ def parse(argv: Sequence[str]) -> Command:
     task = task_flag.value
     if task not in TASKS:
         raise InputError(f"--task is {task!r}, expected one of {', '.join(TASKS)}{nearest(str(task), TASKS)}")
-    if set_flag.value and task not in ("evaluate", "export"):
-        raise InputError(f"--set is for --task=evaluate and --task=export, the task is {task}; drop one of them")
+    if set_flag.value and task not in WITH_SETS:
+        raise InputError(f"--set is for --task={', '.join(WITH_SETS)}, the task is {task}; drop one of them")
     if format_flag.value and task != "export":
         raise InputError(f"--format is for --task=export, the task is {task}; drop one of them")
-    needs_config = task not in ("report", "export")
+    needs_config = task not in WITHOUT_CONFIG
     if (needs_config and config is None) or workdir_flag.value is None:
         missing = "--config" if needs_config and config is None else "--workdir"
         raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
     sets = tuple(Path(path).expanduser() for path in set_flag.value)
     spec = to_spec(config) if config is not None else None
-    return Command(spec, Path(workdir_flag.value).expanduser(), task, sets, format_flag.value or "safetensors")
+    return Command(spec, Path(workdir_flag.value).expanduser(), task, sets, format_flag.value or "safetensors", accept_flag.value)
 
 
 def _config_error(error: BaseException) -> str:
@@ -127,6 +144,11 @@ def _config_error(error: BaseException) -> str:
 
 
 def _execute(command: Command) -> None:
+    if command.task == "verify":
+        from ssdd_jax.run.verify import verify
+
+        verify(command.workdir, command.sets)
+        return
     from ssdd_jax.run import pipeline
 
     if command.task == "export":
@@ -134,7 +156,7 @@ def _execute(command: Command) -> None:
     elif command.spec is None or command.task == "report":
         pipeline.report(command.workdir)
     else:
-        pipeline.run(command.spec, command.workdir, command.task, command.sets)
+        pipeline.run(command.spec, command.workdir, command.task, command.sets, accept_changes=command.accept_changes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,10 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE.format(configs=", ".join(shipped_configs())))
         return 0
     debug = "--debug" in argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal without Unicode shows escapes instead of ending the run.
+            stream.reconfigure(errors="backslashreplace")
     try:
         command = parse([arg for arg in argv if arg != "--debug"])
         from ssdd_jax.run import stop  # from here on jax is needed
-        from ssdd_jax.run.loop import NumericalError
+        from ssdd_jax.run.health import NumericalError
 
         try:
             with stop.on_signals():
@@ -162,12 +188,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report(error, debug)
     except InputError as error:
         return _report(error, debug)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        failed = StorageError(f"cannot write{where}: {error.strerror}; see to it and run the same command again, nothing complete is lost")
+        return _report(failed, debug, error)
     return 0
 
 
-def _report(error: Any, debug: bool) -> int:
+def _report(error: Any, debug: bool, cause: BaseException | None = None) -> int:
     if debug:
-        raise error
+        raise error from cause
     print(f"error: {error}", file=sys.stderr)
     return error.status
 

@@ -183,8 +183,8 @@ def warm_up_ages(key: PRNGKeyArray, pool_size: int, max_age: int) -> Int[Array, 
 
 def make_warm_up_step(
     *, learner: Learner, inner_optimizer: optax.GradientTransformation, support_images: int = 0
-) -> Callable[[OuterState, Int[Array, ""], Int[Array, " L"], PRNGKeyArray], OuterState]:
-    """Build step(state, member, ages, key) -> state, which trains one member on the set unless it has reached its age.
+) -> Callable[[OuterState, Int[Array, ""], Int[Array, " L"], PRNGKeyArray], tuple[OuterState, dict[str, Array]]]:
+    """Build step(state, member, ages, key) -> (state, {"loss"}), which trains one member on the set unless it has reached its age.
 
     `support_images` and the key are those of the outer step: the images that take part.
     """
@@ -193,8 +193,8 @@ def make_warm_up_step(
         select = image_sampler(key, num_images(state.distilled), support_images)
         index = jnp.asarray(member)[None]
         old = jax.tree.map(lambda leaf: leaf[0], pools.take(state.pool, index))
-        new, _ = pools.train_member(old, *support_rows(select(state.distilled)), learner, inner_optimizer)
+        new, loss = pools.train_member(old, *support_rows(select(state.distilled)), learner, inner_optimizer)
         kept = jax.tree.map(lambda n, o: jnp.where(old.age < ages[member], n, o)[None], new, old)
-        return replace(state, pool=pools.put(state.pool, index, kept))
+        return replace(state, pool=pools.put(state.pool, index, kept)), {"loss": loss}
 
     return step

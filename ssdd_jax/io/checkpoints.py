@@ -1,20 +1,31 @@
-"""Checkpoints of a state, through Orbax."""
+"""Checkpoints of a state, through Orbax.
 
+A checkpoint is a folder named by its step, which Orbax writes, and STEP.sha256.json beside it, which is written last and makes it
+whole: the digests of its files and of its leaves, which Orbax does not keep, and what a run needs to know besides the state.
+"""
+
+import errno
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ssdd_jax.errors import InputError, StorageError
-from ssdd_jax.io.files import file_digest, json_digest, write_json
+from ssdd_jax.io.files import file_digest, json_digest, sha256, write_json
 
-KEEP = 2
 STATE = "state"
+# What Orbax needs besides the arrays, at most.
+OVERHEAD_BYTES = 2**18
+# Other values of these in `about` mean other bits.
+BITS = ("versions", "device")
 
 
 def _leaves(state: Any) -> dict[str, Any]:
@@ -23,50 +34,106 @@ def _leaves(state: Any) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of one stage, the newest `KEEP` of them, in one folder."""
+    """The checkpoints of one stage in one folder, written by a thread while the stage goes on.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Args:
+        folder: made when the first one is saved.
+        every: steps between two of them, see `due`; 0 saves by time alone, and not at the end.
+        minutes: at most so long from one to the next; 0 saves by steps alone.
+        keep: how many of the newest are kept, at least 2: one may turn out to be damaged.
+        keep_every: those of every so many steps are kept as well; 0 keeps none of them.
+        about: JSON values to record in every one: settings, versions, device, the data's fingerprint.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int = 1000,
+        minutes: float = 0.0,
+        keep: int = 2,
+        keep_every: int = 0,
+        about: Mapping[str, Any] | None = None,
+    ):
+        if keep < 2:
+            raise InputError(f"keep is {keep}, expected at least 2 checkpoints: the newest may turn out to be damaged")
+        self.folder, self.every, self.minutes, self.keep, self.keep_every = folder, every, minutes, keep, keep_every
+        self.about: dict[str, Any] = dict(about or {})
         self.notes: dict[str, Any] = {}
         """The notes of the checkpoint that `restore` has returned."""
-        preserve = ocp.training.preservation_policies.LatestN(KEEP)
-        # Decided here and now, not by the library: whoever calls save wants it saved.
-        always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-        self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(), save_decision_policy=always, preservation_policy=preserve, cleanup_tmp_directories=True
-        )
+        self.seconds_before = 0.0
+        """How long the stage had run when that was saved."""
+        self._opened = self._last = time.monotonic()
+        self._writer: ThreadPoolExecutor | None = None
+        self._pending: Future | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except StorageError:
+            # An error that is under way already says more.
+            if kind is None:
+                raise
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None
+
+    @property
+    def steps(self) -> list[int]:
+        """Return the steps whose checkpoints are there, damaged or not, in order."""
+        self.wait()
+        return self._steps()
+
+    def _steps(self) -> list[int]:
+        return sorted(int(entry.name) for entry in self.folder.glob("*") if entry.name.isdecimal() and entry.is_dir())
 
     @property
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, or None."""
-        newest = self._checkpointer.latest
-        return None if newest is None else newest.step
+        steps = self.steps
+        return steps[-1] if steps else None
 
-    def save(self, step: int, state: Any, notes: dict[str, Any] | None = None) -> None:
-        """Save a state, and then the digests of its files with some JSON notes; one of the same step that is there already stays.
+    def due(self, step: int) -> bool:
+        """Return whether the state after so many steps should be saved."""
+        by_steps = self.every > 0 and step % self.every == 0
+        return by_steps or 0 < self.minutes * 60 <= time.monotonic() - self._last
+
+    def save(self, step: int, state: Any, notes: Mapping[str, Any] | None = None) -> None:
+        """Save a state with some JSON notes; one of the same step that is there already stays.
+
+        Returns once the state is copied, so that its buffers may be given away. What goes wrong while it is written is raised by the
+        next `save`, by `wait`, or on leaving the context.
 
         Raises:
-            StorageError: it cannot be written, for lack of space for instance; earlier checkpoints are as they were.
+            StorageError: the one before could not be written, for lack of space for instance; earlier ones are as they were.
         """
-        if self.latest == step:
+        if step in self.steps:  # waits for the one before
+            return
+        leaves = {name: np.array(leaf) for name, leaf in _leaves(state).items()}
+        notes = {**(notes or {}), "seconds": round(self.seconds_before + time.monotonic() - self._opened, 3)}
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._pending = self._writer.submit(self._write, step, leaves, notes)
+        self._last = time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until what was saved is on disk.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
         try:
-            self._checkpointer.save_checkpointables(step, {STATE: _leaves(state)})
-            # Orbax verifies no bytes: a file with a changed bit would load as other numbers.
-            files, notes = _file_digests(self.folder / str(step)), notes or {}
-            write_json(self._digests(step), {"files": files, "notes": notes, "sha256": json_digest([files, notes])})
+            pending.result()
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise StorageError(f"cannot save a checkpoint in {self.folder}: {reason}; free space and run the same command again") from error
-        for file in self.folder.glob("*.sha256.json"):
-            if not (self.folder / file.name.partition(".")[0]).is_dir():
-                file.unlink()
 
     def restore(self, template: Any, warn: Callable[[str], None] = lambda line: None) -> tuple[int, Any] | None:
         """Return the newest whole checkpoint as (step, state like `template`), or None when there is none.
@@ -75,68 +142,122 @@ class Checkpoints:
 
         Args:
             template: a state of the expected leaves.
-            warn: is told of damaged checkpoints, a line each.
+            warn: is told of damaged checkpoints, and of other versions than those that wrote the checkpoint, a line each.
 
         Raises:
             InputError: its leaves are not those of `template`.
             StorageError: there are checkpoints, and none of them is whole.
         """
         damaged = ""
+        self._remove_left_over(warn)
         while (step := self.latest) is not None:
             where = self.folder / str(step)
-            reason = self._damage(step)
-            if reason == "":
-                self.notes = json.loads(self._digests(step).read_bytes())["notes"]
-                return step, self._load(step, template)
-            if reason is None:
-                shutil.rmtree(where)
-                self._checkpointer.reload()
-                continue
+            reason = damage(where)
+            if not reason:
+                record = _read_record(where)
+                state, reason = self._load(step, record, template)
+                if not reason:
+                    self.notes = record["notes"]
+                    self.seconds_before = self.notes["seconds"]
+                    for line in _other_bits(where, record["about"], self.about):
+                        warn(line)
+                    return step, state
             aside = where.with_name(f"{step}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             where.rename(aside)
-            self._checkpointer.reload()
             damaged = f"checkpoint {where} is damaged ({reason}) and now called {aside.name}"
             warn(f"{damaged}; {'none is left' if self.latest is None else f'going on from {self.latest}'}")
         if damaged:
             raise StorageError(f"no whole checkpoint is left in {self.folder}: {damaged}; delete that folder to start this stage again")
         return None
 
-    def _digests(self, step: int) -> Path:
-        return self.folder / f"{step}.sha256.json"
+    def _remove_left_over(self, warn: Callable[[str], None]) -> None:
+        """Remove what a process that ended while saving or removing has left."""
+        for step in self.steps:
+            if not record_file(self.folder / str(step)).is_file():
+                warn(f"checkpoint {self.folder / str(step)} has no {step}.sha256.json, as when saving it is cut off; it is removed")
+                shutil.rmtree(self.folder / str(step))
+        for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(entry)
+        for file in self.folder.glob("*.sha256.json"):
+            if not (self.folder / file.name.partition(".")[0]).is_dir():
+                file.unlink()
 
-    def _damage(self, step: int) -> str | None:
-        """Return what is wrong with a checkpoint's files, "" if nothing is, or None where saving it was cut off."""
-        if not self._digests(step).is_file():
-            return None
-        try:
-            about = json.loads(self._digests(step).read_bytes())
-            expected, notes, digest = about["files"], about["notes"], about["sha256"]
-        except (ValueError, LookupError, TypeError):
-            return f"{self._digests(step).name} cannot be read"
-        if digest != json_digest([expected, notes]):
-            return f"{self._digests(step).name} is not as it was saved"
-        found = _file_digests(self.folder / str(step))
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        return f"{wrong[0]} is not as it was saved" if wrong else ""
+    def _write(self, step: int, leaves: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
+        folder = self.folder / str(step)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed = sum(leaf.nbytes for leaf in leaves.values()) + OVERHEAD_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"no space left: {needed / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free")
+        digests = {name: _leaf_digest(leaf) for name, leaf in leaves.items()}
+        # Orbax has no arrays without elements.
+        ocp.save_checkpointables(folder.absolute(), {STATE: {name: leaf for name, leaf in leaves.items() if leaf.size}}, overwrite=True)
+        record = {"files": _file_digests(folder), "leaves": digests, "notes": notes, "about": self.about}
+        write_json(record_file(folder), {**record, "sha256": json_digest(record)})
+        kept = {*self._steps()[-self.keep :], *(s for s in self._steps() if self.keep_every and s % self.keep_every == 0)}
+        for old in self._steps():
+            if old not in kept:
+                # Without its record it is not taken for a whole one, however far removing it gets.
+                record_file(self.folder / str(old)).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / str(old))
 
-    def _load(self, step: int, template: Any) -> Any:
-        """Return the state of a whole checkpoint."""
-        where = self.folder / str(step)
-        expected = {name: jnp.asarray(leaf) for name, leaf in _leaves(template).items()}
-        saved = self._checkpointer.checkpointables_metadata(step).metadata[STATE]
+    def _load(self, step: int, record: Mapping[str, Any], template: Any) -> tuple[Any, str]:
+        """Return the state of a checkpoint whose files are whole, and what is wrong with its leaves, or ""."""
+        where, saved, expected = self.folder / str(step), record["leaves"], _leaves(template)
         for name in sorted(saved.keys() ^ expected.keys()):
             raise InputError(f"checkpoint {where}: {name} is not in both the checkpoint and this run; use another --workdir")
         for name, leaf in expected.items():
-            found, wanted = (tuple(saved[name].shape), saved[name].dtype), (leaf.shape, leaf.dtype)
+            found, wanted = (tuple(saved[name]["shape"]), saved[name]["dtype"]), (jnp.shape(leaf), str(leaf.dtype))
             if found != wanted:
                 raise InputError(f"checkpoint {where}: {name} has (shape, dtype) {found}, expected {wanted}; use another --workdir")
-        abstract = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in expected.items()}
-        leaves = self._checkpointer.load_checkpointables(step, {STATE: abstract})[STATE]
+        empty = {name: np.zeros(jnp.shape(leaf), leaf.dtype) for name, leaf in expected.items()}
+        loaded = ocp.load_checkpointables(where.absolute(), {STATE: {name: leaf for name, leaf in empty.items() if leaf.size}})[STATE]
+        leaves = {name: loaded[name] if leaf.size else leaf for name, leaf in empty.items()}
+        for name, leaf in leaves.items():
+            if _leaf_digest(leaf) != saved[name]:
+                return None, f"{name} is not as it was saved"
         paths, structure = jax.tree_util.tree_flatten_with_path(template)
-        return jax.tree.unflatten(structure, [leaves[jax.tree_util.keystr(path)] for path, _ in paths])
+        return jax.tree.unflatten(structure, [jnp.asarray(leaves[jax.tree_util.keystr(path)]) for path, _ in paths]), ""
+
+
+def record_file(folder: Path) -> Path:
+    """Return the file with the digests of the checkpoint in `folder`."""
+    return folder.with_name(f"{folder.name}.sha256.json")
+
+
+def damage(folder: Path) -> str:
+    """Return what is wrong with the files of the checkpoint in `folder`, or "" if nothing is."""
+    try:
+        record = _read_record(folder)
+        digest, expected = record.pop("sha256"), record["files"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return f"{record_file(folder).name} cannot be read"
+    if digest != json_digest(record):
+        return f"{record_file(folder).name} is not as it was saved"
+    found = _file_digests(folder)
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return f"{wrong[0]} is not as it was saved" if wrong else ""
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    return json.loads(record_file(folder).read_bytes())
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
+
+
+def _leaf_digest(leaf: np.ndarray) -> dict[str, Any]:
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": sha256(np.ascontiguousarray(leaf).tobytes())}
+
+
+def _other_bits(where: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a line where a checkpoint was written under conditions that give other bits."""
+    flat = lambda about: {
+        name: value for key in BITS for name, value in (about[key].items() if isinstance(about.get(key), dict) else [(key, about.get(key))])
+    }
+    old, new = flat(then), flat(now)
+    changed = ", ".join(f"{name} {old[name]} -> {new[name]}" for name in old.keys() & new.keys() if old[name] != new[name])
+    return [f"checkpoint {where} was written by others ({changed}); going on, but not to the same bits"] if changed else []

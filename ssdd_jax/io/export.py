@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from ssdd_jax.core.distilled import expand
-from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.io.artifacts import MANIFEST, load_distilled, read_manifest
-from ssdd_jax.io.files import sha256, write_bytes, write_json
+from ssdd_jax.errors import DataError, InputError, nearest
+from ssdd_jax.io.artifacts import MANIFEST, load_distilled, read_manifest, write_folder
+from ssdd_jax.io.files import sha256
 from ssdd_jax.io.torch_files import read_torch
 
 FORMATS = ("safetensors", "npz", "png", "pt")
@@ -125,14 +125,12 @@ def export_distilled(source: str | Path, destination: str | Path, fmt: str) -> P
     views = distilled.layout.views
     files = _encode(fmt, to_uint8(images, mean, std), images, targets, views)
     manifest = _describe(fmt, files, metadata, images, mean, std, views)
-    # An old manifest must not vouch for new files, not even for a moment; and it alone knows the old files, whose names are checked
-    # since it may come from anywhere.
+    # An old manifest must not vouch for what is left; and it alone knows the old files, whose names are checked since it may come from
+    # anywhere.
     (destination / MANIFEST).unlink(missing_ok=True)
     for name in filter(_OWN_FILE.fullmatch, former.get("files", {})):
         (destination / name).unlink(missing_ok=True)
-    for name, (content, _) in files.items():
-        write_bytes(destination / name, content)
-    write_json(destination / MANIFEST, manifest)
+    write_folder(destination, {name: content for name, (content, _) in files.items()}, manifest)
     return destination
 
 
@@ -362,9 +360,9 @@ def _check_files(path: Path, manifest: Mapping[str, Any]) -> set[str]:
     """Check the sha256 of all files that the manifest lists, and return their names."""
     for name, entry in manifest.get("files", {}).items():
         if not (path / name).is_file():
-            raise InputError(f"{path / name} is missing although {MANIFEST} lists it; copy the whole folder again")
+            raise DataError(f"{path / name} is missing although {MANIFEST} lists it; copy the whole folder again")
         if not isinstance(entry, dict) or sha256((path / name).read_bytes()) != entry.get("sha256"):
-            raise InputError(f"{path / name} is damaged: its sha256 is not the manifest's; copy or export it again")
+            raise DataError(f"{path / name} is damaged: its sha256 is not the manifest's; copy or export it again")
     return set(manifest.get("files", {}))
 
 

@@ -57,8 +57,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; NaN and infinity are refused, since JSON has neither."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Write `json_bytes`."""
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return indented JSON; NaN and infinity are refused, since JSON has neither."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def allocate_npy(file: Path, shape: tuple[int, ...], dtype: Any) -> None:

@@ -14,13 +14,16 @@ from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import Layout, budget_scalars, resize_images
 from ssdd_jax.data import Concatenated, Rows, open_prepared, select_rows
 from ssdd_jax.errors import InputError
+from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.run.build import Data, Plan, load_data, plan_method, repr_width, student_learner
 from ssdd_jax.run.encode import in_batches
 from ssdd_jax.run.feed import Table, to_device
+from ssdd_jax.run.loop import resumable
+from ssdd_jax.run.provenance import provenance
 from ssdd_jax.run.real import RealImages
-from ssdd_jax.run.spec import RunSpec, digest
+from ssdd_jax.run.spec import RunSpec, digest, json_ready
 from ssdd_jax.run.teacher import Teacher, cached_representations, get_teacher, teacher_digest, view_shifts
 
 # Of the numbers that a PCA is fitted to: all of CIFAR at 16 x 16 pixels.
@@ -84,9 +87,18 @@ class Context:
         return self.workdir / "checkpoints"
 
     @cached_property
+    def saving(self) -> dict[str, Any]:
+        """Return the settings of all `Checkpoints`."""
+        return {**json_ready(self.spec.checkpoints), "about": provenance(self.spec, self.data.fingerprint)}
+
+    def resumable(self, folder: Path, state: Any, **settings: Any) -> tuple[Checkpoints, int, Any]:
+        """Return `ssdd_jax.run.loop.resumable` with the settings of this run, but those given."""
+        return resumable(folder, state, self.display, **{**self.saving, **settings})
+
+    @cached_property
     def teacher(self) -> Teacher:
         """Return the frozen teacher; the first call pretrains or reads it."""
-        return get_teacher(self.spec, self.data, self.teacher_digest, self.checkpoints, self.metrics, self.display)
+        return get_teacher(self.spec, self.data, self.teacher_digest, self.checkpoints, self.metrics, self.display, self.saving)
 
     @cached_property
     def teacher_digest(self) -> str:

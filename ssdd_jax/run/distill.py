@@ -12,7 +12,7 @@ import numpy as np
 
 from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.distilled import DistilledSet, Factors, compress, init_distilled, stored_coefficients
-from ssdd_jax.core.outer import init_outer, make_outer_step, make_warm_up_step, warm_up_ages
+from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_warm_up_step, warm_up_ages
 from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.io.artifacts import read_manifest, save_distilled
@@ -20,7 +20,7 @@ from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run.build import num_steps, outer_optimizer, sgd
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.encode import in_batches
-from ssdd_jax.run.loop import Loop, resumable, stack, unstack
+from ssdd_jax.run.loop import Loop, stack, unstack
 
 
 class Distiller:
@@ -38,7 +38,7 @@ class Distiller:
         self.init = jax.jit(over_leading_axis(self._init))
         self.compress = jax.jit(over_leading_axis(self._compress))
         self.represent = jax.jit(context.teacher.represent)
-        self.warm_up_step = jax.jit(over_leading_axis(self._warm_up_step, (0, None, 0, 0, None)), donate_argnums=0)
+        self.warm_up_loop = Loop(self._warm_up_step, (0, 0, None), self.spec.steps_per_dispatch, causes=self._causes)
 
     def distill(self, seeds: Sequence[int]) -> None:
         """Distil for a group of seeds and save the sets, unless sets of the same settings are there."""
@@ -50,22 +50,32 @@ class Distiller:
         started = time.monotonic()
         label, seed_array = "_".join(map(str, seeds)), jnp.asarray(seeds)
         folder = context.checkpoints / f"{name}-{identity}-seeds_{label}"
-        sets, pool, r2 = stack([self.initial_set(seed) for seed in seeds]), None, None
+        sets, last, r2 = stack([self.initial_set(seed) for seed in seeds]), None, None
+        self.seconds_before = 0.0
         if self.total > self.joint:
-            sets, pool = self.optimise("free", sets, pool, seed_array, folder, label)
+            last = self.optimise("free", sets, last, seed_array, folder, label)
+            sets = last.distilled
         if self.network_views:
             sets, r2 = self.compress(sets, seed_array)
         if self.joint:
-            sets, pool = self.optimise("joint", sets, pool, seed_array, folder, label)
+            last = self.optimise("joint", sets, last, seed_array, folder, label)
+            sets = last.distilled
         sets = jax.block_until_ready(sets)
-        seconds = (time.monotonic() - started) / len(seeds)
+        seconds = (time.monotonic() - started + self.seconds_before) / len(seeds)
+        raises = np.zeros(len(seeds), int) if last is None else np.asarray(last.ridge_raises)
         for i, (seed, distilled) in enumerate(zip(seeds, unstack(sets), strict=True)):
+            if raises[i]:
+                context.display.print(
+                    f"warning: {name}, seed {seed}: kernels singular to float32 had their ridge raised tenfold {raises[i]} times; "
+                    f"raise config.outer.ridge ({self.spec.outer.ridge}), or look for equal images"
+                )
             save_distilled(
                 context.distilled_folder(name, seed),
                 distilled,
                 method=name,
                 seed=seed,
                 steps=self.total,
+                ridge_raises=int(raises[i]),
                 seconds=round(seconds, 1),
                 approximation=None if r2 is None else dict(zip(self.network_views, map(float, r2[i]), strict=True)),
                 dataset=context.data.name,
@@ -94,18 +104,21 @@ class Distiller:
             factor_scale=method.factor_scale if method.factor_scale == "balanced" else float(method.factor_scale),
         )
 
-    def optimise(self, phase: str, sets: Any, pool: Any, seeds: jax.Array, folder: Path, label: str) -> tuple[Any, Any]:
-        """Run the outer steps of a phase, from its newest checkpoint if there is one; return the sets and their pools."""
+    def optimise(self, phase: str, sets: Any, last: OuterState | None, seeds: jax.Array, folder: Path, label: str) -> OuterState:
+        """Run the outer steps of a phase, from its newest checkpoint if there is one, or from `last`, where the one before ended."""
         context, spec = self.context, self.spec
-        first, last = (0, self.total - self.joint) if phase == "free" else (self.total - self.joint, self.total)
+        first, end = (0, self.total - self.joint) if phase == "free" else (self.total - self.joint, self.total)
         state = self.init(sets, seeds)
-        checkpoints, done, state = resumable(folder / phase, state if pool is None else replace(state, pool=pool), context.display)
+        if last is not None:
+            state = replace(state, pool=last.pool, ridge_raises=last.ridge_raises)
+        checkpoints, done, state = context.resumable(folder / phase, state)
         with checkpoints:
-            if done == 0 and pool is None:
-                state = self.warm_up(state, seeds)
-            state = self.loops[phase].run(
+            if done == 0 and last is None:
+                state, checkpoints.seconds_before = self.warm_up(state, seeds, folder / "warm_up")
+            self.seconds_before += checkpoints.seconds_before
+            return self.loops[phase].run(
                 state,
-                last,
+                end,
                 (seeds, context.teacher.variables if context.real_targets is None else None),
                 tables=[context.train_images, *([] if context.real_targets is None else [context.real_targets])],
                 display=context.display,
@@ -114,23 +127,41 @@ class Distiller:
                 metrics=context.metrics,
                 log_every=spec.log_every,
                 checkpoints=checkpoints,
-                checkpoint_every=spec.checkpoint_every,
             )
-        return state.distilled, state.pool
 
-    def warm_up(self, state: Any, seeds: jax.Array) -> Any:
-        """Give every member of every seed's pool its random age, trained on the initial set."""
-        pool = self.spec.pool
+    def warm_up(self, state: Any, seeds: jax.Array, folder: Path) -> tuple[Any, float]:
+        """Give every member of every seed's pool its random age, trained on the initial set; return also earlier attempts' seconds."""
+        context, pool = self.context, self.spec.pool
         ages = jax.vmap(lambda seed: warm_up_ages(step_key(seed, Stream.POOL_WARM_UP), pool.size, pool.max_age))(seeds)
-        updates = np.asarray(ages).max(0)
-        done = 0
-        with self.context.display.task(f"warm up {self.name}", int(updates.sum())) as task:
-            for member, count in enumerate(updates):
-                for _ in range(count):
-                    state = self.warm_up_step(state, jnp.asarray(member), ages, seeds, jnp.asarray(done))
-                    done += 1
-                    task.advance(done)
-        return state
+        # Member by member, each as long as any seed needs.
+        members = np.repeat(np.arange(pool.size), np.asarray(ages).max(0))
+        # It lasts long where members grow old, so it has checkpoints; none if it is done in a few minutes.
+        checkpoints, start, state = context.resumable(folder, state, every=0)
+        with checkpoints:
+            state = self.warm_up_loop.run(
+                state,
+                len(members),
+                (ages, seeds, jnp.asarray(members)),
+                display=context.display,
+                name=f"warm up {self.name}",
+                start=start,
+                checkpoints=checkpoints,
+            )
+        return state, checkpoints.seconds_before
+
+    @property
+    def _causes(self) -> dict[str, str]:
+        """Return what may be to blame where a number goes bad."""
+        rate = f"config.methods.{self.name}.learning_rate ({self.method.learning_rate})"
+        regression = f"the regression; lower {rate} or raise config.outer.ridge ({self.spec.outer.ridge})"
+        members = f"the training of the pool; lower config.pool.learning_rate ({self.spec.pool.learning_rate})"
+        return {
+            "loss": regression,
+            "grad_norm": regression,
+            "member_loss": members,
+            "pool": members,
+            "distilled": f"too large a step; lower {rate}",
+        }
 
     def _loop(self, start: int) -> Loop:
         """Build the loop of the outer step on real batches: (state, step number, batch, seed, teacher's variables if needed)."""
@@ -151,7 +182,8 @@ class Distiller:
             reprs = batch[1] if real.names else replace(teacher, variables=variables).represent(images)
             return outer_step(state, images, reprs, real.outer_key(step_number, seed))
 
-        return Loop(step, (0, None), spec.steps_per_dispatch, lambda step_number, seed, _: real.draw(step_number, seed))
+        draw = lambda step_number, seed, _: real.draw(step_number, seed)
+        return Loop(step, (0, None), spec.steps_per_dispatch, draw, causes=self._causes)
 
     def _init(self, distilled: DistilledSet, seed: jax.Array):
         """Return the state before the first step of a phase."""
@@ -164,11 +196,11 @@ class Distiller:
             pool_size=self.spec.pool.size,
         )
 
-    def _warm_up_step(self, state: Any, member: jax.Array, ages: jax.Array, seed: jax.Array, number: jax.Array) -> Any:
-        """Train one member of one pool for one step; steps are numbered from 1, ages are drawn at 0."""
+    def _warm_up_step(self, state: Any, number: jax.Array, ages: jax.Array, seed: jax.Array, members: jax.Array) -> tuple[Any, Any]:
+        """Train one member of one pool for one step; keys are numbered from 1, ages are drawn at 0."""
         learner, inner_optimizer = self.context.learner, sgd(self.spec.pool)
         step = make_warm_up_step(learner=learner, inner_optimizer=inner_optimizer, support_images=self.method.support_images)
-        return step(state, member, ages, step_key(seed, Stream.POOL_WARM_UP, number + 1))
+        return step(state, members[number], ages, step_key(seed, Stream.POOL_WARM_UP, number + 1))
 
     def _compress(self, distilled: DistilledSet, seed: jax.Array) -> tuple[DistilledSet, jax.Array]:
         """Fit the approximation networks, drop what they replace, and return the set with R^2 "A"."""

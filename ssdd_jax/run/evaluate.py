@@ -1,7 +1,7 @@
 """The evaluation stage: students pretrained on distilled sets, the protocols that read them, and the controls beside them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from ssdd_jax.run.build import Data, normalize, sgd, student_learner, student_op
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.encode import in_batches
 from ssdd_jax.run.feed import Table, to_device
-from ssdd_jax.run.loop import Loop, NumericalError, stack, unstack
+from ssdd_jax.run.health import NumericalError
+from ssdd_jax.run.loop import Loop, stack, unstack
 from ssdd_jax.run.spec import EvaluationSpec, NetSpec, RecipeSpec, digest, json_ready
 
 # Controls that are no student: what they know is the representation itself.
@@ -75,20 +76,26 @@ class Student:
         self.encode_batch = jax.jit(lambda variables, batch, mean, std: both(variables, normalize(batch, mean, std)))
         self._pretraining: dict[Any, tuple[Loop, optax.GradientTransformation]] = {}
         self._finetuning: dict[str, tuple[Loop, Learner, optax.GradientTransformation, Callable]] = {}
+        recipe = "vit_recipe" if spec.net == "vit" else "recipe"
+        rate = recipe_of(spec, context.spec.evaluation).learning_rate
+        self.causes = {"loss": f"config.evaluation.{recipe}.learning_rate ({rate}); lower it"}
 
     def init(self, seed: int) -> Any:
         """Return the untrained variables."""
         return self.learner.init(step_key(seed, Stream.STUDENT_INIT))
 
-    def pretrain(self, name: str, seeds: Sequence[int], images: jax.Array, reprs: jax.Array) -> list[Any]:
-        """Pretrain one fresh student a seed on its own set, images "S n H W C" normalized and reprs "S n d"; return their variables."""
+    def pretrain(self, name: str, folder: Path, seeds: Sequence[int], images: jax.Array, reprs: jax.Array) -> list[Any]:
+        """Pretrain one fresh student a seed on its own set, images "S n H W C" normalized and reprs "S n d"; return their variables.
+
+        `folder` is that of its checkpoints, of which a student that is pretrained in a few minutes makes none.
+        """
 
         def loop(optimizer: optax.GradientTransformation) -> Loop:
-            return Loop(make_student_step(learner=self.learner, optimizer=optimizer), (0, 0, 0))
+            return Loop(make_student_step(learner=self.learner, optimizer=optimizer), (0, 0, 0), causes=self.causes)
 
-        return self._pretrain(name, seeds, images.shape[1], loop, (images, reprs))
+        return self._pretrain(name, folder, seeds, images.shape[1], loop, (images, reprs))
 
-    def pretrain_on_all(self, name: str, seeds: Sequence[int], images: Table, reprs: Table) -> list[Any]:
+    def pretrain_on_all(self, name: str, folder: Path, seeds: Sequence[int], images: Table, reprs: Table) -> list[Any]:
         """Pretrain one fresh student a seed on the same images "n H W C" uint8 and reprs "n d"; return their variables."""
 
         def loop(optimizer: optax.GradientTransformation) -> Loop:
@@ -96,13 +103,14 @@ class Student:
                 member, loss = train_member(member, self.context.data.normalize(batch[0]), batch[1], self.learner, optimizer)
                 return member, {"loss": loss}
 
-            return Loop(step, (0,), draw=lambda step_number, schedule: (schedule[step_number],) * 2)
+            return Loop(step, (0,), draw=lambda step_number, schedule: (schedule[step_number],) * 2, causes=self.causes)
 
-        return self._pretrain(name, seeds, len(images), loop, (), (images, reprs))
+        return self._pretrain(name, folder, seeds, len(images), loop, (), (images, reprs))
 
     def _pretrain(
         self,
         name: str,
+        folder: Path,
         seeds: Sequence[int],
         num_rows: int,
         make_loop: Callable[[optax.GradientTransformation], Loop],
@@ -120,7 +128,18 @@ class Student:
         students = stack([init_member(step_key(seed, Stream.STUDENT_INIT), self.learner, optimizer) for seed in seeds])
         schedules = stack([batch_schedule(step_key(seed, Stream.STUDENT_STEP), num_rows, spec.batch_size, updates) for seed in seeds])
         display = self.context.display
-        students = loop.run(students, updates, (schedules, *args), tables=tables, display=display, name=f"student/{name}")
+        checkpoints, start, students = self.context.resumable(folder / "pretraining", students, every=0)
+        with checkpoints:
+            students = loop.run(
+                students,
+                updates,
+                (schedules, *args),
+                tables=tables,
+                display=display,
+                name=f"student/{name}",
+                start=start,
+                checkpoints=checkpoints,
+            )
         return unstack(students.variables)
 
     def encode(self, variables: Any, target: Data) -> Encoded:
@@ -131,7 +150,7 @@ class Student:
         eval_features, eval_reprs = in_batches(run, target.eval_images)
         return Encoded(train_features, eval_features, train_reprs, eval_reprs)
 
-    def finetune(self, name: str, seeds: Sequence[int], pretrained: Sequence[Any], target: Data) -> list[float]:
+    def finetune(self, name: str, folder: Path, seeds: Sequence[int], pretrained: Sequence[Any], target: Data) -> list[float]:
         """Train the whole networks with all labels; return their accuracies."""
         context, spec = self.context, self.context.spec.evaluation
         if target.digest not in self._finetuning:
@@ -143,7 +162,8 @@ class Student:
             step = lambda member, step_number, batch, seed, schedule: update(member, step_number, seed, *batch)
             draw = lambda step_number, seed, schedule: (schedule[step_number],) * 2
             logits = jax.jit(lambda variables, batch: learner.apply(variables, target.normalize(batch)))
-            self._finetuning[target.digest] = Loop(step, (0, 0), draw=draw), learner, optimizer, logits
+            causes = {"loss": f"config.evaluation.finetune_learning_rate ({spec.finetune_learning_rate}); lower it"}
+            self._finetuning[target.digest] = Loop(step, (0, 0), draw=draw, causes=causes), learner, optimizer, logits
         loop, learner, optimizer, logits = self._finetuning[target.digest]
         start = lambda seed, variables: init_finetuning(step_key(seed, Stream.FINETUNE_INIT), variables, learner, optimizer)
         members = stack([start(seed, variables) for seed, variables in zip(seeds, pretrained, strict=True)])
@@ -154,7 +174,18 @@ class Student:
             ]
         )
         args, tables = (jnp.asarray(seeds), schedules), (to_device(target.train_images), jnp.asarray(target.train_labels))
-        members = loop.run(members, spec.finetune_steps, args, tables=tables, display=context.display, name=f"finetune/{name}")
+        checkpoints, start, members = context.resumable(folder / f"finetuning-{target.digest}", members, every=0)
+        with checkpoints:
+            members = loop.run(
+                members,
+                spec.finetune_steps,
+                args,
+                tables=tables,
+                display=context.display,
+                name=f"finetune/{name}",
+                start=start,
+                checkpoints=checkpoints,
+            )
         labels = jnp.asarray(target.eval_labels)
         return [
             float(accuracy(jnp.asarray(in_batches(lambda batch, v=variables: logits(v, batch), target.eval_images)), labels))
@@ -177,7 +208,8 @@ class Evaluator:
         self.spec = context.spec.evaluation
         self.probe_optimizer = optax.sgd(optax.cosine_decay_schedule(self.spec.probe_learning_rate, self.spec.probe_steps), 0.9)
         self.probe_loop = Loop(make_probe_step(optimizer=self.probe_optimizer), (0, 0, 0))
-        self.few_loop = Loop(make_few_label_step(l2=self.spec.low_l2), (0, 0))
+        # L-BFGS keeps an infinity for what it has not tried yet.
+        self.few_loop = Loop(make_few_label_step(l2=self.spec.low_l2), (0, 0), watch=lambda state: state.params)
         self.targets = context.targets
         self._students: dict[Any, Student] = {}
         self._manifests: dict[Path, dict[str, Any]] = {}
@@ -219,6 +251,11 @@ class Evaluator:
         if cell.method in self.sets:
             parts += self.identity(self.sets[cell.method][cell.seed])
         return digest(*parts)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the students' checkpoints, which nobody needs once their rows are there."""
+        return self.context.checkpoints / "students"
 
     def manifest(self, path: Path) -> dict[str, Any]:
         """Return the manifest of a set, read once."""
@@ -289,7 +326,10 @@ class Evaluator:
         method, label = cells[0].method, cells[0].student
         seeds = tuple(dict.fromkeys(cell.seed for cell in cells))
         name = f"{method}/{label}" if label else method
-        student, variables = self.students(name, method, label, seeds)
+        # Not of their datasets: a student is pretrained once for all of them.
+        firsts = [next(cell for cell in cells if cell.seed == seed) for seed in seeds]
+        folder = self.checkpoints / digest([self.digest(replace(cell, dataset=self.context.data.name)) for cell in firsts])
+        student, variables = self.students(name, folder, method, label, seeds)
         for dataset in dict.fromkeys(cell.dataset for cell in cells):
             target, wanted = self.targets[dataset], [cell for cell in cells if cell.dataset == dataset]
             chosen = tuple(cell.seed for cell in wanted)
@@ -304,7 +344,7 @@ class Evaluator:
             labelled = target.train_labels is not None and target.eval_labels is not None
             scores = self.scores(name, chosen, encoded, target) if labelled else {}
             if labelled and student is not None and "finetune" in self.spec.protocols:
-                scores["finetune"] = student.finetune(name, chosen, trained, target)
+                scores["finetune"] = student.finetune(name, folder, chosen, trained, target)
             for i, cell in enumerate(wanted):
                 row = self.row(cell)
                 if dataset == self.context.data.name and self.knows_teacher(cell):
@@ -317,7 +357,7 @@ class Evaluator:
         row = {"method": cell.method, "student": cell.student, "dataset": cell.dataset, "split": self.spec.split, "seed": cell.seed}
         return row | (describe(self.manifest(self.sets[cell.method][cell.seed])) if cell.method in self.sets else {})
 
-    def students(self, name: str, method: str, label: str | None, seeds: Sequence[int]) -> tuple[Student | None, list[Any]]:
+    def students(self, name: str, folder: Path, method: str, label: str | None, seeds: Sequence[int]) -> tuple[Student | None, list[Any]]:
         """Return the student of a label with the variables that it has, one a seed, on a set or as a control."""
         context = self.context
         if label is None:
@@ -329,11 +369,11 @@ class Evaluator:
             student = self.student(label, context.width)
             reprs = context.reprs("train")
             targets = jnp.asarray(reprs) if isinstance(context.train_images, jax.Array) else Rows(reprs)
-            return student, student.pretrain_on_all(name, seeds, context.train_images, targets)
+            return student, student.pretrain_on_all(name, folder, seeds, context.train_images, targets)
         pairs = [self.pairs(method, seed) for seed in seeds]
         student = self.student(label, pairs[0].targets.shape[1])
         images, targets = (stack([jnp.asarray(getattr(p, part)) for p in pairs]) for part in ("images", "targets"))
-        return student, student.pretrain(name, seeds, images, targets)
+        return student, student.pretrain(name, folder, seeds, images, targets)
 
     def encode_teacher(self, name: str, seeds: Sequence[int], target: Data) -> list[Encoded]:
         """Return what the teacher, or its network untrained, makes of a dataset."""

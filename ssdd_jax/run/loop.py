@@ -1,6 +1,6 @@
 """The one loop: teacher, distillation, students and probes all run through it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial, reduce
 from pathlib import Path
@@ -14,16 +14,10 @@ from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
-from ssdd_jax.run import stop
+from ssdd_jax.run import health, stop
 from ssdd_jax.run.feed import Reader, Table
 
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
-
-
-class NumericalError(ArithmeticError):
-    """A number went bad; the message is one line."""
-
-    status = 4
 
 
 def on_cpu() -> bool:
@@ -56,9 +50,22 @@ class Loop:
         steps_per_dispatch: see `RunSpec`.
         draw: (step number, *args) -> a tuple of integer arrays, for one seed: the rows of each of the tables that are given to
             `run`. The step is then (state, step number, batch, *args), where batch has these rows of each table.
+        watch: state -> what of it must stay finite, beside the metrics; all of it unless said otherwise.
+        causes: what may be to blame and what to do, by the name of a metric or of a part of the watched state, in the order in which
+            a step computes them.
     """
 
-    def __init__(self, step: Step, axes: tuple[int | None, ...], steps_per_dispatch: int = 0, draw: Callable[..., tuple] | None = None):
+    def __init__(
+        self,
+        step: Step,
+        axes: tuple[int | None, ...],
+        steps_per_dispatch: int = 0,
+        draw: Callable[..., tuple] | None = None,
+        *,
+        watch: Callable[[Any], Any] = lambda state: state,
+        causes: Mapping[str, str] | None = None,
+    ):
+        self.causes = dict(causes or {})
         self.steps_per_dispatch = steps_per_dispatch or (1 if on_cpu() else 50)
         self.draw = None if draw is None else over_leading_axis(draw, (None, *axes))
 
@@ -70,15 +77,20 @@ class Loop:
             # What follows is compiled alike wherever the batch is from, and so has the same bits.
             return step(state, number, jax.lax.optimization_barrier(batch), *args)
 
-        seeds_step = over_leading_axis(step_on, (0, None, None, 0, *axes))
+        one_step = over_leading_axis(step_on, (0, None, None, 0, *axes))
+
+        def seeds_step(*inputs):
+            state, metrics = one_step(*inputs)
+            return state, (metrics, jax.vmap(lambda m, s: health.not_finite(m, watch(s)))(metrics, state))
 
         @partial(jax.jit, static_argnums=2, donate_argnums=0)
         def dispatch(state, first, length, tables, batches, *args):
             if length == 1:
-                return seeds_step(state, first, tables, batches, *args)
+                state, (metrics, bad) = seeds_step(state, first, tables, batches, *args)
+                return state, metrics, jax.tree.map(lambda leaf: leaf[None], bad)
             numbers = first + jnp.arange(length)
-            state, metrics = jax.lax.scan(lambda s, x: seeds_step(s, x[0], tables, x[1], *args), state, (numbers, batches))
-            return state, jax.tree.map(lambda leaf: leaf.sum(0), metrics)
+            state, (metrics, bad) = jax.lax.scan(lambda s, x: seeds_step(s, x[0], tables, x[1], *args), state, (numbers, batches))
+            return state, jax.tree.map(lambda leaf: leaf.sum(0), metrics), bad
 
         self.dispatch = dispatch
 
@@ -95,16 +107,15 @@ class Loop:
         metrics: Metrics | None = None,
         log_every: int = 50,
         checkpoints: Checkpoints | None = None,
-        checkpoint_every: int = 1000,
     ) -> Any:
         """Run steps start ... num_steps - 1 and return the last state.
 
         Tables on the device are gathered from in the step; if any is on disk, batches are read ahead of the steps.
-        Every `log_every` steps the metrics, averaged over the steps since the last time, are checked and go to `metrics`
-        under `name`, as a list with one value a seed.
+        Every `log_every` steps the metrics, averaged over the steps since the last time, go to `metrics` under `name`, as a list with
+        one value a seed. Whether all is finite is told in the step, and looked at whenever something is logged or saved.
 
         Raises:
-            NumericalError: a metric is NaN or infinite.
+            NumericalError: a metric or the state is NaN or infinite; the batch is saved beside the metrics.
             Stopped: the run was asked to stop; the step is saved if there are `checkpoints`.
         """
         if metrics is not None:
@@ -116,24 +127,36 @@ class Loop:
         on_device = all(isinstance(table, jax.Array) for table in tables)
         reader = None if on_device or self.draw is None else Reader(self.draw, tables, args)
         most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.most_steps)
-        dispatches = _dispatches(start, num_steps, most, (log_every, checkpoint_every))
+        every = checkpoints.every if checkpoints is not None else 0
+        dispatches = _dispatches(start, num_steps, most, (log_every, every or num_steps))
+        flags: list[tuple[int, dict[str, jax.Array]]] = []
+
+        def check() -> None:
+            # Only here does the host wait for the device.
+            found = health.first_bad(flags)
+            flags.clear()
+            if found is not None:
+                raise health.NumericalError(self._diagnose(name, *found, tables, args, metrics, checkpoints))
+
         planned = ((first, length, None) for first, length in dispatches) if reader is None else reader.ahead(dispatches)
         with display.task(name, num_steps) as task, closing(planned), stop.deferred():
             for first, length, batches in planned:
-                state, values = self.dispatch(state, jnp.asarray(first), length, tuple(tables) if on_device else (), batches, *args)
+                state, values, bad = self.dispatch(state, jnp.asarray(first), length, tuple(tables) if on_device else (), batches, *args)
                 step = first + length
                 pending.append(values)
+                flags.append((first, bad))
                 note = ""
                 if step % log_every == 0 or step == num_steps:
-                    # Only here does the host wait for the device.
+                    check()
                     numbers = {key: total / (step - logged) for key, total in _sums(pending).items()}
                     pending, logged = [], step
-                    self._check(numbers, step, name, checkpoints)
                     note = f"loss {numbers['loss'].mean():.4g}"
                     if metrics is not None:
                         metrics.write(name, step, {key: value.tolist() for key, value in numbers.items()})
                 stopping = stop.requested()
-                if checkpoints is not None and (step % checkpoint_every == 0 or step == num_steps or stopping):
+                last = step == num_steps and (every or (checkpoints is not None and checkpoints.latest is not None))
+                if checkpoints is not None and (last or stopping or checkpoints.due(step)):
+                    check()
                     sums = {key: total.tolist() for key, total in _sums(pending).items()} if pending else {}
                     checkpoints.save(step, state, {"logged": logged, "sums": sums})
                 task.advance(step, note)
@@ -141,13 +164,33 @@ class Loop:
                     raise stop.Stopped(f"stopped at step {step} of {name}; run the same command to go on")
         return state
 
-    @staticmethod
-    def _check(numbers: dict[str, np.ndarray], step: int, name: str, checkpoints: Checkpoints | None) -> None:
-        for key, value in numbers.items():
-            if not np.isfinite(value).all():
-                kept = checkpoints.latest if checkpoints is not None else None
-                last = f"; the last checkpoint is of step {kept}" if kept is not None else ""
-                raise NumericalError(f"{name}: {key} is {value.tolist()} at step {step}; lower the learning rate or raise the ridge{last}")
+    def _diagnose(
+        self,
+        name: str,
+        number: int,
+        place: int,
+        names: list[str],
+        tables: Sequence[Table],
+        args: Sequence[Any],
+        metrics: Metrics | None,
+        checkpoints: Checkpoints | None,
+    ) -> str:
+        """Return what a user should know of a step after which something is not finite, and save its batch."""
+        batch = {}
+        if self.draw is not None:
+            drawn = [np.asarray(rows)[place] for rows in self.draw(number, *args)]
+            for i, (table, rows) in enumerate(zip(tables, drawn, strict=True)):
+                batch |= {f"rows_{i}": rows, f"batch_{i}": np.asarray(table[rows])}
+        what, cause = health.explain(names, self.causes, batch)
+        line = f"{name}: {what} at step {number + 1}; likely cause: {cause}"
+        kept = checkpoints.latest if checkpoints is not None else None
+        if kept is not None:
+            line += f"; the last checkpoint is of step {kept}, where all was finite"
+        if batch and metrics is not None:
+            file = metrics.path.with_name(f"bad_batch-{name.replace('/', '-')}.npz")
+            np.savez(file, allow_pickle=False, step=number + 1, seed_place=place, **batch)
+            line += f"; the batch is in {file}"
+        return line
 
 
 def _sums(values: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -166,8 +209,11 @@ def _dispatches(start: int, num_steps: int, most: int, every: Sequence[int]) -> 
         step += length
 
 
-def resumable(folder: Path, state: Any, display: Display) -> tuple[Checkpoints, int, Any]:
-    """Open the checkpoints in `folder` and return them with the newest (step, state), or (0, `state`) when there is none."""
-    checkpoints = Checkpoints(folder)
+def resumable(folder: Path, state: Any, display: Display, **settings: Any) -> tuple[Checkpoints, int, Any]:
+    """Open the checkpoints in `folder`, with the settings of `Checkpoints`, and return them with the newest (step, state).
+
+    Without any, that is (0, `state`).
+    """
+    checkpoints = Checkpoints(folder, **settings)
     found = checkpoints.restore(state, lambda line: display.print(f"warning: {line}"))
     return (checkpoints, 0, state) if found is None else (checkpoints, *found)

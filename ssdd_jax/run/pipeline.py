@@ -1,16 +1,14 @@
 """The stages of a run, in order: teacher, distill, evaluate, report. What is complete for the same settings is not done again."""
 
+import errno
 import json
-import sys
+import shutil
+import tempfile
 from collections.abc import Sequence
-from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jax
-
-import ssdd_jax
 from ssdd_jax.data.prepare import read_manifest as read_prepared_manifest
 from ssdd_jax.data.published import statistics_warning
 from ssdd_jax.errors import InputError
@@ -26,16 +24,15 @@ from ssdd_jax.run.context import Context
 from ssdd_jax.run.distill import Distiller
 from ssdd_jax.run.evaluate import Evaluator
 from ssdd_jax.run.loop import seed_groups
+from ssdd_jax.run.provenance import check_changes, device, provenance
 from ssdd_jax.run.results import Results
-from ssdd_jax.run.spec import CONTROLS, RunSpec, json_ready
+from ssdd_jax.run.spec import CONTROLS, RunSpec
 
 # The folders of distilled sets, by their names and seeds.
 Sets = dict[str, dict[int, Path]]
 
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
-
-def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = ()) -> dict[str, Any]:
+def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = (), *, accept_changes: bool = False) -> dict[str, Any]:
     """Run a task's stages in `workdir` and return the results, if the task has any.
 
     Args:
@@ -43,16 +40,18 @@ def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = 
         workdir: folder of the run.
         task: 'teacher', 'distill' (after the teacher), 'evaluate' (sets that are there already), or 'all'.
         sets: folders of distilled sets to evaluate instead of the run's own.
+        accept_changes: go on in a workdir that was begun with other settings; what they change is made again.
 
     Raises:
-        InputError: a setting does not fit the data; nothing has been computed then.
+        InputError: a setting does not fit the data, or is another than those that the workdir was begun with; nothing has been
+            computed then.
     """
     workdir = prepare_workdir(workdir)
     with locked(workdir):
-        return _run(spec, workdir, task, sets)
+        return _run(spec, workdir, task, sets, accept_changes)
 
 
-def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path]) -> dict[str, Any]:
+def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool) -> dict[str, Any]:
     display = Display()
     data = load_data(spec.data, spec.evaluation.split, display)
     display.print(
@@ -69,7 +68,10 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path]) -> dict[
     if task == "evaluate":
         named = named_sets(sets, spec)
         own = own_sets(context) if named else complete_sets(context)
-    write_json(workdir / "spec.json", provenance(spec, data.fingerprint))
+    now = provenance(spec, data.fingerprint)
+    for line in check_changes(workdir / "spec.json", now, accept_changes):
+        display.print(line)
+    write_json(workdir / "spec.json", now)
     if task == "evaluate":
         return show_report(workdir, evaluate(context, own, named), display)
     if task == "teacher":
@@ -137,6 +139,7 @@ def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str
             results.add(row)
             if "failed" in row:
                 context.display.print(f"no scores for {row['method']}, seed {row['seed']}: {row['failed']}")
+    shutil.rmtree(evaluator.checkpoints, ignore_errors=True)
     return results.write()
 
 
@@ -263,26 +266,15 @@ def prepare_workdir(workdir: Path) -> Path:
     """Return the run's folder, made if it is missing."""
     workdir = workdir.expanduser()
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        for name in ("", "checkpoints", "distilled"):
+            (workdir / name).mkdir(parents=True, exist_ok=True)
+        for name in ("spec.json", "metrics.jsonl", "results.json"):
+            if (workdir / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{name} there is a folder, expected a file")
+        # Whoever may not write here is told before anything is computed.
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
     except OSError as error:
-        raise InputError(f"--workdir {workdir}: {error.strerror}; give a folder that can be written") from error
+        where = f" ({error.filename})" if error.filename and Path(error.filename) != workdir else ""
+        raise InputError(f"--workdir {workdir}: {error.strerror}{where}; give a folder that can be written") from error
     return workdir
-
-
-def device() -> str:
-    """Return the hardware in words."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-
-
-def provenance(spec: RunSpec, fingerprint: str) -> dict[str, Any]:
-    """Return what the results depend on: settings, versions, data and the device."""
-    return {
-        "settings": json_ready(spec),
-        "data_fingerprint": fingerprint,
-        "versions": {
-            "ssdd_jax": ssdd_jax.__version__,
-            "python": sys.version.split()[0],
-            **{name: metadata.version(name) for name in VERSIONED},
-        },
-        "device": device(),
-    }

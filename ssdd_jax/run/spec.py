@@ -276,6 +276,23 @@ class EvaluationSpec:
 
 
 @dataclass(frozen=True)
+class CheckpointSpec:
+    """When a stage saves its state, and what stays.
+
+    Attributes:
+        every: outer or teacher steps between two checkpoints.
+        minutes: at most so long from one to the next, also in students' pretraining; 0 goes by steps alone.
+        keep: how many of the newest stay.
+        keep_every: those of every so many steps stay as well; 0 keeps none of them.
+    """
+
+    every: int = within(1000, 1)
+    minutes: float = within(5.0, 0.0)
+    keep: int = within(2, 2)
+    keep_every: int = within(0, 0)
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """A whole run. `only` restricts it to some of `methods`, by name and separated by commas.
 
@@ -286,7 +303,6 @@ class RunSpec:
             batched kernels turn convolutions into slow grouped ones.
         steps_per_dispatch: outer steps in one call of the device; 0 takes 50 on accelerators and 1 on a CPU, where
             XLA runs convolutions inside a loop several times slower.
-        checkpoint_every: outer or teacher steps between checkpoints.
         log_every: steps between lines of metrics.jsonl.
     """
 
@@ -295,9 +311,9 @@ class RunSpec:
     seeds: tuple[int, ...] = within((0, 1, 2), 0)
     seeds_at_once: int = within(0, 0)
     steps_per_dispatch: int = within(0, 0)
-    checkpoint_every: int = within(1000, 1)
     log_every: int = within(50, 1)
     only: str = ""
+    checkpoints: CheckpointSpec = CheckpointSpec()
     data: DataSpec = DataSpec()
     teacher: TeacherSpec = TeacherSpec()
     student: NetSpec = NetSpec(widths=(16, 32, 64))
@@ -380,7 +396,7 @@ def smoke(config: Any) -> None:
     config.num_pairs = 4
     config.seeds = (0,)
     config.log_every = 2
-    config.checkpoint_every = 4
+    config.checkpoints.every = 4
     config.data.limit = 256
     config.teacher.update(net="convnet", widths=(8, 16), steps=4, batch_size=32, warmup_steps=1, projector_width=16)
     config.student.update(net="convnet", widths=(4, 8))

@@ -1,6 +1,6 @@
 """The teacher stage: pretraining or a published checkpoint, then the frozen teacher and its cached representations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,12 @@ def teacher_digest(spec: RunSpec, data: Data) -> str:
     return digest(teacher.net, teacher.widths, teacher.standardize, data.digest, file_digest(file))
 
 
-def get_teacher(spec: RunSpec, data: Data, name: str, folder: Path, metrics: Metrics, display: Display) -> Teacher:
+def get_teacher(
+    spec: RunSpec, data: Data, name: str, folder: Path, metrics: Metrics, display: Display, saving: Mapping[str, Any]
+) -> Teacher:
     """Return the frozen teacher: read from the published checkpoint, or pretrained, or loaded where that is complete.
 
-    `name` is its `teacher_digest`, and `folder` that of all checkpoints.
+    `name` is its `teacher_digest`, `folder` that of all checkpoints, and `saving` has the settings of `Checkpoints`.
 
     Raises:
         InputError: the published checkpoint is no such file, or of another network.
@@ -73,7 +75,7 @@ def get_teacher(spec: RunSpec, data: Data, name: str, folder: Path, metrics: Met
     if spec.teacher.checkpoint:
         variables = read_teacher(spec.teacher.checkpoint, spec.teacher.net, learner)
     else:
-        variables = pretrain_teacher(spec, data, learner, folder / f"teacher-{name}", metrics, display)
+        variables = pretrain_teacher(spec, data, learner, folder / f"teacher-{name}", metrics, display, saving)
     return freeze(spec, data, learner, variables, name)
 
 
@@ -86,7 +88,9 @@ def read_teacher(file: str, net: str, learner: Learner) -> Any:
         raise InputError(f"config.teacher.checkpoint {file}: {error}") from error
 
 
-def pretrain_teacher(spec: RunSpec, data: Data, learner: Learner, folder: Path, metrics: Metrics, display: Display) -> Any:
+def pretrain_teacher(
+    spec: RunSpec, data: Data, learner: Learner, folder: Path, metrics: Metrics, display: Display, saving: Mapping[str, Any]
+) -> Any:
     """Pretrain with Barlow Twins from the newest checkpoint on, and return the encoder's variables."""
     teacher = spec.teacher
     optimizer, probe_optimizer = teacher_optimizer(teacher), online_probe_optimizer(teacher)
@@ -119,9 +123,10 @@ def pretrain_teacher(spec: RunSpec, data: Data, learner: Learner, folder: Path, 
         probe = init_probe(step_key(teacher.seed, Stream.ONLINE_PROBE), width, data.num_classes, probe_optimizer)
     # The loop runs groups of seeds; the teacher is a group of one.
     state = stack([init_teacher(step_key(teacher.seed, Stream.TEACHER_INIT), learner, projector, width, optimizer, probe)])
-    checkpoints, start, state = resumable(folder, state, display)
+    checkpoints, start, state = resumable(folder, state, display, **saving)
+    causes = {"loss": f"config.teacher.learning_rate ({teacher.learning_rate}); lower it, or warm up longer"}
     with checkpoints:
-        state = Loop(step, (0,), spec.steps_per_dispatch, draw).run(
+        state = Loop(step, (0,), spec.steps_per_dispatch, draw, causes=causes).run(
             state,
             teacher.steps,
             (jnp.asarray([teacher.seed]),),
@@ -132,7 +137,6 @@ def pretrain_teacher(spec: RunSpec, data: Data, learner: Learner, folder: Path, 
             metrics=metrics,
             log_every=spec.log_every,
             checkpoints=checkpoints,
-            checkpoint_every=spec.checkpoint_every,
         )
     (final,) = unstack(state)
     if start < teacher.steps and final.probe is not None and len(data.held_out_images):

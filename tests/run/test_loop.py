@@ -7,7 +7,8 @@ from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.run.loop import Loop, NumericalError, seed_groups, stack, unstack
+from ssdd_jax.run.health import NumericalError
+from ssdd_jax.run.loop import Loop, seed_groups, stack, unstack
 
 
 def walk(state, step, seed):
@@ -33,8 +34,8 @@ def test_steps_in_one_dispatch_equal_steps_one_by_one():
 
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
     whole = run(Loop(walk, (0,)), 10)
-    with Checkpoints(tmp_path) as checkpoints:
-        run(Loop(walk, (0,)), 6, checkpoints=checkpoints, checkpoint_every=4)
+    with Checkpoints(tmp_path, every=4) as checkpoints:
+        run(Loop(walk, (0,)), 6, checkpoints=checkpoints)
         assert checkpoints.latest == 6
         step, state = checkpoints.restore(jnp.zeros((2, 4)))
     np.testing.assert_array_equal(run(Loop(walk, (0,)), 10, state=state, start=step), whole)
@@ -46,10 +47,10 @@ def test_a_number_that_goes_bad_is_named_with_its_step_and_the_last_checkpoint(t
 
     metrics = Metrics(tmp_path / "metrics.jsonl")
     with (
-        Checkpoints(tmp_path / "c") as checkpoints,
-        pytest.raises(NumericalError, match=r"walk: loss is .*nan.* at step 6; .*of step 4"),
+        Checkpoints(tmp_path / "c", every=2) as checkpoints,
+        pytest.raises(NumericalError, match=r"walk: loss is not finite at step 6; .*of step 4"),
     ):
-        run(Loop(explode, (0,)), 10, metrics=metrics, log_every=2, checkpoints=checkpoints, checkpoint_every=2)
+        run(Loop(explode, (0,)), 10, metrics=metrics, log_every=2, checkpoints=checkpoints)
     assert [record["step"] for record in metrics.read()] == [2, 4]
 
 
