@@ -2,12 +2,13 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint clean
+.PHONY: help demo test test-oldest chaos lint clean
 
 help:
 	@echo "make demo         install into .venv, then distill the digits data set into runs/digits"
 	@echo "make test         run the tests on the newest versions (PYTEST_ARGS='-k pool' picks some)"
 	@echo "make test-oldest  run the tests marked core on the oldest versions, in .venv-oldest"
+	@echo "make chaos        run the failure tests, also those that take minutes"
 	@echo "make lint         check style, format and types"
 	@echo "make clean        remove the environments, caches and builds; runs/ stays"
 
@@ -19,6 +20,9 @@ test: .venv/installed
 
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -n 2 -m core $(PYTEST_ARGS)
+
+chaos: .venv/installed
+	.venv/bin/python -m pytest -n 2 --chaos tests/chaos tests/run/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
 
 lint: .venv/installed
 	.venv/bin/ruff check

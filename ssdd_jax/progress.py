@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -24,13 +25,14 @@ class Display:
 
     def print(self, text: object) -> None:
         """Print a line (or a rich table) above the bar."""
-        self.console.print(text, soft_wrap=isinstance(text, str))
+        with _whatever_the_terminal_does():
+            self.console.print(text, soft_wrap=isinstance(text, str))
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator["Task"]:
         """Show the progress of `total` steps under `name`."""
         if not self.live:
-            yield Task(self, name, total)
+            yield Task(name, total)
             return
         columns = (
             TextColumn("{task.description:<28}"),
@@ -40,14 +42,24 @@ class Display:
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console, transient=True, refresh_per_second=4) as bar:
-            yield Task(self, name, total, bar)
+            yield Task(name, total, bar)
+
+
+@contextmanager
+def _whatever_the_terminal_does() -> Iterator[None]:
+    """Go on where nobody reads any more: a closed pipe or terminal must not end a run."""
+    try:
+        yield
+    except (OSError, ValueError):  # ValueError: the stream is closed
+        # What is left in its buffer would be tried again, and fail again, when the process ends.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 class Task:
     """One bar, or one plain line every `PLAIN_INTERVAL_S` seconds."""
 
-    def __init__(self, display: Display, name: str, total: int, bar: Progress | None = None):
-        self.display, self.name, self.total, self.bar = display, name, total, bar
+    def __init__(self, name: str, total: int, bar: Progress | None = None):
+        self.name, self.total, self.bar = name, total, bar
         self.started = self.last_line = time.monotonic()
         self.bar_id = bar.add_task(name, total=total, note="") if bar else None
 
@@ -59,4 +71,5 @@ class Task:
             self.last_line = time.monotonic()
             elapsed = self.last_line - self.started
             left = f", {elapsed / done * (self.total - done):.0f} s left" if done else ""
-            print(f"{self.name}: {done}/{self.total}{left}{'  ' + note if note else ''}", flush=True, file=sys.stdout)
+            with _whatever_the_terminal_does():
+                print(f"{self.name}: {done}/{self.total}{left}{'  ' + note if note else ''}", flush=True, file=sys.stdout)

@@ -39,6 +39,17 @@ settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--chaos", action="store_true", help="also run the tests marked chaos")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--chaos"):
+        for item in items:
+            if item.get_closest_marker("chaos"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: make chaos"))
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -55,6 +55,8 @@ def write_report(workdir: str | Path) -> list[str]:
             content = figures.loss_picture(curves)
         except ImportError:
             notes.append(NO_PLOTS)
+        except Exception as error:  # a picture is not worth a run
+            notes.append(f"loss curves skipped: matplotlib raised {type(error).__name__}: {error}")
         else:
             write_bytes(folder / "loss.png", content)
             sections += ["## Outer loss", "![outer loss of every method against the outer step](loss.png)"]

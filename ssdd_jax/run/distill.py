@@ -15,8 +15,10 @@ from ssdd_jax.core.distilled import DistilledSet, Factors, compress, init_distil
 from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_warm_up_step, warm_up_ages
 from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.core.views import apply_views
-from ssdd_jax.io.artifacts import read_manifest, save_distilled
+from ssdd_jax.errors import DataError
+from ssdd_jax.io.artifacts import damaged_files, read_manifest, save_distilled
 from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.run import health
 from ssdd_jax.run.build import num_steps, outer_optimizer, sgd
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.encode import in_batches
@@ -44,8 +46,7 @@ class Distiller:
         """Distil for a group of seeds and save the sets, unless sets of the same settings are there."""
         context, name = self.context, self.name
         identity = context.distilled_digest(name)
-        manifests = [read_manifest(context.distilled_folder(name, seed)) for seed in seeds]
-        if all(manifest is not None and manifest.get("digest") == identity for manifest in manifests):
+        if all(self.is_complete(context.distilled_folder(name, seed), identity) for seed in seeds):
             return
         started = time.monotonic()
         label, seed_array = "_".join(map(str, seeds)), jnp.asarray(seeds)
@@ -60,7 +61,10 @@ class Distiller:
         if self.joint:
             last = self.optimise("joint", sets, last, seed_array, folder, label)
             sets = last.distilled
-        sets = jax.block_until_ready(sets)
+        if any(bool(bad.any()) for bad in health.not_finite({}, sets).values()):
+            raise health.NumericalError(
+                f"distill/{name}: the fit of the approximation networks diverged; lower config.methods.{name}.hidden"
+            )
         seconds = (time.monotonic() - started + self.seconds_before) / len(seeds)
         raises = np.zeros(len(seeds), int) if last is None else np.asarray(last.ridge_raises)
         for i, (seed, distilled) in enumerate(zip(seeds, unstack(sets), strict=True)):
@@ -88,6 +92,18 @@ class Distiller:
                 },
                 digest=identity,
             )
+
+    def is_complete(self, folder: Path, identity: str) -> bool:
+        """Return whether a folder holds a whole set of this identity; what is damaged is named, and made again."""
+        try:
+            manifest = read_manifest(folder)
+            names = [] if manifest is None else damaged_files(folder)
+        except DataError as error:
+            self.context.display.print(f"warning: {error}; it is made again")
+            return False
+        if names:
+            self.context.display.print(f"warning: {folder} is damaged ({', '.join(names)} not as written); it is made again")
+        return manifest is not None and manifest.get("digest") == identity and not names
 
     def initial_set(self, seed: int) -> DistilledSet:
         """Return the start: m real training images and the teacher's representations of their views."""

@@ -350,7 +350,11 @@ class Evaluator:
                 if dataset == self.context.data.name and self.knows_teacher(cell):
                     reprs = jnp.asarray(self.context.reprs(self.spec.split))
                     row["repr_error"] = float(repr_error(jnp.asarray(encoded[i].eval_reprs), reprs))
-                yield {**row, **{key: values[i] for key, values in scores.items()}, "digest": self.digest(cell)}
+                found = {key: values[i] for key, values in scores.items()}
+                bad = [key for key, value in {**row, **found}.items() if isinstance(value, float) and not np.isfinite(value)]
+                if bad:
+                    raise NumericalError(f"{name}: {', '.join(bad)} not finite: what the student outputs has no finite error")
+                yield {**row, **found, "digest": self.digest(cell)}
 
     def row(self, cell: Cell) -> dict[str, Any]:
         """Return what a row says besides its scores."""

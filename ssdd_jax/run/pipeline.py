@@ -1,6 +1,5 @@
 """The stages of a run, in order: teacher, distill, evaluate, report. What is complete for the same settings is not done again."""
 
-import errno
 import json
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from ssdd_jax.io.artifacts import MANIFEST, read_manifest
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import locked, write_json
-from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.io.metrics import Logger, Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.report import results_tables, to_rich, write_report
 from ssdd_jax.run.build import Data, load_data, plan_method, repr_width, student_learner, teacher_learner
@@ -28,11 +27,21 @@ from ssdd_jax.run.provenance import check_changes, device, provenance
 from ssdd_jax.run.results import Results
 from ssdd_jax.run.spec import CONTROLS, RunSpec
 
+# What a run writes, and whether it is a folder.
+CONTENTS = {"checkpoints": True, "distilled": True, "report": True, "spec.json": False, "metrics.jsonl": False, "results.json": False}
 # The folders of distilled sets, by their names and seeds.
 Sets = dict[str, dict[int, Path]]
 
 
-def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = (), *, accept_changes: bool = False) -> dict[str, Any]:
+def run(
+    spec: RunSpec,
+    workdir: Path,
+    task: str = "all",
+    sets: Sequence[Path] = (),
+    *,
+    accept_changes: bool = False,
+    logger: Logger | None = None,
+) -> dict[str, Any]:
     """Run a task's stages in `workdir` and return the results, if the task has any.
 
     Args:
@@ -41,6 +50,7 @@ def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = 
         task: 'teacher', 'distill' (after the teacher), 'evaluate' (sets that are there already), or 'all'.
         sets: folders of distilled sets to evaluate instead of the run's own.
         accept_changes: go on in a workdir that was begun with other settings; what they change is made again.
+        logger: see `Metrics`.
 
     Raises:
         InputError: a setting does not fit the data, or is another than those that the workdir was begun with; nothing has been
@@ -48,10 +58,10 @@ def run(spec: RunSpec, workdir: Path, task: str = "all", sets: Sequence[Path] = 
     """
     workdir = prepare_workdir(workdir)
     with locked(workdir):
-        return _run(spec, workdir, task, sets, accept_changes)
+        return _run(spec, workdir, task, sets, accept_changes, logger)
 
 
-def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool) -> dict[str, Any]:
+def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool, logger: Logger | None) -> dict[str, Any]:
     display = Display()
     data = load_data(spec.data, spec.evaluation.split, display)
     display.print(
@@ -60,7 +70,7 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_c
     for warning in data_warnings(spec, data):
         display.print(f"warning: {warning}")
     check_sizes(spec, data.image_shape)
-    context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl"), display)
+    context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl", logger, display.print), display)
     # What cannot be had is refused before anything is computed.
     _ = context.teacher_digest
     if task in ("all", "evaluate"):
@@ -266,11 +276,10 @@ def prepare_workdir(workdir: Path) -> Path:
     """Return the run's folder, made if it is missing."""
     workdir = workdir.expanduser()
     try:
-        for name in ("", "checkpoints", "distilled"):
-            (workdir / name).mkdir(parents=True, exist_ok=True)
-        for name in ("spec.json", "metrics.jsonl", "results.json"):
-            if (workdir / name).is_dir():
-                raise IsADirectoryError(errno.EISDIR, f"{name} there is a folder, expected a file")
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name, is_folder in CONTENTS.items():
+            if (workdir / name).exists() and (workdir / name).is_dir() != is_folder:
+                raise InputError(f"{workdir / name} is a {'file' if is_folder else 'folder'}, expected the run's own; move it away")
         # Whoever may not write here is told before anything is computed.
         with tempfile.TemporaryFile(dir=workdir):
             pass

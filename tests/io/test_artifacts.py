@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ssdd_jax import DistilledSet, Factors, Layout, Networks, expand, load_distilled, num_stored_scalars, save_distilled
-from ssdd_jax.errors import InputError
-from ssdd_jax.io.artifacts import MANIFEST, TENSORS, read_manifest
+from ssdd_jax.errors import DataError, InputError
+from ssdd_jax.io.artifacts import MANIFEST, SUMS, TENSORS, read_manifest
 
 
 def compact_set(key):
@@ -91,5 +91,8 @@ def test_errors_say_where_a_set_is_and_what_is_missing(tmp_path, key):
         load_distilled(tmp_path / "ours" / "seed_0")
     manifest = tmp_path / "ours" / "seed_0" / MANIFEST
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    with pytest.raises(DataError, match=r"manifest\.json is damaged: its sha256 is not that in SHA256SUMS"):
+        load_distilled(tmp_path / "ours" / "seed_0")
+    (tmp_path / "ours" / "seed_0" / SUMS).unlink()
     with pytest.raises(InputError, match="format 99, expected 1"):
         load_distilled(tmp_path / "ours" / "seed_0")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ssdd_jax import VIEWS, DistilledSet, Factors, Layout, Networks, expand, load_distilled, save_distilled
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.artifacts import MANIFEST, TENSORS
+from ssdd_jax.io.artifacts import MANIFEST, SUMS, TENSORS, damaged_files
 from ssdd_jax.io.export import FORMATS, VIEW_MEANINGS, export_distilled, read_pairs
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -120,7 +120,8 @@ def test_the_manifest_says_what_the_files_are(source, tmp_path, fmt):
     for name, entry in manifest["files"].items():
         assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == entry["sha256"]
     present = {str(file.relative_to(exported)) for file in exported.rglob("*") if file.is_file()}
-    assert present == {MANIFEST, *manifest["files"]}
+    assert present == {MANIFEST, SUMS, *manifest["files"]}
+    assert damaged_files(exported) == []
     if fmt in ("safetensors", "npz"):
         (entry,) = manifest["files"].values()
         for name, array in arrays_of(exported, fmt).items():
@@ -157,7 +158,7 @@ def test_every_view_is_explained_truly():
 
 def test_any_flipped_byte_is_noticed(source, tmp_path, fmt):
     exported = export_distilled(source, tmp_path / "export", fmt)
-    for file in [file for file in sorted(exported.rglob("*")) if file.is_file() and file.name != MANIFEST][:3]:
+    for file in [file for file in sorted(exported.rglob("*")) if file.is_file() and file.name not in (MANIFEST, SUMS)][:3]:
         content = bytearray(file.read_bytes())
         for position in np.linspace(0, len(content) - 1, 7).astype(int):
             content[position] ^= 1
@@ -179,7 +180,7 @@ def test_a_failed_export_never_looks_whole(source, tmp_path, key, monkeypatch, f
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssdd_jax.io.export.write_bytes", no_space)
+        patch.setattr("ssdd_jax.io.artifacts.write_bytes", no_space)
         with pytest.raises(OSError, match="No space left"):
             export_distilled(source, exported, fmt)
     assert not (exported / MANIFEST).exists()
@@ -194,8 +195,10 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(source, tmp_path):
     manifest = json.loads((exported / MANIFEST).read_text())
     manifest["files"] |= {"notes.txt": {}, f"../set/{TENSORS}": {}}
     (exported / MANIFEST).write_text(json.dumps(manifest))
+    refuses("manifest.json is damaged", export_distilled, source, exported, "safetensors")
+    (exported / SUMS).unlink()
     export_distilled(source, exported, "safetensors")
-    assert {file.name for file in exported.rglob("*") if file.is_file()} == {MANIFEST, "export.safetensors", "notes.txt"}
+    assert {file.name for file in exported.rglob("*") if file.is_file()} == {MANIFEST, SUMS, "export.safetensors", "notes.txt"}
     load_distilled(source)
 
 

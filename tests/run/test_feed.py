@@ -121,7 +121,7 @@ def test_encoding_to_a_file_is_encoding_in_memory_and_is_done_once(tmp_path, mon
     encode_to_file(encode, images, 2, file, Display(), "encode")
     rows = np.arange(21)
     np.testing.assert_array_equal(np.load(file), encode(images, rows))
-    assert sorted(path.name for path in file.parent.iterdir()) == ["reprs.npy"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["reprs.npy", "reprs.sha256.json"]
     encode_to_file(lambda *_: pytest.fail("encoded again"), images, 2, file, Display(), "encode")
     np.testing.assert_array_equal(in_batches(lambda batch: batch * 2, images), images * 2)
 

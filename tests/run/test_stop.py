@@ -42,11 +42,10 @@ def walk(state, step, seed):
 
 def run(folder, display):
     checkpoints, start, state = resumable(folder / "checkpoints", jnp.zeros((2, 4)), display, every=9)
+    folder.mkdir(exist_ok=True)
     metrics = Metrics(folder / "metrics.jsonl")
     with checkpoints:
-        settings = dict(
-            display=display, name="walk", start=start, metrics=metrics, log_every=5, checkpoints=checkpoints
-        )
+        settings = dict(display=display, name="walk", start=start, metrics=metrics, log_every=5, checkpoints=checkpoints)
         state = Loop(walk, (0,)).run(state, 20, (jnp.asarray([3, 5]),), **settings)
     return np.asarray(state), (folder / "metrics.jsonl").read_bytes()
 

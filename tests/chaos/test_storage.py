@@ -1,0 +1,516 @@
+"""A disk that is full, read-only or holds something else: a run ends with one line, or goes on to the same bytes."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssdd_jax.main import main
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = ["--config", "digits:smoke", "--config.only=krr_st", "--config.teacher.steps=4", "--config.evaluation.protocols=('knn',)"]
+SET = "distilled/krr_st/seed_0"
+
+
+def distil(workdir):
+    return main([*CONFIG, "--task=distill", "--workdir", str(workdir)])
+
+
+def tensors(workdir):
+    return (workdir / SET / "distilled.safetensors").read_bytes()
+
+
+def only(workdir, pattern):
+    (found,) = workdir.glob(pattern)
+    return found
+
+
+def error_line(text):
+    """Return what a run that fails says, which is one line."""
+    assert "Traceback" not in text
+    assert text.startswith("error: "), text
+    assert text.count("\n") == 1, text
+    return text
+
+
+def flip(file, place=0.5):
+    content = bytearray(file.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    file.write_bytes(content)
+
+
+def remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def undo_distillation(workdir):
+    shutil.rmtree(workdir / "distilled")
+    shutil.rmtree(only(workdir, "checkpoints/krr_st-*"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run, as far as its distilled set."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert distil(workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+# A namespace of mounts of its own, so that nothing is left behind; a user who is not root may have one by being root in it.
+def with_mounts():
+    for command in (["unshare", "-m"], ["unshare", "-r", "-m"]):
+        probe = "mount -t tmpfs -o size=1m none /mnt && mount -o remount,size=2m /mnt"
+        if shutil.which("unshare") and subprocess.run([*command, "sh", "-c", probe], capture_output=True).returncode == 0:
+            return command
+    pytest.skip("needs to mount a file system")
+
+
+DISK = """if True:
+    import contextlib, io, json, os, shutil, subprocess, sys
+    from pathlib import Path
+    from ssdd_jax.main import main
+
+    disk, kept, config = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+
+    def call(*args):
+        error = io.StringIO()
+        with contextlib.redirect_stderr(error):
+            status = main([*args, "--workdir", str(disk / "run")])
+        whole = len(list(disk.glob("run/checkpoints/**/*.sha256.json")))
+        print("reply", json.dumps([status, error.getvalue(), whole]), flush=True)
+        return status
+
+    def mount(*options):
+        subprocess.run(["mount", *options, str(disk)], check=True)
+"""
+
+
+def on_a_disk(tmp_path, script):
+    """Run a script in which `mount` changes what is mounted at `disk`, and return the replies to every `call` of the command line."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "kept").mkdir()
+    command = [*with_mounts(), sys.executable, "-c", DISK + script, str(tmp_path / "disk"), str(tmp_path / "kept"), *CONFIG]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line.removeprefix("reply ")) for line in done.stdout.splitlines() if line.startswith("reply ")]
+
+
+def test_a_run_on_a_full_disk_ends_with_5_wherever_it_is_and_with_space_goes_on_to_the_same_bytes(whole, tmp_path):
+    # The disk grows a little at a time, so that space ends at one thing after the other.
+    script = """
+    mount("-t", "tmpfs", "-o", "size=8k", "none")
+    for size in range(16, 2048, 24):
+        mount("-o", f"remount,size={size}k")
+        if call(*config, "--task=distill") == 0:
+            break
+        if list(disk.glob("run/checkpoints/**/*.sha256.json")):
+            call("--task=verify")
+    mount("-o", "remount,size=8m")
+    call("--task=verify")
+    shutil.copytree(disk / "run", kept / "run")
+    """
+    *replies, finished, verified = on_a_disk(tmp_path, script)
+    assert (finished[:2], verified[:2]) == ([0, ""], [0, ""])
+    failures = [reply for reply in replies if reply[0] != 0]
+    assert len({line for _, line, _ in failures}) > 3
+    for status, line, _ in failures:
+        assert status == 5, line
+        error_line(line)
+    # What was saved once stays, and is whole.
+    saved = [count for _, _, count in replies]
+    assert saved == sorted(saved)
+    assert len(set(saved)) > 2
+    assert tensors(tmp_path / "kept" / "run") == tensors(whole)
+    assert (tmp_path / "kept" / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+# What jax compiles meets the limit too.
+@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
+def test_a_file_that_cannot_be_written_to_its_end_ends_a_run_with_5_and_the_next_has_the_same_bytes(whole, tmp_path, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    lines = []
+    for kilobytes in (0, 2, 8, 12, 16, 20, 28):
+        capsys.readouterr()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, hard))
+        try:
+            status = distil(tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if status == 0:
+            break
+        assert status == 5
+        lines.append(error_line(capsys.readouterr().err))
+    assert any("checkpoint" in line for line in lines), lines
+    assert distil(tmp_path) == 0
+    assert tensors(tmp_path) == tensors(whole)
+
+
+def test_a_finished_run_on_a_read_only_disk_can_be_verified_and_nothing_else(whole, tmp_path):
+    script = f"""
+    mount("-t", "tmpfs", "-o", "size=8m", "none")
+    shutil.copytree({str(whole)!r}, disk / "run")
+    mount("-o", "remount,ro")
+    call("--task=verify")
+    call(*config)
+    call("--task=export")
+    """
+    verified, ran, exported = on_a_disk(tmp_path, script)
+    assert verified[:2] == [0, ""]
+    assert ran[0] == 2
+    assert "Read-only file system" in error_line(ran[1])
+    assert exported[0] in (2, 5)
+    assert "Read-only file system" in error_line(exported[1])
+
+
+@pytest.fixture
+def nothing_computes(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the data was read before the workdir was looked at")
+
+    monkeypatch.setattr("ssdd_jax.run.pipeline.load_data", refuse)
+
+
+@pytest.mark.parametrize("workdir", ["file", "file/below", "/proc/none/below", "x" * 300, "~nobody_has_this_name/run", "loop"])
+def test_a_workdir_that_cannot_be_is_refused_before_anything_is_computed(workdir, nothing_computes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("kept")
+    Path("loop").symlink_to("loop")
+    assert main([*CONFIG, "--workdir", workdir]) == 2
+    assert workdir[:50] in error_line(capsys.readouterr().err)
+    assert Path("file").read_text() == "kept"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_workdir_without_permission_is_refused_before_anything_is_computed(nothing_computes, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert main([*CONFIG, "--workdir", str(tmp_path)]) == 2
+    assert "Permission denied" in error_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "distilled", "report", "spec.json", "metrics.jsonl", "results.json"])
+def test_a_file_for_a_folder_or_a_folder_for_a_file_is_named_before_anything_is_computed(name, nothing_computes, tmp_path, capsys):
+    is_file = "." in name
+    if is_file:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("kept")
+    assert main([*CONFIG, "--workdir", str(tmp_path)]) == 2
+    line = error_line(capsys.readouterr().err)
+    assert f"{tmp_path / name} is a {'folder' if is_file else 'file'}" in line
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "distilled/krr_st",
+        SET,
+        f"{SET}/distilled.safetensors",
+        "checkpoints/teacher-*",
+        "checkpoints/krr_st-*/free",
+        "checkpoints/representations-*",
+        "checkpoints/representations-*/train-identity.npy",
+    ],
+)
+def test_deeper_inside_a_file_for_a_folder_or_a_folder_for_a_file_is_one_line(place, copy, capsys):
+    shutil.rmtree(only(copy, "checkpoints/krr_st-*") / "free" / "6")
+    path = only(copy, place)
+    was_file = path.is_file()
+    remove(path)
+    if was_file:
+        path.mkdir()
+    else:
+        path.write_text("kept")
+    # A set in whose place nothing can be made is looked for and missed.
+    undamaged = copy / SET / "manifest.json"
+    undamaged.unlink() if undamaged.is_file() else None
+    assert distil(copy) in (2, 5)
+    assert path.name in error_line(capsys.readouterr().err)
+    assert path.is_dir() if was_file else path.read_text() == "kept"
+
+
+def half_deleted(folder):
+    shutil.rmtree(folder / "6" / "state")
+
+
+def without_record(folder):
+    (folder / "6.sha256.json").unlink()
+
+
+def without_its_files(folder):
+    shutil.rmtree(folder / "6")
+
+
+def empty(folder):
+    shutil.rmtree(folder / "6")
+    (folder / "6").mkdir()
+
+
+def stale(folder):
+    shutil.rmtree(folder / "6")
+    for name in ("6.orbax-checkpoint-tmp-1700000000", "8.orbax-checkpoint-tmp"):
+        shutil.copytree(folder / "4", folder / name)
+    (folder / "9.sha256.json").write_text("{}")
+    (folder / ".6.sha256.json.1.tmp").write_text("{")
+
+
+def strange(folder):
+    shutil.rmtree(folder / "6")
+    shutil.copytree(folder / "4", folder / "4 (copy)")
+    (folder / "notes").mkdir()
+    (folder / "README.txt").write_text("kept")
+    (folder / "8").write_text("a file named like a step")
+
+
+def strange_numbers(folder):
+    shutil.rmtree(folder / "6")
+    (folder / "007").mkdir()
+    (folder / "٨").mkdir()
+
+
+@pytest.mark.parametrize("damage", [half_deleted, without_record, without_its_files, empty, stale, strange, strange_numbers])
+def test_what_lies_among_the_checkpoints_does_not_stop_a_run_or_change_its_bytes(damage, copy, whole, capsys):
+    shutil.rmtree(copy / "distilled")
+    folder = only(copy, "checkpoints/krr_st-*/free")
+    damage(folder)
+    assert distil(copy) == 0, capsys.readouterr().err
+    assert tensors(copy) == tensors(whole)
+    assert (copy / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert not list(copy.rglob("*.orbax-checkpoint-tmp*"))
+    capsys.readouterr()
+    assert main(["--task=verify", "--workdir", str(copy)]) in (0, 3)
+    assert f"ok       {folder / '6'}\n" in capsys.readouterr().out
+
+
+def test_a_stage_without_a_whole_checkpoint_ends_with_5_and_starts_again_once_its_folder_is_gone(copy, whole, capsys):
+    shutil.rmtree(copy / "distilled")
+    folder = only(copy, "checkpoints/krr_st-*/free")
+    for record in folder.glob("*.sha256.json"):
+        flip(record)
+    assert distil(copy) == 5
+    assert f"no whole checkpoint is left in {folder}" in error_line(capsys.readouterr().err)
+    shutil.rmtree(folder)
+    assert distil(copy) == 0
+    assert tensors(copy) == tensors(whole)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def cut_to_nothing(file):
+    file.write_bytes(b"")
+
+
+def garbage_header(file):
+    file.write_bytes(b"\x93NUMPY\x01\x00" + bytes(range(256)))
+
+
+def objects(file):
+    np.save(file, np.array([{}], object))
+
+
+def other_shape(file):
+    np.save(file, np.load(file)[:-1])
+
+
+def no_digest(file):
+    file.with_suffix(".sha256.json").unlink()
+
+
+def damaged_digest(file):
+    flip(file.with_suffix(".sha256.json"))
+
+
+def digest_of_something_else(file):
+    file.with_suffix(".sha256.json").write_text("[]")
+
+
+DAMAGES = [flip, truncate, cut_to_nothing, garbage_header, objects, other_shape, no_digest, damaged_digest, digest_of_something_else]
+
+
+def test_damaged_representations_are_computed_again_with_a_warning_and_have_the_same_bytes(copy, whole, capsys):
+    file = only(copy, "checkpoints/representations-*/train-identity.npy")
+    before = {path: path.read_bytes() for path in (file, file.with_suffix(".sha256.json"))}
+    for damage in DAMAGES:
+        damage(file)
+        shutil.rmtree(copy / "distilled")
+        if damage is flip:
+            undo_distillation_checkpoints = only(copy, "checkpoints/krr_st-*")
+            shutil.rmtree(undo_distillation_checkpoints)
+        assert distil(copy) == 0, damage.__name__
+        output = capsys.readouterr().out
+        assert f"warning: {file}: it" in output, damage.__name__
+        assert "it is computed again" in output
+        assert {path: path.read_bytes() for path in before} == before, damage.__name__
+        assert tensors(copy) == tensors(whole)
+
+
+def test_representations_that_were_cut_off_or_damaged_on_the_way_have_the_same_bytes(copy, whole):
+    file = only(copy, "checkpoints/representations-*/train-identity.npy")
+    before = file.read_bytes()
+    file.rename(file.with_suffix(".partial"))
+    flip(file.with_suffix(".partial"), 0.9)
+    record = json.loads(file.with_suffix(".sha256.json").read_text())
+    file.with_suffix(".rows.json").write_text(json.dumps({"done": record["shape"][0], "sha256": record["sha256"]}))
+    undo_distillation(copy)
+    assert distil(copy) == 0
+    assert file.read_bytes() == before
+    assert tensors(copy) == tensors(whole)
+    assert not list(file.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"garbage", b"", b"\xff\xfe\x00", b"[1, 2]", b"null", b'{"loss": 1}', b'{"stage": "teacher", "step": "4"}', b'{"stage": "teacher"'],
+)
+def test_a_damaged_line_amid_the_metrics_ends_a_run_with_5_and_its_number(line, copy, capsys):
+    file = copy / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([lines[0], line + b"\n", *lines[1:]]))
+    damaged = file.read_bytes()
+    assert main([*CONFIG, "--task=teacher", "--workdir", str(copy)]) == 5
+    assert f"line 2 of {file}" in error_line(capsys.readouterr().err)
+    assert file.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("kept", [1, 40, -1])
+def test_a_last_line_of_the_metrics_that_was_cut_off_is_written_again(kept, copy, whole):
+    file = copy / "metrics.jsonl"
+    *lines, last = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines, last[:kept]]))
+    # As when a run is killed while it writes: the step has no checkpoint yet.
+    shutil.rmtree(only(copy, "checkpoints/krr_st-*") / "free" / "6")
+    shutil.rmtree(copy / "distilled")
+    assert distil(copy) == 0
+    assert file.read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert tensors(copy) == tensors(whole)
+
+
+SPECS = [b"", b"{", b"[]", b"null", b"3", b"\xff\xfe", b"{}", b'{"settings": 1, "data_fingerprint": "x"}', b'{"settings": {}}']
+SPECS += [b'{"settings": {}, "data_fingerprint": 3}', b'{"settings": {}, "data_fingerprint": null}']
+
+
+@pytest.mark.parametrize("content", SPECS)
+def test_a_damaged_spec_ends_a_run_with_5_and_stays(content, copy, capsys):
+    (copy / "spec.json").write_bytes(content)
+    assert main([*CONFIG, "--task=teacher", "--workdir", str(copy)]) == 5
+    assert str(copy / "spec.json") in error_line(capsys.readouterr().err)
+    assert (copy / "spec.json").read_bytes() == content
+
+
+RESULTS = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b'{"rows": 3}',
+    b'{"rows": [3]}',
+    b'{"rows": [{}]}',
+    b'{"rows": [], "earlier": {"a": 1}}',
+]
+
+
+@pytest.mark.parametrize("content", RESULTS)
+def test_damaged_results_are_one_line_for_the_evaluation_and_stay(content, copy, capsys, monkeypatch):
+    monkeypatch.setattr("ssdd_jax.run.evaluate.Evaluator.evaluate", lambda *_: pytest.fail("a row was computed beside damaged ones"))
+    (copy / "results.json").write_bytes(content)
+    assert main([*CONFIG, "--task=evaluate", "--workdir", str(copy)]) in (2, 3, 5)
+    assert str(copy / "results.json") in error_line(capsys.readouterr().err)
+    assert (copy / "results.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [*RESULTS, b"{}", b'{"rows": []}'])
+def test_damaged_results_are_one_line_for_the_report(content, tmp_path, capsys):
+    (tmp_path / "results.json").write_bytes(content)
+    assert main(["--task=report", "--workdir", str(tmp_path)]) in (2, 3, 5)
+    assert str(tmp_path / "results.json") in error_line(capsys.readouterr().err)
+
+
+def flipped_tensors(folder):
+    flip(folder / "distilled.safetensors")
+
+
+def cut_tensors(folder):
+    truncate(folder / "distilled.safetensors")
+
+
+def no_tensors(folder):
+    (folder / "distilled.safetensors").unlink()
+
+
+def flipped_manifest(folder):
+    flip(folder / "manifest.json")
+
+
+def empty_manifest(folder):
+    (folder / "manifest.json").write_bytes(b"")
+
+
+def no_sums(folder):
+    (folder / "SHA256SUMS").unlink()
+
+
+def flipped_sums(folder):
+    flip(folder / "SHA256SUMS", 0.1)
+
+
+def garbage_sums(folder):
+    (folder / "SHA256SUMS").write_bytes(b"\xff\xfe")
+
+
+def test_a_damaged_distilled_set_is_refused_by_verify_and_made_again_with_a_warning_and_the_same_bytes(copy, whole, capsys):
+    for damage in (flipped_tensors, cut_tensors, no_tensors, flipped_manifest, empty_manifest, no_sums, flipped_sums, garbage_sums):
+        damage(copy / SET)
+        assert main(["--task=verify", "--workdir", str(copy)]) == 3, damage.__name__
+        assert str(copy / SET) in error_line(capsys.readouterr().err)
+        assert distil(copy) == 0, damage.__name__
+        output = capsys.readouterr().out
+        assert f"warning: {copy / SET}" in output, damage.__name__
+        assert "it is made again" in output
+        assert tensors(copy) == tensors(whole)
+        assert main(["--task=verify", "--workdir", str(copy)]) == 0
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("damage", [flipped_tensors, no_tensors, flipped_manifest, empty_manifest, garbage_sums])
+@pytest.mark.parametrize("task", ["export", "evaluate"])
+def test_a_damaged_distilled_set_is_neither_exported_nor_evaluated(task, damage, copy, capsys):
+    damage(copy / SET)
+    assert main([*CONFIG, f"--task={task}", "--config.evaluation.controls=()", "--workdir", str(copy)]) == 3
+    assert SET in error_line(capsys.readouterr().err)
+    assert not (copy / "export").exists()
+    assert not (copy / "results.json").exists()
+
+
+def test_a_path_with_spaces_and_other_letters_is_like_any_other(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    workdir = Path("my run ä ☃ 'x' %s [0] {y} $HOME;#")
+    assert distil(workdir) == 0
+    assert tensors(workdir) == tensors(whole)
+    for fmt in ("safetensors", "npz", "png"):
+        assert main(["--task=export", f"--format={fmt}", "--workdir", str(workdir)]) == 0
+    capsys.readouterr()
+    assert main(["--task=verify", "--workdir", str(workdir)]) == 0
+    output = capsys.readouterr().out
+    for place in (SET, "export/safetensors/krr_st/seed_0", "export/npz/krr_st/seed_0", "export/png/krr_st/seed_0"):
+        assert f"ok       {workdir / place}\n" in output
+    # Nothing has gone anywhere else.
+    assert [path.name for path in tmp_path.iterdir()] == [workdir.name]
