@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import DataError
 
 _DTYPES = {
     "FloatStorage": "<f4",
@@ -58,21 +58,21 @@ class _OrderedDict(OrderedDict):
 def _tensor(room: list[int], storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> np.ndarray:
     """Copy a view of a storage, as `torch._utils._rebuild_tensor_v2` would make it; `room[0]` bytes may still be copied."""
     if len(rest) > 2 and rest[2]:
-        raise InputError("holds a conjugate or negated view, expected plain tensors; save its .resolve_conj().resolve_neg()")
+        raise DataError("holds a conjugate or negated view, expected plain tensors; save its .resolve_conj().resolve_neg()")
     if not isinstance(storage, np.ndarray) or type(size) is not tuple or type(stride) is not tuple:
         raise TypeError
     numbers = (offset, *size, *stride)
     if any(type(n) is not int or n < 0 for n in numbers):
-        raise InputError(f"has a tensor of offset, size, stride {numbers}, expected non-negative integers; it is damaged, copy it again")
+        raise DataError(f"has a tensor of offset, size, stride {numbers}, expected non-negative integers; it is damaged, copy it again")
     empty = 0 in size
     end = offset if empty else offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if end > len(storage):
-        raise InputError(f"has a tensor that ends at element {end} of a storage of {len(storage)}; it is damaged, copy it again")
+        raise DataError(f"has a tensor that ends at element {end} of a storage of {len(storage)}; it is damaged, copy it again")
     itemsize = storage.itemsize
     # Strides of 0 and storages that many tensors share make a small file large.
     room[0] -= math.prod(size) * itemsize
     if room[0] < 0:
-        raise InputError("has tensors far larger than the file; save a .clone() of every expanded tensor")
+        raise DataError("has tensors far larger than the file; save a .clone() of every expanded tensor")
     if empty:
         return np.empty(size, storage.dtype)
     view = np.ndarray(size, storage.dtype, storage, offset * itemsize, tuple(step * itemsize for step in stride))
@@ -99,7 +99,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in self.allowed:
             return self.allowed[module, name]
         asked = f"{module}.{name}"[:200]
-        raise InputError(
+        raise DataError(
             f"asks for {asked}, expected tensors and plain containers alone; nothing was run; "
             f"if you trust the file, re-save its state dict with PyTorch: {_RESAVE}"
         )
@@ -116,7 +116,7 @@ class _Unpickler(pickle.Unpickler):
             self.storages[key, kind] = storage
         storage = self.storages[key, kind]
         if type(length) is not int or length != len(storage):
-            raise InputError(f"has {len(storage)} elements in data/{key}, expected {length}; it is damaged, copy it again")
+            raise DataError(f"has {len(storage)} elements in data/{key}, expected {length}; it is damaged, copy it again")
         return storage
 
 
@@ -128,32 +128,32 @@ class _Members:
         file.seek(0)
         head = file.read(512)
         if _LEGACY_MAGIC in head[:32] or head[257:262] == b"ustar":
-            raise InputError(
+            raise DataError(
                 "is in the legacy format, expected the zip format; "
                 "load it and save it again with PyTorch 1.6 or newer: torch.save(torch.load(FILE), NEW)"
             )
         try:
             self.archive = zipfile.ZipFile(file)
         except _DAMAGE as error:
-            raise InputError("is truncated or not a PyTorch file, expected what torch.save writes; copy or download it again") from error
+            raise DataError("is truncated or not a PyTorch file, expected what torch.save writes; copy or download it again") from error
         infos = self.archive.infolist()
         roots = [info.filename.removesuffix("data.pkl") for info in infos if info.filename.split("/")[1:] == ["data.pkl"]]
         if len(roots) != 1:
-            raise InputError("is a zip file without data.pkl, expected what torch.save writes; give the .pt, .pth or .ckpt file")
+            raise DataError("is a zip file without data.pkl, expected what torch.save writes; give the .pt, .pth or .ckpt file")
         self.root = roots[0]
         if f"{self.root}constants.pkl" in self.archive.namelist():
-            raise InputError("is a TorchScript program, expected tensors; save torch.jit.load(FILE).state_dict() with torch.save")
+            raise DataError("is a TorchScript program, expected tensors; save torch.jit.load(FILE).state_dict() with torch.save")
         # Members that lie about their size, or that share their bytes.
         if sum(info.file_size for info in infos) > self.size:
-            raise InputError("is damaged: its members are larger than the file; copy or download it again")
+            raise DataError("is damaged: its members are larger than the file; copy or download it again")
         if f"{self.root}byteorder" in self.archive.namelist() and (order := self.read("byteorder")) != b"little":
-            raise InputError(f"has byte order {order[:20]!r}, expected b'little'; save it again on a little-endian machine")
+            raise DataError(f"has byte order {order[:20]!r}, expected b'little'; save it again on a little-endian machine")
 
     def read(self, name: str) -> bytes:
         """Return the content of a member, its checksum checked."""
         info = self.archive.getinfo(f"{self.root}{name}")
         if info.compress_type != zipfile.ZIP_STORED:
-            raise InputError(f"has {name} compressed, expected it stored as it is; save it again with torch.save")
+            raise DataError(f"has {name} compressed, expected it stored as it is; save it again with torch.save")
         return self.archive.read(info)
 
 
@@ -164,13 +164,13 @@ def _load(file: BinaryIO) -> Any:
         # Extension codes may skip find_class, and a high memo index allocates that many entries.
         if op.name.startswith("EXT") or (op.name.endswith("PUT") and (argument or 0) > len(content)):
             asked = f"{op.name} {argument}"[:40]
-            raise InputError(f"has the pickle opcode {asked}, expected what torch.save writes; nothing was run; do not trust this file")
+            raise DataError(f"has the pickle opcode {asked}, expected what torch.save writes; nothing was run; do not trust this file")
     return _Unpickler(content, members).load()
 
 
-def _error(path: str | Path, problem: str) -> InputError:
+def _error(path: str | Path, problem: str) -> DataError:
     # The file chooses part of the text: no line break, terminal code or endless name of its own.
-    return InputError("".join(c if c.isprintable() else "?" for c in f"{path} {problem:.600}"))
+    return DataError("".join(c if c.isprintable() else "?" for c in f"{path} {problem:.600}"))
 
 
 def read_torch(path: str | Path) -> Any:
@@ -184,7 +184,7 @@ def read_torch(path: str | Path) -> Any:
         as dict, list, tuple and OrderedDict.
 
     Raises:
-        InputError: the file is missing, truncated, damaged or in another format, or names anything but tensors and plain containers.
+        DataError: the file is missing, truncated, damaged or in another format, or names anything but tensors and plain containers.
 
     Example:
         >>> images = read_torch("x_syn.pt")  # doctest: +SKIP
@@ -192,7 +192,7 @@ def read_torch(path: str | Path) -> Any:
     try:
         with Path(path).open("rb") as file:
             return _load(file)
-    except InputError as error:
+    except DataError as error:
         problem = str(error)
     except OSError as error:
         problem = f"cannot be read ({error.strerror}), expected a .pt, .pth or .ckpt file; check the path"
@@ -211,7 +211,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         Name -> array; entries that are no tensors are left out.
 
     Raises:
-        InputError: as `read_torch`, or the file holds no named tensors.
+        DataError: as `read_torch`, or the file holds no named tensors.
     """
     found = read_torch(path)
     if isinstance(found, dict):

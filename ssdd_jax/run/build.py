@@ -16,7 +16,8 @@ from jaxtyping import Array
 from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars, max_images
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.data import Images, Options, channel_statistics, load_dataset, take_rows, validation_rows
-from ssdd_jax.errors import InputError
+from ssdd_jax.data.prepare import damaged_arrays
+from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import write_json
 from ssdd_jax.nets import make_learner, net_widths
 from ssdd_jax.progress import Display
@@ -71,6 +72,10 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     """
     options = Options(spec.size, spec.fit, spec.channels, spec.on_bad_image)
     dataset = load_dataset(spec.source, spec.data_dir, options, Path(spec.cache) if spec.cache else None, display)
+    # What fits into memory is read anyway; `ssdd_jax.data check` looks at the rest.
+    if sum(split.images.nbytes for split in dataset.splits.values()) <= spec.memory_gb * 1e9:
+        for name in damaged_arrays(dataset.folder):
+            raise DataError(f"{name} in {str(dataset.folder)!r} is not as it was prepared; delete that folder and it is prepared again")
     if spec.split not in dataset.splits:
         known = ", ".join(dataset.splits)
         raise InputError(f"config.data.split is {spec.split!r}, {dataset.name} has {known}; set config.data.split to what it has")

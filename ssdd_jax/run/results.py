@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import StorageError
 from ssdd_jax.io.files import write_json
 from ssdd_jax.report import summarize
 
@@ -19,7 +19,7 @@ class Results:
         digests: of the cells of this run in the order of the table; the others' rows stay in the file as `earlier`.
 
     Raises:
-        InputError: the file is no results.json.
+        StorageError: the file is no results.json.
     """
 
     def __init__(self, file: Path, header: Mapping[str, Any], digests: Sequence[str]):
@@ -28,7 +28,7 @@ class Results:
             old = json.loads(file.read_text()) if file.exists() else {}
             self.known = {row["digest"]: row for row in [*old.get("earlier", []), *old.get("rows", [])]}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{file} is no results file ({error}), expected what an evaluation writes; move it away") from error
+            raise StorageError(f"{file} is no results file ({error}), expected what an evaluation writes; move it away") from error
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.known

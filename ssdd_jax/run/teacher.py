@@ -12,7 +12,7 @@ import numpy as np
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.core.views import VIEWS
 from ssdd_jax.data import Images, select_rows
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.evals.probe import accuracy, init_probe, probe_logits
 from ssdd_jax.io.files import file_digest
 from ssdd_jax.io.metrics import Metrics
@@ -28,6 +28,7 @@ from ssdd_jax.run.spec import RunSpec, TeacherSpec, digest
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
 
 SHIFT_SAMPLE = 2048
+HELD_OUT = "teacher/held-out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ def read_teacher(file: str, net: str, learner: Learner) -> Any:
     try:
         return variables_from_torch(net, weights, jax.eval_shape(learner.init, jax.random.key(0)))
     except ValueError as error:
-        raise InputError(f"config.teacher.checkpoint {file}: {error}") from error
+        raise DataError(f"config.teacher.checkpoint {file}: {error}") from error
 
 
 def pretrain_teacher(
@@ -139,10 +140,14 @@ def pretrain_teacher(
             checkpoints=checkpoints,
         )
     (final,) = unstack(state)
-    if start < teacher.steps and final.probe is not None and len(data.held_out_images):
+    if start < teacher.steps:
+        metrics.begin(HELD_OUT, -1)
+    # A run may have been cut off between the last step and this line.
+    logged = any(record["stage"] == HELD_OUT for record in metrics.read())
+    if not logged and final.probe is not None and len(data.held_out_images):
         reprs = in_batches(jax.jit(lambda batch: learner.apply(final.encoder, data.normalize(batch))), data.held_out_images)
         correct = float(accuracy(probe_logits(final.probe.params, jnp.asarray(reprs)), jnp.asarray(data.held_out_labels)))
-        metrics.write("teacher/held-out", teacher.steps, {"probe_accuracy": correct})
+        metrics.write(HELD_OUT, teacher.steps, {"probe_accuracy": correct})
         display.print(f"teacher: online probe {100 * correct:.1f} % on the held-out images")
     return final.encoder
 

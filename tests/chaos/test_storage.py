@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -80,84 +81,111 @@ def with_mounts():
 
 
 DISK = """if True:
-    import contextlib, io, json, os, shutil, subprocess, sys
+    import contextlib, io, json, shutil, subprocess, sys
     from pathlib import Path
     from ssdd_jax.main import main
 
     disk, kept, config = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 
+    def mount(*options):
+        subprocess.run(["mount", *options, str(disk)], check=True)
+
     def call(*args):
         error = io.StringIO()
         with contextlib.redirect_stderr(error):
             status = main([*args, "--workdir", str(disk / "run")])
-        whole = len(list(disk.glob("run/checkpoints/**/*.sha256.json")))
-        print("reply", json.dumps([status, error.getvalue(), whole]), flush=True)
+        saved = len(list(disk.glob("run/checkpoints/**/*.sha256.json")))
+        print("reply", json.dumps([status, error.getvalue(), saved]), flush=True)
         return status
-
-    def mount(*options):
-        subprocess.run(["mount", *options, str(disk)], check=True)
 """
 
 
 def on_a_disk(tmp_path, script):
-    """Run a script in which `mount` changes what is mounted at `disk`, and return the replies to every `call` of the command line."""
+    """Run a script that mounts something at `disk`; return of every `call` its status, its stderr and the number of checkpoints then."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "kept").mkdir()
     command = [*with_mounts(), sys.executable, "-c", DISK + script, str(tmp_path / "disk"), str(tmp_path / "kept"), *CONFIG]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    # Nor may anything be said late, by a thread or as the process ends.
+    assert done.stderr == ""
     return [json.loads(line.removeprefix("reply ")) for line in done.stdout.splitlines() if line.startswith("reply ")]
 
 
 def test_a_run_on_a_full_disk_ends_with_5_wherever_it_is_and_with_space_goes_on_to_the_same_bytes(whole, tmp_path):
-    # The disk grows a little at a time, so that space ends at one thing after the other.
+    # A checkpoint asks first whether there is space for it. Told that there is, it runs out of it half way, as when others write too.
     script = """
+    ask = shutil.disk_usage
+
+    def with_space(kilobytes, told=False):
+        mount("-o", f"remount,size={kilobytes}k")
+        shutil.disk_usage = (lambda path: ask(path)._replace(free=2**40)) if told else ask
+        return call(*config, "--task=distill")
+
     mount("-t", "tmpfs", "-o", "size=8k", "none")
-    for size in range(16, 2048, 24):
-        mount("-o", f"remount,size={size}k")
-        if call(*config, "--task=distill") == 0:
-            break
-        if list(disk.glob("run/checkpoints/**/*.sha256.json")):
-            call("--task=verify")
-    mount("-o", "remount,size=8m")
+    with_space(8)
+    with_space(24, told=True)
+    with_space(136, told=True)
+    with_space(200, told=True)
+    with_space(300)
+    call("--task=verify")
+    with_space(8192)
     call("--task=verify")
     shutil.copytree(disk / "run", kept / "run")
     """
-    *replies, finished, verified = on_a_disk(tmp_path, script)
-    assert (finished[:2], verified[:2]) == ([0, ""], [0, ""])
-    failures = [reply for reply in replies if reply[0] != 0]
-    assert len({line for _, line, _ in failures}) > 3
-    for status, line, _ in failures:
+    *full, verified_half, finished, verified = on_a_disk(tmp_path, script)
+    for status, line, _ in full:
         assert status == 5, line
         error_line(line)
-    # What was saved once stays, and is whole.
-    saved = [count for _, _, count in replies]
+        assert "No space left" in line or "no space left" in line or "RESOURCE_EXHAUSTED" in line
+    # They end at different things, and what was saved once stays.
+    assert len({line for _, line, _ in full}) > 3
+    saved = [count for _, _, count in full]
     assert saved == sorted(saved)
-    assert len(set(saved)) > 2
+    assert saved[0] < saved[-1]
+    for reply in (verified_half, finished, verified):
+        assert reply[:2] == [0, ""]
     assert tensors(tmp_path / "kept" / "run") == tensors(whole)
     assert (tmp_path / "kept" / "run" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-# What jax compiles meets the limit too.
-@pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
-def test_a_file_that_cannot_be_written_to_its_end_ends_a_run_with_5_and_the_next_has_the_same_bytes(whole, tmp_path, capsys):
+@pytest.fixture
+def no_new_compilations():
+    """Keep what is cut off here out of the cache that all tests share."""
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+@pytest.mark.usefixtures("no_new_compilations")
+def test_a_file_that_may_not_grow_to_its_end_ends_a_run_with_5_and_the_next_has_the_same_bytes(copy, whole, capsys):
+    undo_distillation(copy)
+    shutil.rmtree(only(copy, "checkpoints/representations-*"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    lines = []
-    for kilobytes in (0, 2, 8, 12, 16, 20, 28):
-        capsys.readouterr()
+    lines = set()
+    # Too little for the settings, and for the representations.
+    for kilobytes in (2, 12):
         resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, hard))
         try:
-            status = distil(tmp_path)
+            assert distil(copy) == 5
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        if status == 0:
-            break
-        assert status == 5
-        lines.append(error_line(capsys.readouterr().err))
-    assert any("checkpoint" in line for line in lines), lines
-    assert distil(tmp_path) == 0
-    assert tensors(tmp_path) == tensors(whole)
+        lines.add(error_line(capsys.readouterr().err))
+    assert len(lines) == 2
+    assert all("File too large" in line for line in lines)
+    assert distil(copy) == 0
+    assert tensors(copy) == tensors(whole)
+    assert not list(copy.rglob("*tmp*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_the_status_is_right_even_where_the_error_cannot_be_written(tmp_path):
+    command = [sys.executable, "-m", "ssdd_jax.main", "--config", "none_such", "--workdir", str(tmp_path)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=full, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode == 2
 
 
 def test_a_finished_run_on_a_read_only_disk_can_be_verified_and_nothing_else(whole, tmp_path):
@@ -185,13 +213,17 @@ def nothing_computes(monkeypatch):
     monkeypatch.setattr("ssdd_jax.run.pipeline.load_data", refuse)
 
 
-@pytest.mark.parametrize("workdir", ["file", "file/below", "/proc/none/below", "x" * 300, "~nobody_has_this_name/run", "loop"])
+# The last one is no UTF-8, which checkpoints are written under.
+WORKDIRS = ["file", "file/below", "/proc/none/below", "x" * 300, "~nobody_has_this_name/run", "loop", os.fsdecode(b"caf\xe9")]
+
+
+@pytest.mark.parametrize("workdir", WORKDIRS, ids=ascii)
 def test_a_workdir_that_cannot_be_is_refused_before_anything_is_computed(workdir, nothing_computes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("kept")
     Path("loop").symlink_to("loop")
     assert main([*CONFIG, "--workdir", workdir]) == 2
-    assert workdir[:50] in error_line(capsys.readouterr().err)
+    assert workdir.encode(errors="backslashreplace").decode()[:50] in error_line(capsys.readouterr().err)
     assert Path("file").read_text() == "kept"
     assert {path.name for path in tmp_path.iterdir()} == {"file", "loop"}
 
@@ -229,17 +261,17 @@ def test_a_file_for_a_folder_or_a_folder_for_a_file_is_named_before_anything_is_
     ],
 )
 def test_deeper_inside_a_file_for_a_folder_or_a_folder_for_a_file_is_one_line(place, copy, capsys):
-    shutil.rmtree(only(copy, "checkpoints/krr_st-*") / "free" / "6")
     path = only(copy, place)
+    if place.startswith("checkpoints"):
+        # So that the checkpoints are needed, the last one made again.
+        shutil.rmtree(only(copy, "checkpoints/krr_st-*") / "free" / "6")
+        shutil.rmtree(copy / "distilled")
     was_file = path.is_file()
     remove(path)
     if was_file:
         path.mkdir()
     else:
         path.write_text("kept")
-    # A set in whose place nothing can be made is looked for and missed.
-    undamaged = copy / SET / "manifest.json"
-    undamaged.unlink() if undamaged.is_file() else None
     assert distil(copy) in (2, 5)
     assert path.name in error_line(capsys.readouterr().err)
     assert path.is_dir() if was_file else path.read_text() == "kept"
@@ -253,26 +285,17 @@ def without_record(folder):
     (folder / "6.sha256.json").unlink()
 
 
-def without_its_files(folder):
-    shutil.rmtree(folder / "6")
-
-
 def empty(folder):
     shutil.rmtree(folder / "6")
     (folder / "6").mkdir()
 
 
-def stale(folder):
+def stale_and_strange(folder):
     shutil.rmtree(folder / "6")
-    for name in ("6.orbax-checkpoint-tmp-1700000000", "8.orbax-checkpoint-tmp"):
+    for name in ("6.orbax-checkpoint-tmp-1700000000", "8.orbax-checkpoint-tmp", "4 (copy)"):
         shutil.copytree(folder / "4", folder / name)
     (folder / "9.sha256.json").write_text("{}")
     (folder / ".6.sha256.json.1.tmp").write_text("{")
-
-
-def strange(folder):
-    shutil.rmtree(folder / "6")
-    shutil.copytree(folder / "4", folder / "4 (copy)")
     (folder / "notes").mkdir()
     (folder / "README.txt").write_text("kept")
     (folder / "8").write_text("a file named like a step")
@@ -284,7 +307,7 @@ def strange_numbers(folder):
     (folder / "٨").mkdir()
 
 
-@pytest.mark.parametrize("damage", [half_deleted, without_record, without_its_files, empty, stale, strange, strange_numbers])
+@pytest.mark.parametrize("damage", [half_deleted, without_record, empty, stale_and_strange, strange_numbers])
 def test_what_lies_among_the_checkpoints_does_not_stop_a_run_or_change_its_bytes(damage, copy, whole, capsys):
     shutil.rmtree(copy / "distilled")
     folder = only(copy, "checkpoints/krr_st-*/free")
@@ -294,7 +317,7 @@ def test_what_lies_among_the_checkpoints_does_not_stop_a_run_or_change_its_bytes
     assert (copy / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert not list(copy.rglob("*.orbax-checkpoint-tmp*"))
     capsys.readouterr()
-    assert main(["--task=verify", "--workdir", str(copy)]) in (0, 3)
+    assert main(["--task=verify", "--workdir", str(copy)]) == 0
     assert f"ok       {folder / '6'}\n" in capsys.readouterr().out
 
 
@@ -314,20 +337,12 @@ def truncate(file):
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def cut_to_nothing(file):
-    file.write_bytes(b"")
-
-
 def garbage_header(file):
     file.write_bytes(b"\x93NUMPY\x01\x00" + bytes(range(256)))
 
 
 def objects(file):
     np.save(file, np.array([{}], object))
-
-
-def other_shape(file):
-    np.save(file, np.load(file)[:-1])
 
 
 def no_digest(file):
@@ -338,11 +353,7 @@ def damaged_digest(file):
     flip(file.with_suffix(".sha256.json"))
 
 
-def digest_of_something_else(file):
-    file.with_suffix(".sha256.json").write_text("[]")
-
-
-DAMAGES = [flip, truncate, cut_to_nothing, garbage_header, objects, other_shape, no_digest, damaged_digest, digest_of_something_else]
+DAMAGES = [flip, truncate, garbage_header, objects, no_digest, damaged_digest]
 
 
 def test_damaged_representations_are_computed_again_with_a_warning_and_have_the_same_bytes(copy, whole, capsys):
@@ -350,10 +361,11 @@ def test_damaged_representations_are_computed_again_with_a_warning_and_have_the_
     before = {path: path.read_bytes() for path in (file, file.with_suffix(".sha256.json"))}
     for damage in DAMAGES:
         damage(file)
-        shutil.rmtree(copy / "distilled")
         if damage is flip:
-            undo_distillation_checkpoints = only(copy, "checkpoints/krr_st-*")
-            shutil.rmtree(undo_distillation_checkpoints)
+            # What is distilled from them is the same too.
+            undo_distillation(copy)
+        else:
+            shutil.rmtree(copy / "distilled")
         assert distil(copy) == 0, damage.__name__
         output = capsys.readouterr().out
         assert f"warning: {file}: it" in output, damage.__name__
@@ -390,7 +402,7 @@ def test_a_damaged_line_amid_the_metrics_ends_a_run_with_5_and_its_number(line, 
     assert file.read_bytes() == damaged
 
 
-@pytest.mark.parametrize("kept", [1, 40, -1])
+@pytest.mark.parametrize("kept", [40, -1])
 def test_a_last_line_of_the_metrics_that_was_cut_off_is_written_again(kept, copy, whole):
     file = copy / "metrics.jsonl"
     *lines, last = file.read_bytes().splitlines(keepends=True)

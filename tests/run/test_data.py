@@ -195,3 +195,13 @@ def test_an_image_that_is_damaged_stops_a_run_unless_it_is_skipped(tmp_path, cap
         load_data(DataSpec(f"folder:{tmp_path / 'f'}"), "test")
     data = load_data(DataSpec(f"folder:{tmp_path / 'f'}", on_bad_image="skip", validation=0.0), "test")
     assert len(data.train_images) == len(data.train_labels) == 59
+
+
+def test_a_prepared_image_that_changed_is_noticed_before_it_is_trained_on(npz, tmp_path):
+    spec = DataSpec(f"arrays:{npz}", cache=str(tmp_path))
+    file = load_data(spec, "test").folder / "train_images.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"train_images in .* is not as it was prepared; delete that folder"):
+        load_data(spec, "test")
