@@ -191,8 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise
-        where = f" {error.filename}" if error.filename else ""
-        failed = StorageError(f"cannot write{where}: {error.strerror}; see to it and run the same command again, nothing complete is lost")
+        where = f"{error.filename}: " if error.filename else ""
+        failed = StorageError(f"{where}{error.strerror}; make room or repair it and run the same command again: what was complete is kept")
         return _report(failed, debug, error)
     return 0
 
