@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from ml_collections import config_flags
 
 from ssdd_jax.errors import InputError, StorageError, nearest
 from ssdd_jax.run.spec import RunSpec, to_spec
+from ssdd_jax.terminal import say
 
 USAGE = f"""{__doc__}
 
@@ -103,13 +105,21 @@ def parse(argv: Sequence[str]) -> Command:
     set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
     format_flag = flags.DEFINE_string("format", None, "format", flag_values=values)
     accept_flag = flags.DEFINE_bool("accept_changes", False, "accept_changes", flag_values=values)
+    logger = logging.getLogger("absl")
+    level = logger.level
     try:
+        # What it warns of is an error below.
+        logger.setLevel(logging.CRITICAL)
         rest = values(["ssdd_jax", *args])[1:]
         config = config_flag.value
     except flags.UnrecognizedFlagError as error:
         raise InputError(f"{' '.join(str(error).split())}; settings follow --config and read --config.section.key=value") from error
-    except Exception as error:  # whatever a config file raises is its fault: one line, not a traceback
+    except (Exception, SystemExit) as error:  # whatever a config file raises is its fault: one line, not a traceback
         raise InputError(_config_error(error)) from error
+    finally:
+        logger.setLevel(level)
+    if config is None and any(arg.partition("=")[0] == "--config" for arg in args):
+        raise InputError("get_config of the config file returned nothing, expected a ConfigDict; add `return config` to it")
     if rest:
         raise InputError(f"stray argument {rest[0]!r}, expected --config.key=value; did you forget the dashes?")
     task = task_flag.value
@@ -123,9 +133,20 @@ def parse(argv: Sequence[str]) -> Command:
     if (needs_config and config is None) or workdir_flag.value is None:
         missing = "--config" if needs_config and config is None else "--workdir"
         raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
-    sets = tuple(Path(path).expanduser() for path in set_flag.value)
+    sets = tuple(_path("--set", path) for path in set_flag.value)
     spec = to_spec(config) if config is not None else None
-    return Command(spec, Path(workdir_flag.value).expanduser(), task, sets, format_flag.value or "safetensors", accept_flag.value)
+    return Command(spec, _path("--workdir", workdir_flag.value), task, sets, format_flag.value or "safetensors", accept_flag.value)
+
+
+def _path(flag: str, text: str) -> Path:
+    try:
+        text.encode()
+        path = Path(text).expanduser()
+    except (RuntimeError, UnicodeEncodeError):
+        raise InputError(f"{flag} {text!a} is no path: its user or its letters are unknown (UTF-8); give another") from None
+    if not text:
+        raise InputError(f"{flag} is empty, expected a folder; {flag}=. is the present one")
+    return path
 
 
 def _config_error(error: BaseException) -> str:
@@ -166,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"--help", "-h"} & set(argv):
-        print(USAGE.format(configs=", ".join(shipped_configs())))
+        say(USAGE.format(configs=", ".join(shipped_configs())))
         return 0
     debug = "--debug" in argv
     for stream in (sys.stdout, sys.stderr):
@@ -182,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with stop.on_signals():
                 _execute(command)
         except stop.Stopped as stopped:
-            print(stopped, file=sys.stderr)
+            say(stopped, "stderr")
             return stop.STATUS
         except NumericalError as error:
             return _report(error, debug)
@@ -200,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: Any, debug: bool, cause: BaseException | None = None) -> int:
     if debug:
         raise error from cause
-    print(f"error: {error}", file=sys.stderr)
+    say(f"error: {error}", "stderr")
     return error.status
 
 

@@ -1,7 +1,5 @@
 """What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
 
-import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,23 +7,31 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ssdd_jax.terminal import say, tolerant
+
 PLAIN_INTERVAL_S = 10.0
 # A file has no width of its own; the results table fits into this one.
 FILE_WIDTH = 120
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `tolerant`: the library would end the process."""
+        raise
 
 
 class Display:
     """The display of one run; `Task.advance` is cheap enough to call every step."""
 
     def __init__(self):
-        self.console = Console(highlight=False, markup=False)
+        self.console = _Console(highlight=False, markup=False)
         self.live = self.console.is_terminal
         if not self.live:
             self.console.width = FILE_WIDTH
 
     def print(self, text: object) -> None:
         """Print a line (or a rich table) above the bar."""
-        with _whatever_the_terminal_does():
+        with tolerant():
             self.console.print(text, soft_wrap=isinstance(text, str))
 
     @contextmanager
@@ -45,16 +51,6 @@ class Display:
             yield Task(name, total, bar)
 
 
-@contextmanager
-def _whatever_the_terminal_does() -> Iterator[None]:
-    """Go on where nobody reads any more: a closed pipe or terminal must not end a run."""
-    try:
-        yield
-    except (OSError, ValueError):  # ValueError: the stream is closed
-        # What is left in its buffer would be tried again, and fail again, when the process ends.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-
-
 class Task:
     """One bar, or one plain line every `PLAIN_INTERVAL_S` seconds."""
 
@@ -71,5 +67,4 @@ class Task:
             self.last_line = time.monotonic()
             elapsed = self.last_line - self.started
             left = f", {elapsed / done * (self.total - done):.0f} s left" if done else ""
-            with _whatever_the_terminal_does():
-                print(f"{self.name}: {done}/{self.total}{left}{'  ' + note if note else ''}", flush=True, file=sys.stdout)
+            say(f"{self.name}: {done}/{self.total}{left}{'  ' + note if note else ''}")

@@ -4,12 +4,13 @@ A checkpoint is a folder named by its step, which Orbax writes, and STEP.sha256.
 whole: the digests of its files and of its leaves, which Orbax does not keep, and what a run needs to know besides the state.
 """
 
-import errno
 import json
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ssdd_jax.errors import InputError, StorageError
-from ssdd_jax.io.files import file_digest, json_digest, sha256, write_json
+from ssdd_jax.io.files import file_digest, json_digest, reserve, sha256, write_json
 
 STATE = "state"
 # What Orbax needs besides the arrays, at most.
@@ -89,7 +90,7 @@ class Checkpoints:
         return self._steps()
 
     def _steps(self) -> list[int]:
-        return sorted(int(entry.name) for entry in self.folder.glob("*") if entry.name.isdecimal() and entry.is_dir())
+        return sorted(int(entry.name) for entry in self.folder.glob("*") if is_step(entry))
 
     @property
     def latest(self) -> int | None:
@@ -186,13 +187,11 @@ class Checkpoints:
     def _write(self, step: int, leaves: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
         folder = self.folder / str(step)
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed = sum(leaf.nbytes for leaf in leaves.values()) + OVERHEAD_BYTES
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise OSError(errno.ENOSPC, f"no space left: {needed / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free")
+        reserve(self.folder, sum(leaf.nbytes for leaf in leaves.values()) + OVERHEAD_BYTES)
         digests = {name: _leaf_digest(leaf) for name, leaf in leaves.items()}
         # Orbax has no arrays without elements.
-        ocp.save_checkpointables(folder.absolute(), {STATE: {name: leaf for name, leaf in leaves.items() if leaf.size}}, overwrite=True)
+        with _quiet():
+            ocp.save_checkpointables(folder.absolute(), {STATE: {name: leaf for name, leaf in leaves.items() if leaf.size}}, overwrite=True)
         record = {"files": _file_digests(folder), "leaves": digests, "notes": notes, "about": self.about}
         write_json(record_file(folder), {**record, "sha256": json_digest(record)})
         kept = {*self._steps()[-self.keep :], *(s for s in self._steps() if self.keep_every and s % self.keep_every == 0)}
@@ -221,6 +220,11 @@ class Checkpoints:
         return jax.tree.unflatten(structure, [jnp.asarray(leaves[jax.tree_util.keystr(path)]) for path, _ in paths]), ""
 
 
+def is_step(entry: Path) -> bool:
+    """Return whether something in the folder of a stage is a checkpoint, damaged or not."""
+    return entry.name.isdecimal() and entry.name == str(int(entry.name)) and entry.is_dir()
+
+
 def record_file(folder: Path) -> Path:
     """Return the file with the digests of the checkpoint in `folder`."""
     return folder.with_name(f"{folder.name}.sha256.json")
@@ -238,6 +242,18 @@ def damage(folder: Path) -> str:
     found = _file_digests(folder)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     return f"{wrong[0]} is not as it was saved" if wrong else ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax from logging what it raises anyway."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

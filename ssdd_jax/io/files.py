@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -52,6 +53,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # A full disk does not say which file it is about.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,6 +70,20 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
+def reserve(folder: Path, size: int) -> None:
+    """See that so many bytes can be written in a folder, whatever limits them: the disk, a quota, or the process.
+
+    Raises:
+        OSError: they cannot.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(errno.ENOSPC, f"no space left: {size / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free")
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 def allocate_npy(file: Path, shape: tuple[int, ...], dtype: Any) -> None:
     """Make an .npy file of zeros whose space is reserved: a map of a file without space ends the process, not with an error.
 
@@ -73,9 +91,7 @@ def allocate_npy(file: Path, shape: tuple[int, ...], dtype: Any) -> None:
         OSError: there is not enough space.
     """
     size = prod(shape) * np.dtype(dtype).itemsize
-    free = shutil.disk_usage(file.parent).free
-    if size > free:
-        raise OSError(errno.ENOSPC, f"{size / 1e6:,.1f} MB are needed and {free / 1e6:,.1f} MB are free")
+    reserve(file.parent, size)
     np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
         with file.open("r+b") as stream:

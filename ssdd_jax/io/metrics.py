@@ -36,7 +36,7 @@ class Metrics:
         for number, line in enumerate(lines):
             try:
                 record = json.loads(line)
-                if not {"stage", "step"} <= record.keys():
+                if not (isinstance(record.get("stage"), str) and isinstance(record.get("step"), int)):
                     raise ValueError("no stage and step")
                 records.append(record)
             except (ValueError, AttributeError) as error:
@@ -55,11 +55,15 @@ class Metrics:
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        except OSError as error:
+            # A full disk does not say which file it is about.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self.logger is not None:
             try:
-                self.logger(stage, step, values)
+                self.logger(stage, step, dict(values))
             except Exception as error:  # it is not ours, and may raise anything
                 self.logger = None
                 self.warn(f"warning: the logger raised {type(error).__name__}: {error}; the run goes on without it")

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ssdd_jax.core.distilled import Factors, num_images
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import InputError, StorageError
 from ssdd_jax.io.artifacts import load_distilled, read_manifest
 from ssdd_jax.io.files import write_bytes
 from ssdd_jax.io.metrics import Metrics
@@ -36,7 +36,7 @@ def write_report(workdir: str | Path) -> list[str]:
         []
     """
     workdir = Path(workdir)
-    results = _read_results(workdir / "results.json")
+    results = read_results(workdir / "results.json")
     folder, notes = workdir / "report", []
     (_, main), *others = results_tables(results).items()
     sections = [_introduction(results), to_markdown(*main), _definitions(results)]
@@ -100,13 +100,25 @@ def loss_curves(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str
     return curves
 
 
-def _read_results(file: Path) -> dict[str, Any]:
+def read_results(file: Path) -> dict[str, Any]:
+    """Return the content of results.json.
+
+    Raises:
+        InputError: there is none.
+        StorageError: it is not what an evaluation writes.
+    """
     if not file.is_file():
-        raise InputError(f"no results at {file}, expected the file that a finished run leaves there; give that run's folder, or finish it")
+        raise InputError(f"no results.json in {file.parent}, expected a run's folder; evaluate first")
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is no JSON ({error}); run the evaluation again") from error
+        results = json.loads(file.read_bytes())
+        if not {"name", "dataset", "teacher", "device"} <= results.keys() or not all(isinstance(row, dict) for row in results["rows"]):
+            raise ValueError("its parts are not those of results")
+        # Whatever they need is there.
+        _ = results_tables(results), _introduction(results)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise StorageError(f"{file} is no results file ({reason}), expected what an evaluation writes; move it away") from error
+    return results
 
 
 def _introduction(results: Mapping[str, Any]) -> str:

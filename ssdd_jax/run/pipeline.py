@@ -1,6 +1,5 @@
 """The stages of a run, in order: teacher, distill, evaluate, report. What is complete for the same settings is not done again."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import locked, write_json
 from ssdd_jax.io.metrics import Logger, Metrics
 from ssdd_jax.progress import Display
-from ssdd_jax.report import results_tables, to_rich, write_report
+from ssdd_jax.report import read_results, results_tables, to_rich, write_report
 from ssdd_jax.run.build import Data, load_data, plan_method, repr_width, student_learner, teacher_learner
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.distill import Distiller
@@ -218,9 +217,7 @@ def show_report(workdir: Path, results: dict[str, Any], display: Display) -> dic
 
 def report(workdir: Path) -> None:
     """Write the report of a finished run again."""
-    if not (workdir / "results.json").is_file():
-        raise InputError(f"no results.json in {workdir}, expected a run's folder; evaluate first")
-    show_report(workdir, json.loads((workdir / "results.json").read_text()), Display())
+    show_report(workdir, read_results(workdir / "results.json"), Display())
 
 
 def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
@@ -274,7 +271,6 @@ def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
 
 def prepare_workdir(workdir: Path) -> Path:
     """Return the run's folder, made if it is missing."""
-    workdir = workdir.expanduser()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for name, is_folder in CONTENTS.items():

@@ -61,6 +61,8 @@ def check_changes(file: Path, now: Mapping[str, Any], accept: bool) -> list[str]
     try:
         before = json.loads(file.read_bytes())
         settings, fingerprint = dict(_flat(before["settings"])), before["data_fingerprint"]
+        if not isinstance(fingerprint, str):
+            raise TypeError("data_fingerprint")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StorageError(
             f"{file} cannot be read ({type(error).__name__}), expected the settings that the run was begun with; "

@@ -1,5 +1,6 @@
 """The teacher stage: pretraining or a published checkpoint, then the frozen teacher and its cached representations."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def teacher_digest(spec: RunSpec, data: Data) -> str:
     if not teacher.checkpoint:
         # The online probe watches and changes nothing.
         return digest(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate), data.digest)
-    file = Path(teacher.checkpoint).expanduser()
+    file = Path(os.path.expanduser(teacher.checkpoint))
     if not file.is_file():
         raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")
     return digest(teacher.net, teacher.widths, teacher.standardize, data.digest, file_digest(file))
@@ -82,7 +83,7 @@ def get_teacher(
 
 def read_teacher(file: str, net: str, learner: Learner) -> Any:
     """Return the variables in a PyTorch checkpoint, read without PyTorch."""
-    weights = read_state_dict(Path(file).expanduser())
+    weights = read_state_dict(os.path.expanduser(file))
     try:
         return variables_from_torch(net, weights, jax.eval_shape(learner.init, jax.random.key(0)))
     except ValueError as error:

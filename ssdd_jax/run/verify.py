@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.artifacts import SUMS, damaged_files
-from ssdd_jax.io.checkpoints import damage
+from ssdd_jax.io.checkpoints import damage, is_step
 from ssdd_jax.progress import Display
 from ssdd_jax.run.encode import damaged_encoding
 
@@ -22,7 +22,7 @@ def verify(workdir: Path, sets: Sequence[Path] = ()) -> None:
     reasons = {folder: _damaged(folder) for folder in folders}
     if not sets:
         kept = workdir / "checkpoints"
-        checkpoints = [file for file in kept.rglob("*") if file.is_dir() and file.name.isdecimal()]
+        checkpoints = [file for file in kept.rglob("*") if is_step(file)]
         reasons |= {folder: damage(folder) for folder in sorted(checkpoints)}
         reasons |= {file: damaged_encoding(file) for file in sorted(kept.rglob("*.npy"))}
     if not reasons:

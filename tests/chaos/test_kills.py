@@ -45,23 +45,28 @@ def outcome(workdir):
     return {"sets": arrays, "manifests": manifests, "metrics": (workdir / "metrics.jsonl").read_text(), "results": results}
 
 
-def stage(workdir):
-    """Return how far a run is, by its files."""
-    if list(workdir.rglob("*.orbax-checkpoint-tmp*")):
-        return "while saving a checkpoint"
-    rows = workdir / "results.json"
-    if list(workdir.glob("checkpoints/students/*/*/*")):
-        return "student"
-    if rows.exists():
-        return "evaluation"
-    folders = {file.parent.name.partition("-")[0] + "/" + file.name for file in workdir.glob("checkpoints/*/*")}
-    for part in ("ours/joint", "ours/free", "ours/warm_up", "krr_st/free", "krr_st/warm_up"):
-        if part in folders:
-            return part
-    names = [file.name for file in workdir.glob("checkpoints/*")]
-    if any(name.startswith("representations") for name in names):
-        return "representations"
-    return "teacher" if names else "start and data preparation"
+# What is there once a run has come so far, in order.
+STAGES = {
+    "start and data preparation": "",
+    "teacher": "checkpoints/teacher-*",
+    "representations and krr_st": "checkpoints/representations-*",
+    "krr_st, seed 1": "distilled/krr_st/seed_0/manifest.json",
+    "ours": "checkpoints/ours-*",
+    "ours, joint phase": "checkpoints/ours-*/joint",
+    "ours, seed 1": "distilled/ours/seed_0/manifest.json",
+    "evaluation": "distilled/ours/seed_1/manifest.json",
+    "table": "results.json",
+    "student": "checkpoints/students/*",
+}
+
+
+def reached(workdir):
+    """Return the last stage that a run has come to."""
+    return [name for name, pattern in STAGES.items() if not pattern or list(workdir.glob(pattern))][-1]
+
+
+def being_saved(workdir):
+    return set(workdir.glob("checkpoints/**/*.orbax-checkpoint-tmp*"))
 
 
 def finish(workdir, cache, **how):
@@ -78,23 +83,28 @@ def whole(tmp_path_factory):
     return finish(folder / "run", folder / "cache")
 
 
-def at_start(process, workdir, seconds):
-    """Wait some of the time that it takes until the data are there."""
+def wait_until(process, condition):
+    while process.poll() is None and not condition():
+        time.sleep(0.0005)
+
+
+def wait_for(process, seconds):
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
 
 
-def at_work(process, workdir, seconds):
-    """Wait until it has said what it found, and some time from there."""
-    process.stdout.readline()
-    at_start(process, workdir, seconds)
-
-
-def while_saving(process, workdir, seconds):
-    """Wait until it is writing a checkpoint, the one that it comes to after some time."""
-    at_work(process, workdir, seconds)
-    while process.poll() is None and not list(workdir.glob("checkpoints/**/*.orbax-checkpoint-tmp*")):
-        time.sleep(0.0005)
+def kill(workdir, cache, place):
+    """Start a run and kill it some time after it has come to a place, or then while it saves; return where it was, or None."""
+    process, before, names = start(workdir, cache), being_saved(workdir), list(STAGES)
+    wait_until(process, lambda: names.index(reached(workdir)) >= names.index(place))
+    wait_for(process, random.uniform(0.0, 3.0))
+    saving = random.random() < 0.4
+    if saving:
+        wait_until(process, lambda: being_saved(workdir) - before)
+    alive = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return ("while saving" if saving else reached(workdir)) if alive else None
 
 
 @pytest.mark.chaos
@@ -102,21 +112,14 @@ def while_saving(process, workdir, seconds):
 def test_killed_at_random_moments_of_all_stages_the_end_is_the_same(tmp_path, whole):
     random.seed(0)
     tally = Counter()
-    while tally.total() < 24:
+    for attempt in range(3):
         # Everything that it needs is made anew, the prepared data too.
-        workdir, cache = tmp_path / f"run {tally.total()}", tmp_path / f"cache {tally.total()}"
-        for wait in (at_start, *random.choices([at_work, while_saving], [3, 1], k=20)):
-            process = start(workdir, cache)
-            wait(process, workdir, random.uniform(0.5, 8.0))
-            if process.poll() is not None:
-                process.communicate()
-                break
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            tally[stage(workdir)] += 1
+        workdir, cache = tmp_path / f"run {attempt}", tmp_path / f"cache {attempt}"
+        tally.update(filter(None, [kill(workdir, cache, place) for place in STAGES]))
         assert finish(workdir, cache) == whole
     print(f"{tally.total()} kills: {dict(tally)}")
-    assert tally["while saving a checkpoint"] >= 2
+    assert tally.total() >= 20
+    assert tally["while saving"] >= 2
     assert len(tally) >= 6
 
 
@@ -129,7 +132,7 @@ def test_stopped_again_and_again_the_end_is_the_same(tmp_path, whole):
         workdir, cache = tmp_path / f"run {attempt}", tmp_path / f"cache {attempt}"
         while not statuses or statuses[-1] != 0:
             process = start(workdir, cache)
-            random.choice([at_start, at_work, at_work])(process, workdir, random.uniform(0.5, 12.0))
+            wait_for(process, random.uniform(2.0, 20.0))
             process.send_signal(random.choice([signal.SIGTERM, signal.SIGINT]))
             _, error = process.communicate()
             statuses.append(process.returncode)

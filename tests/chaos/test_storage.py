@@ -114,7 +114,7 @@ def on_a_disk(tmp_path, script):
 
 
 def test_a_run_on_a_full_disk_ends_with_5_wherever_it_is_and_with_space_goes_on_to_the_same_bytes(whole, tmp_path):
-    # A checkpoint asks first whether there is space for it. Told that there is, it runs out of it half way, as when others write too.
+    # A checkpoint asks first whether there is space for it. Told that there is, it finds out otherwise as it takes it.
     script = """
     ask = shutil.disk_usage
 
@@ -140,7 +140,7 @@ def test_a_run_on_a_full_disk_ends_with_5_wherever_it_is_and_with_space_goes_on_
         error_line(line)
         assert "No space left" in line or "no space left" in line or "RESOURCE_EXHAUSTED" in line
     # They end at different things, and what was saved once stays.
-    assert len({line for _, line, _ in full}) > 3
+    assert len({line for _, line, _ in full}) > 2
     saved = [count for _, _, count in full]
     assert saved == sorted(saved)
     assert saved[0] < saved[-1]

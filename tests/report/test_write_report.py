@@ -113,12 +113,12 @@ def test_no_metrics_no_curves(workdir):
 
 
 def test_missing_or_broken_results_are_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"no results at .*results\.json, expected") as caught:
+    with pytest.raises(InputError, match=r"no results\.json in .*, expected") as caught:
         write_report(tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "report").exists()
     (tmp_path / "results.json").write_text('{"name": ')
-    with pytest.raises(InputError, match=r"results\.json is no JSON") as caught:
+    with pytest.raises(InputError, match=r"results\.json is no results file \(JSONDecodeError") as caught:
         write_report(tmp_path)
     assert "\n" not in str(caught.value)
 

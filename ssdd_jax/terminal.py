@@ -1,0 +1,23 @@
+"""Writing to a terminal, pipe or file that may be gone: what nobody reads must not end a run."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+
+@contextmanager
+def tolerant(name: Literal["stdout", "stderr"] = "stdout") -> Iterator[None]:
+    """Go on where writing to the stream fails; nothing more is written to it then."""
+    try:
+        yield
+    except (OSError, ValueError):  # ValueError: the stream is closed
+        # What is left in its buffer would be tried again, and fail again, when the process ends.
+        setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def say(text: object, name: Literal["stdout", "stderr"] = "stdout") -> None:
+    """Print a line."""
+    with tolerant(name):
+        print(text, file=getattr(sys, name), flush=True)
