@@ -105,6 +105,8 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     evaluation = held_out if split == "validation" else test
     identity = digest(dataset.fingerprint, spec.split, spec.test, spec.validation, spec.limit)
     mean, std = _statistics(train[0], dataset.folder / f"statistics-{identity}.json")
+    # A channel that is the same everywhere becomes zero.
+    std = np.where(std > 0, std, 1.0)
     return Data(
         dataset.name, *train, *held_out, *evaluation, len(dataset.class_names), mean, std, dataset.fingerprint, identity, dataset.folder
     )

@@ -114,8 +114,9 @@ class Context:
 
     @cached_property
     def shifts(self) -> dict[str, float]:
-        """Return the teacher's shift under every view that a method uses."""
-        return view_shifts(self.teacher, self.data, tuple(dict.fromkeys(v for m in self.spec.methods.values() for v in m.views)))
+        """Return the teacher's shift under every view that a chosen method uses."""
+        methods = [self.spec.methods[name] for name in self.spec.chosen_methods()]
+        return view_shifts(self.teacher, self.data, tuple(dict.fromkeys(view for method in methods for view in method.views)))
 
     @cached_property
     def train_images(self) -> Table:
@@ -161,6 +162,8 @@ class Context:
                 shrink = jax.jit(lambda batch: resize_images(self.data.normalize(batch), layout.base_shape).reshape(len(batch), -1))
                 rows = in_batches(shrink, select_rows(self.data.train_images, sample))
             limit = min(len(rows) - 1, rows.shape[1])
+            if limit < 1:
+                raise InputError(f"config.methods.{name} needs bases of the training {what}, of which there is one; expected two or more")
             fitted = fit_pca(jnp.asarray(rows), min(num_components, limit))
             rank = int(np.sum(np.asarray(fitted.variances) > 1e-6 * float(fitted.variances[0])))
             if num_components > min(rank, limit):
@@ -177,8 +180,8 @@ class Context:
         plan = plan_method(name, self.spec.methods[name], self.spec.num_pairs, self.data.image_shape, self.width, self.shifts)
         if plan.num_images > len(self.data.train_images):
             raise InputError(
-                f"config.methods.{name}: the budget holds {plan.num_images} images, the training split has {len(self.data.train_images)} "
-                f"to start from; set config.methods.{name}.images or lower config.num_pairs"
+                f"config.methods.{name} has {plan.num_images} images, the training split {len(self.data.train_images)} "
+                f"to start from; lower config.methods.{name}.images or config.num_pairs"
             )
         return plan
 

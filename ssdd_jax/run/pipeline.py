@@ -4,9 +4,11 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from itertools import groupby
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ssdd_jax.core.views import check_views
 from ssdd_jax.data.prepare import read_manifest as read_prepared_manifest
 from ssdd_jax.data.published import statistics_warning
 from ssdd_jax.errors import InputError
@@ -257,15 +259,24 @@ def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
     teacher_learner(spec.teacher, image_shape)
     width = repr_width(spec.teacher, image_shape)
     student_learner(spec.student, image_shape, width)
+    if spec.outer.real_augment == "views":
+        views = spec.outer.real_views
+        try:
+            check_views(("identity", *(name for name in views if name != "identity")), image_shape)
+        except ValueError as error:
+            raise InputError(f"config.outer.real_views: {error}") from error
+        if not views or len(set(views)) != len(views):
+            raise InputError(f"config.outer.real_views is {views}, expected one or more distinct views; ('identity',) augments nothing")
     for label, student in spec.evaluation.students.items():
         student_learner(student, image_shape, width, f"config.evaluation.students.{label}")
     for name in spec.chosen_methods():
         method = spec.methods[name]
         try:
-            if method.factor_scale != "balanced":
-                float(method.factor_scale)
+            valid = method.factor_scale == "balanced" or (isfinite(float(method.factor_scale)) and float(method.factor_scale) != 0)
         except ValueError:
-            raise InputError(f"config.methods.{name}.factor_scale is {method.factor_scale!r}, expected 'balanced' or a number") from None
+            valid = False
+        if not valid:
+            raise InputError(f"config.methods.{name}.factor_scale is {method.factor_scale!r}, expected 'balanced' or a number other than 0")
         plan_method(name, method, spec.num_pairs, image_shape, width, dict.fromkeys(method.views, 0.0))
 
 

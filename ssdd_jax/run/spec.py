@@ -7,6 +7,7 @@ and is turned back into a `RunSpec` by `to_spec`, which names what is unknown or
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ def within(default: Any, low: float, high: float = float("inf")) -> Any:
     return field(default=default, metadata={"range": (low, high)})
 
 
+# What jax takes for a key without 64-bit integers.
+MOST_SEED = 2**31 - 1
 CONTROLS = ("none", "teacher_init", "teacher", "full")
 # In the order of tables; `ssdd_jax.nets` builds them.
 NETS = ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit")
@@ -106,7 +109,7 @@ class TeacherSpec:
     second_view: AugmentSpec = field(default_factory=lambda: AugmentSpec(solarize=0.2))
     probe_learning_rate: float = within(0.1, 0.0)
     standardize: bool = True
-    seed: int = within(0, 0)
+    seed: int = within(0, 0, MOST_SEED)
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,8 @@ class OuterSpec:
     steps: int = within(600, 0)
     batch_size: int = within(256, 1)
     final_rate: float = within(1e-3, 0.0, 1.0)
-    b1: float = within(0.9, 0.0, 1.0)
-    b2: float = within(0.999, 0.0, 1.0)
+    b1: float = within(0.9, 0.0, 0.99999)
+    b2: float = within(0.999, 0.0, 0.999999)
     weight_decay: float = within(0.0, 0.0)
     ridge: float = within(1e-6, 0.0)
     ridge_scale: str = one_of("trace", "mean_trace", "absolute")
@@ -308,7 +311,7 @@ class RunSpec:
 
     name: str = "run"
     num_pairs: int = within(10, 1)
-    seeds: tuple[int, ...] = within((0, 1, 2), 0)
+    seeds: tuple[int, ...] = within((0, 1, 2), 0, MOST_SEED)
     seeds_at_once: int = within(0, 0)
     steps_per_dispatch: int = within(0, 0)
     log_every: int = within(50, 1)
@@ -517,6 +520,8 @@ def _convert(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> 
         expected = f"expected one of {', '.join(map(str, metadata['choices']))}"
         raise InputError(f"{where} is {value!r}, {expected}{nearest(str(value), map(str, metadata['choices']))}")
     low, high = metadata.get("range", (float("-inf"), float("inf")))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} is {value}, expected a finite number")
     if isinstance(value, int | float) and not low <= value <= high:
         raise InputError(f"{where} is {value}, expected {f'at least {low}' if high == float('inf') else f'{low} to {high}'}")
     return value

@@ -167,7 +167,13 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
         total += reprs.sum(0)
         squares += float(np.sum(reprs**2))
     centre = total / count
-    scale = float(np.sqrt(squares / (count * centre.size) - np.mean(centre**2)))
+    variance = squares / (count * centre.size) - np.mean(centre**2)
+    if not variance > 1e-12 * squares / (count * centre.size):
+        raise InputError(
+            f"the teacher represents all {count} training images alike, so that there is nothing to distil; "
+            "take more images, pretrain it longer or with another config.teacher.learning_rate, or set config.teacher.standardize=False"
+        )
+    scale = float(np.sqrt(variance))
     return Teacher(learner, variables, centre.astype(np.float32), scale, name)
 
 
@@ -207,9 +213,7 @@ def view_shifts(teacher: Teacher, data: Data, views: tuple[str, ...]) -> dict[st
     stride = max(1, len(data.train_images) // SHIFT_SAMPLE)
     sample = select_rows(data.train_images, np.arange(0, len(data.train_images), stride)[:SHIFT_SAMPLE])
     base = representations(teacher, data, sample)
-    variance = np.mean((base - base.mean(0)) ** 2, dtype=np.float64)
-    return {
-        view: float(np.mean((representations(teacher, data, sample, view) - base) ** 2, dtype=np.float64) / variance)
-        for view in views
-        if view != "identity"
-    }
+    # Where all images are represented alike, any shift is too much.
+    variance = np.mean((base - base.mean(0)) ** 2, dtype=np.float64) or np.finfo(np.float64).tiny
+    ratio = lambda view: np.mean((representations(teacher, data, sample, view) - base) ** 2, dtype=np.float64) / variance
+    return {view: float(min(ratio(view), np.finfo(np.float32).max)) for view in views if view != "identity"}

@@ -63,7 +63,8 @@ def init_teacher(
     """Return the state before the first step; `probe` is of `ssdd_jax.evals.probe.init_probe`."""
     encoder_key, projector_key = jax.random.split(key)
     encoder_variables = encoder.init(encoder_key)
-    projector_variables = dict(projector.init(projector_key, jnp.zeros((2, repr_width))))
+    # Without layers to normalise it has no batch statistics; the step returns them all the same.
+    projector_variables = {"batch_stats": {}, **projector.init(projector_key, jnp.zeros((2, repr_width)))}
     params = {"encoder": encoder_variables["params"], "projector": projector_variables["params"]}
     return TeacherState(encoder=encoder_variables, projector=projector_variables, opt_state=optimizer.init(params), probe=probe)
 

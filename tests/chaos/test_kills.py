@@ -62,11 +62,12 @@ STAGES = {
 
 def reached(workdir):
     """Return the last stage that a run has come to."""
-    return [name for name, pattern in STAGES.items() if not pattern or list(workdir.glob(pattern))][-1]
+    return [name for name, pattern in STAGES.items() if not pattern or any(workdir.glob(pattern))][-1]
 
 
 def being_saved(workdir):
-    return set(workdir.glob("checkpoints/**/*.orbax-checkpoint-tmp*"))
+    # Folders come and go meanwhile.
+    return {f"{folder}/{name}" for folder, names, _ in os.walk(workdir / "checkpoints") for name in names if "orbax-checkpoint-tmp" in name}
 
 
 def finish(workdir, cache, **how):

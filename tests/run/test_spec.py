@@ -25,7 +25,7 @@ def test_methods_keep_their_order_of_presentation():
         ("data.validation", 0.95, r"config\.data\.validation is 0\.95, expected 0\.0 to 0\.9"),
         ("seeds", (), r"config\.seeds is \(\), expected distinct"),
         ("seeds", (1, 1), r"config\.seeds is \(1, 1\), expected distinct"),
-        ("seeds", (0, -1), r"config\.seeds\[1\] is -1, expected at least 0"),
+        ("seeds", (0, -1), r"config\.seeds\[1\] is -1, expected 0 to 2147483647"),
         ("student.widths", 16, r"config\.student\.widths is 16, expected a tuple"),
         ("pool.members_per_step", 9, r"members_per_step is 9, expected at most config\.pool\.size = 5"),
         ("evaluation.epochs", 3, r"give either epochs or updates"),
