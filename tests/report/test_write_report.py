@@ -94,6 +94,7 @@ def test_a_set_without_normalization_is_not_drawn(workdir, without_matplotlib):
     manifest = json.loads(file.read_text())
     del manifest["normalization"]
     file.write_text(json.dumps(manifest))
+    file.with_name("SHA256SUMS").unlink()
     assert "no normalization" in write_report(workdir)[1]
 
 
