@@ -44,8 +44,8 @@ class Metrics:
                     raise StorageError(f"line {number + 1} of {self.path} is damaged ({error}); remove that line") from error
         return records
 
-    def begin(self, stage: str, step: int) -> None:
-        """Drop the lines of `stage` beyond `step`, and a last line that was cut off."""
+    def begin(self, stage: str = "", step: int = 0) -> None:
+        """Drop the lines of `stage` beyond `step`, and in any case a last line that was cut off."""
         if not self.path.exists():
             return
         kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]

@@ -118,7 +118,8 @@ class Loop:
             NumericalError: a metric or the state is NaN or infinite; the batch is saved beside the metrics.
             Stopped: the run was asked to stop; the step is saved if there are `checkpoints`.
         """
-        if metrics is not None:
+        # Where no step is left, lines beyond it are those of a loop that goes on under the same name.
+        if metrics is not None and start < num_steps:
             metrics.begin(name, start)
         # What was summed up since the last line, where the steps before went by in an earlier attempt.
         notes = checkpoints.notes if checkpoints is not None and start else {}

@@ -72,6 +72,7 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_c
         display.print(f"warning: {warning}")
     check_sizes(spec, data.image_shape)
     context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl", logger, display.print), display)
+    context.metrics.begin()
     # What cannot be had is refused before anything is computed.
     _ = context.teacher_digest
     if task in ("all", "evaluate"):

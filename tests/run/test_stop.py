@@ -64,6 +64,22 @@ def test_a_loop_stops_after_a_step_with_a_checkpoint_and_goes_on_bit_for_bit(tmp
     assert resumed_metrics == metrics
 
 
+def test_lines_of_a_phase_survive_that_the_one_before_is_found_complete(tmp_path):
+    def phases(folder, display):
+        folder.mkdir(exist_ok=True)
+        state, metrics = jnp.zeros((1, 4)), Metrics(folder / "metrics.jsonl")
+        for number, (first, last) in enumerate([(0, 10), (10, 30)]):
+            checkpoints, start, state = resumable(folder / str(number), state, display, every=6)
+            settings = dict(display=display, name="walk", metrics=metrics, log_every=2, checkpoints=checkpoints, start=max(first, start))
+            with checkpoints:
+                state = Loop(walk, (0,)).run(state, last, (jnp.asarray([3]),), **settings)
+        return (folder / "metrics.jsonl").read_bytes()
+
+    with stop.on_signals(), pytest.raises(stop.Stopped, match="step 21"):
+        phases(tmp_path / "stopped", SignalAt(20))
+    assert phases(tmp_path / "stopped", Display()) == phases(tmp_path / "whole", Display())
+
+
 def test_outside_a_loop_a_signal_stops_at_once_and_the_handlers_come_back():
     before = signal.getsignal(signal.SIGTERM)
     with stop.on_signals(), pytest.raises(stop.Stopped):
