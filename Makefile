@@ -22,7 +22,7 @@ test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -n 2 -m core $(PYTEST_ARGS)
 
 chaos: .venv/installed
-	.venv/bin/python -m pytest -n 2 --chaos tests/chaos tests/run/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --chaos tests/chaos tests/run/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
 
 lint: .venv/installed
 	.venv/bin/ruff check
