@@ -1,6 +1,7 @@
 """What a run depends on, and what may change while it goes on."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,8 +27,12 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def device() -> str:
-    """Return the hardware in words."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    """Return the hardware in words; of a CPU also the cores that this process may use, by whose number XLA orders its sums."""
+    words = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    if jax.default_backend() != "cpu":
+        return words
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{words} ({cores} cores)"
 
 
 def provenance(spec: RunSpec, fingerprint: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STATUS = 75
 """Exit status of a run that was asked to stop and can go on (EX_TEMPFAIL)."""
@@ -36,9 +38,21 @@ def on_signals() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    hook = sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        # A signal that comes while an object is being finalized raises where nothing can be raised, and would be lost.
+        if not isinstance(unraisable.exc_value, Stopped):
+            hook(unraisable)
+            return
+        _Request.seen = False
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    sys.unraisablehook = again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         _Request.seen = False

@@ -88,6 +88,23 @@ def test_outside_a_loop_a_signal_stops_at_once_and_the_handlers_come_back():
     assert not stop.requested()
 
 
+def test_a_signal_that_comes_while_an_object_is_finalized_is_not_lost(capfd):
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def work():
+        thing = Finalized()
+        del thing
+        time.sleep(30)
+
+    started = time.monotonic()
+    with stop.on_signals(), pytest.raises(stop.Stopped):
+        work()
+    assert time.monotonic() - started < 20
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_second_signal_ends_the_process_at_once():
     code = """if True:
         import os, signal
