@@ -162,6 +162,9 @@ class Loop:
                     checkpoints.save(step, state, {"logged": logged, "sums": sums})
                 task.advance(step, note)
                 if stopping:
+                    if checkpoints is not None:
+                        # What could not be saved must not end as if it had been.
+                        checkpoints.wait()
                     raise stop.Stopped(f"stopped at step {step} of {name}; run the same command to go on")
         return state
 

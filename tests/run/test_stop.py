@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssdd_jax.errors import StorageError
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
@@ -62,6 +64,12 @@ def test_a_loop_stops_after_a_step_with_a_checkpoint_and_goes_on_bit_for_bit(tmp
     np.testing.assert_array_equal(resumed_state, state)
     # The line after the stop averages over the steps before it too.
     assert resumed_metrics == metrics
+
+
+def test_a_stop_whose_checkpoint_cannot_be_written_does_not_end_as_if_it_had_been(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with stop.on_signals(), pytest.raises(StorageError, match="no space left"):
+        run(tmp_path / "stopped", SignalAt(4))
 
 
 def test_lines_of_a_phase_survive_that_the_one_before_is_found_complete(tmp_path):
