@@ -89,8 +89,9 @@ def init_outer(
 ) -> OuterState:
     """Return the state before the first step, with an untrained pool (see `warm_up`)."""
     members = jax.vmap(lambda k: pools.init_member(k, learner, inner_optimizer))(jax.random.split(key, pool_size))
-    zero = jnp.zeros((), jnp.int32)
-    return OuterState(step=zero, distilled=distilled, opt_state=optimizer.init(distilled), pool=members, ridge_raises=zero)
+    # A buffer each, so that the state can be donated.
+    step, ridge_raises = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return OuterState(step=step, distilled=distilled, opt_state=optimizer.init(distilled), pool=members, ridge_raises=ridge_raises)
 
 
 def image_sampler(key: PRNGKeyArray, total: int, count: int) -> Callable[[DistilledSet], DistilledSet]:
