@@ -194,9 +194,8 @@ class Checkpoints:
             ocp.save_checkpointables(folder.absolute(), {STATE: {name: leaf for name, leaf in leaves.items() if leaf.size}}, overwrite=True)
         record = {"files": _file_digests(folder), "leaves": digests, "notes": notes, "about": self.about}
         write_json(record_file(folder), {**record, "sha256": json_digest(record)})
-        kept = {*self._steps()[-self.keep :], *(s for s in self._steps() if self.keep_every and s % self.keep_every == 0)}
-        for old in self._steps():
-            if old not in kept:
+        for old in self._steps()[: -self.keep]:
+            if not (self.keep_every and old % self.keep_every == 0):
                 # Without its record it is not taken for a whole one, however far removing it gets.
                 record_file(self.folder / str(old)).unlink(missing_ok=True)
                 shutil.rmtree(self.folder / str(old))

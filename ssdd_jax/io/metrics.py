@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdd_jax.errors import StorageError
-from ssdd_jax.io.files import write_bytes
+from ssdd_jax.io.files import naming, write_bytes
 
 Logger = Callable[[str, int, dict[str, Any]], None]
 """(stage, step, values) of a line."""
@@ -55,12 +55,8 @@ class Metrics:
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
-        except OSError as error:
-            # A full disk does not say which file it is about.
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        with naming(self.path), self.path.open("a") as file:
+            file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         if self.logger is not None:
             try:
                 self.logger(stage, step, dict(values))

@@ -1,5 +1,6 @@
 """What the stages after the teacher share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -12,7 +13,7 @@ import numpy as np
 
 from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import Layout, budget_scalars, resize_images
-from ssdd_jax.data import Concatenated, Rows, open_prepared, select_rows
+from ssdd_jax.data import Concatenated, Images, Rows, open_prepared, select_rows
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
@@ -44,6 +45,7 @@ class Context:
         self.width = repr_width(self.spec.teacher, self.data.image_shape)
         self.learner = student_learner(self.spec.student, self.data.image_shape, self.width)
         self._pcas: dict[Any, PCA] = {}
+        self._reprs: dict[str, np.ndarray] = {}
 
     @cached_property
     def targets(self) -> dict[str, Data]:
@@ -110,7 +112,13 @@ class Context:
         images = self.data.train_images if split == "train" else self.labelled.eval_images
         name = split if split == "train" or self.labelled is self.data else f"labelled-{split}"
         view = lambda batch, rows: self.data.normalize(batch)
-        return cached_representations(self.teacher, images, view, f"{name}-identity", self.checkpoints, self.display)
+        return self._represented(images, view, f"{name}-identity")
+
+    def _represented(self, images: Images, view: Callable[[jax.Array, jax.Array], jax.Array], name: str) -> np.ndarray:
+        """Return `cached_representations`; their file is verified once a run."""
+        if name not in self._reprs:
+            self._reprs[name] = cached_representations(self.teacher, images, view, name, self.checkpoints, self.display)
+        return self._reprs[name]
 
     @cached_property
     def shifts(self) -> dict[str, float]:
@@ -136,12 +144,7 @@ class Context:
         """
         if not self.real.names:
             return None
-        files = [
-            cached_representations(
-                self.teacher, self.data.train_images, partial(self.real.view, name), f"train-{name}", self.checkpoints, self.display
-            )
-            for name in self.real.names
-        ]
+        files = [self._represented(self.data.train_images, partial(self.real.view, name), f"train-{name}") for name in self.real.names]
         if isinstance(self.train_images, jax.Array):
             return jnp.concatenate([jnp.asarray(reprs) for reprs in files])
         return Concatenated([Rows(reprs) for reprs in files])

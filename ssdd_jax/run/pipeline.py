@@ -24,7 +24,7 @@ from ssdd_jax.run.context import Context
 from ssdd_jax.run.distill import Distiller
 from ssdd_jax.run.evaluate import Evaluator
 from ssdd_jax.run.loop import seed_groups
-from ssdd_jax.run.provenance import check_changes, device, provenance
+from ssdd_jax.run.provenance import check_changes, device
 from ssdd_jax.run.results import Results
 from ssdd_jax.run.spec import CONTROLS, RunSpec
 
@@ -80,7 +80,7 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_c
     if task == "evaluate":
         named = named_sets(sets, spec)
         own = own_sets(context) if named else complete_sets(context)
-    now = provenance(spec, data.fingerprint)
+    now = context.saving["about"]
     for line in check_changes(workdir / "spec.json", now, accept_changes):
         display.print(line)
     write_json(workdir / "spec.json", now)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssdd_jax.errors import DataError, InputError
-from ssdd_jax.io.artifacts import SUMS, damaged_files
+from ssdd_jax.io.artifacts import MANIFEST, SUMS, damaged_files
 from ssdd_jax.io.checkpoints import damage, is_step
 from ssdd_jax.progress import Display
 from ssdd_jax.run.encode import damaged_encoding
@@ -18,7 +18,7 @@ def verify(workdir: Path, sets: Sequence[Path] = ()) -> None:
         DataError: something is damaged; all of it is named.
     """
     display = Display()
-    folders = list(sets) or sorted({file.parent for kind in (SUMS, "manifest.json") for file in workdir.rglob(kind)})
+    folders = list(sets) or sorted({file.parent for kind in (SUMS, MANIFEST) for file in workdir.rglob(kind)})
     reasons = {folder: _damaged(folder) for folder in folders}
     if not sets:
         kept = workdir / "checkpoints"
@@ -34,10 +34,6 @@ def verify(workdir: Path, sets: Sequence[Path] = ()) -> None:
         raise DataError(
             f"{len(bad)} of {len(reasons)} are damaged: {', '.join(map(str, bad))}; copy them again, or remove them to make them again"
         )
-
-
-def _below(folder: Path, pattern: str) -> list[Path]:
-    return list(folder.rglob(pattern))
 
 
 def _damaged(folder: Path) -> str:
