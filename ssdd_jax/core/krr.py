@@ -4,6 +4,7 @@ Every product and solve runs in full float32, whatever precision the networks ru
 trace, and the reduced precision that accelerators use for float32 products would drown it.
 """
 
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -71,21 +72,34 @@ def solve_regularized(
     return solved, raises
 
 
-def ridge_weights(
-    f_support: Float[Array, "n q"], y_support: Float[Array, "n d"], *, ridge: float, ridge_scale: RidgeScale
-) -> tuple[Float[Array, "q d"], Int[Array, ""]]:
-    """Return the weights W = F_s^T (F_s F_s^T + lambda I)^-1 Y_s = (F_s^T F_s + lambda I)^-1 F_s^T Y_s, and `solve_regularized`'s raises.
+def ridge_predict(
+    f_support: Float[Array, "n q"],
+    y_support: Float[Array, "n d"],
+    f_target: Float[Array, "b q"],
+    *,
+    ridge: float,
+    ridge_scale: RidgeScale,
+) -> tuple[Float[Array, "b d"], Int[Array, ""]]:
+    """Return P = F_t F_s^T (F_s F_s^T + lambda I)^-1 Y_s = F_t (F_s^T F_s + lambda I)^-1 F_s^T Y_s, and `solve_regularized`'s raises.
 
-    The smaller of the two systems is solved, chosen by the static shape: n x n (dual) or q x q (primal).
+    The smaller of the two systems is solved, n x n (dual) or q x q (primal), and the factors of the first form are multiplied in the
+    order that takes fewer operations. Both are chosen by the static shapes.
     """
-    primal = f_support.shape[0] > f_support.shape[1]
+    (num_rows, width), (num_targets, num_outputs) = f_support.shape, (f_target.shape[0], y_support.shape[1])
+    primal = num_rows > width
     kernel = gram(f_support.T, f_support.T) if primal else gram(f_support, f_support)
     # tr(F F^T) = tr(F^T F), so lambda does not depend on the form.
-    strength = ridge_strength(jnp.trace(kernel), f_support.shape[0], ridge, ridge_scale)
+    strength = ridge_strength(jnp.trace(kernel), num_rows, ridge, ridge_scale)
+    product = partial(jnp.matmul, precision=HIGHEST)
     if primal:
-        return solve_regularized(kernel, jnp.matmul(f_support.T, y_support, precision=HIGHEST), strength)
+        weights, raises = solve_regularized(kernel, product(f_support.T, y_support), strength)
+        return product(f_target, weights), raises
     solved, raises = solve_regularized(kernel, y_support, strength)
-    return jnp.matmul(f_support.T, solved, precision=HIGHEST), raises
+    by_kernel = num_targets * num_rows * (width + num_outputs)
+    by_weights = width * num_outputs * (num_rows + num_targets)
+    if by_kernel < by_weights:
+        return product(gram(f_target, f_support), solved), raises
+    return product(f_target, product(f_support.T, solved)), raises
 
 
 def krr_predict(
@@ -128,5 +142,4 @@ def krr_predict(
         raise ValueError(f"krr_predict: ridge_scale is {ridge_scale!r}, expected one of {', '.join(get_args(RidgeScale))}")
     if ridge < 0:
         raise ValueError(f"krr_predict: ridge is {ridge}, expected at least 0")
-    weights, _ = ridge_weights(f_support, y_support, ridge=ridge, ridge_scale=ridge_scale)
-    return jnp.matmul(f_target, weights, precision=HIGHEST)
+    return ridge_predict(f_support, y_support, f_target, ridge=ridge, ridge_scale=ridge_scale)[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +12,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ssdd_jax.core import pool as pools
-from ssdd_jax.core.bases import HIGHEST
 from ssdd_jax.core.distilled import DistilledSet, expand, num_images, take_images
-from ssdd_jax.core.krr import RidgeScale, append_bias, ridge_weights
+from ssdd_jax.core.krr import RidgeScale, append_bias, ridge_predict
 from ssdd_jax.core.pool import Learner, MemberState, over_leading_axis
 
 
@@ -42,6 +42,23 @@ def support_rows(distilled: DistilledSet) -> tuple[Float[Array, "n H W C"], Floa
     return images.reshape(-1, *images.shape[2:]), reprs.reshape(-1, reprs.shape[-1])
 
 
+def in_parts(fn: Callable[[Array], Array], rows: Float[Array, "n *row"], rows_at_once: int, *, remat: bool = False) -> Array:
+    """Return fn(rows), computed for at most so many rows at a time, one part after the other; 0 takes all at once.
+
+    `fn` treats every row alike and apart from the others. Memory is that of one part; where gradients are taken, only with `remat`,
+    which computes a part's activations again for its gradient instead of keeping them.
+    """
+    fn = jax.checkpoint(fn) if remat else fn
+    if not 0 < rows_at_once < len(rows):
+        return fn(rows)
+    num_parts = -(-len(rows) // rows_at_once)
+    size = -(-len(rows) // num_parts)
+    # Parts of one size; what the zeros at the end give is dropped.
+    filled = jnp.pad(rows, ((0, num_parts * size - len(rows)), *((0, 0),) * (rows.ndim - 1)))
+    results = jax.lax.map(fn, filled.reshape(num_parts, size, *rows.shape[1:]))
+    return results.reshape(num_parts * size, *results.shape[2:])[: len(rows)]
+
+
 def outer_loss(
     distilled: DistilledSet,
     variables: Any,
@@ -51,6 +68,8 @@ def outer_loss(
     learner: Learner,
     ridge: float = 1e-6,
     ridge_scale: RidgeScale = "trace",
+    rows_at_once: int = 0,
+    remat: bool = False,
 ) -> Float[Array, ""]:
     """Return the regression's mean squared error on real images (KRR-ST, with every view among the support rows).
 
@@ -65,17 +84,23 @@ def outer_loss(
         learner: of the inner model.
         ridge: see `krr_predict`.
         ridge_scale: see `krr_predict`.
+        rows_at_once: see `in_parts`.
+        remat: see `in_parts`.
     """
-    return _outer_loss(distilled, variables, images, reprs, learner=learner, ridge=ridge, ridge_scale=ridge_scale)[0]
+    settings = {"learner": learner, "ridge": ridge, "ridge_scale": ridge_scale, "rows_at_once": rows_at_once, "remat": remat}
+    return _outer_loss(distilled, variables, images, reprs, **settings)[0]
 
 
-def _outer_loss(distilled, variables, images, reprs, *, learner, ridge, ridge_scale) -> tuple[Float[Array, ""], Int[Array, ""]]:
+def _outer_loss(
+    distilled, variables, images, reprs, *, learner, ridge, ridge_scale, rows_at_once, remat
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return `outer_loss`, and how many times the ridge was raised."""
     support_images, support_reprs = support_rows(distilled)
-    f_support = append_bias(learner.features(variables, support_images))
-    f_target = jax.lax.stop_gradient(append_bias(learner.features(variables, images)))
-    weights, raises = ridge_weights(f_support, support_reprs, ridge=ridge, ridge_scale=ridge_scale)
-    return jnp.mean((jnp.matmul(f_target, weights, precision=HIGHEST) - reprs) ** 2), raises
+    features = partial(learner.features, variables)
+    f_support = append_bias(in_parts(features, support_images, rows_at_once, remat=remat))
+    f_target = jax.lax.stop_gradient(append_bias(in_parts(features, images, rows_at_once)))
+    predicted, raises = ridge_predict(f_support, support_reprs, f_target, ridge=ridge, ridge_scale=ridge_scale)
+    return jnp.mean((predicted - reprs) ** 2), raises
 
 
 def init_outer(
@@ -112,6 +137,8 @@ def make_outer_step(
     support_images: int = 0,
     ridge: float = 1e-6,
     ridge_scale: RidgeScale = "trace",
+    rows_at_once: int = 0,
+    remat: bool = False,
 ) -> Callable[[OuterState, Float[Array, "b H W C"], Float[Array, "b d"], PRNGKeyArray], tuple[OuterState, dict[str, Array]]]:
     """Build the outer step: a pure function, not yet jitted.
 
@@ -127,6 +154,8 @@ def make_outer_step(
         support_images: how many distilled images take part in a step, drawn afresh each time; 0 takes all.
         ridge: see `krr_predict`.
         ridge_scale: see `krr_predict`.
+        rows_at_once: how many real and how many support images pass through a member together, see `in_parts`; 0 takes all.
+        remat: compute activations again where their gradient is needed instead of keeping them.
 
     Returns:
         step(state, images "b H W C", reprs "b d", key) -> (state, metrics); metrics are scalars: loss, member_loss,
@@ -138,6 +167,8 @@ def make_outer_step(
         >>> state, metrics = step(state, images, reprs, jax.random.key(0))  # doctest: +SKIP
     """
 
+    settings = {"learner": learner, "ridge": ridge, "ridge_scale": ridge_scale, "rows_at_once": rows_at_once, "remat": remat}
+
     def step(state: OuterState, images, reprs, key):
         member_key, reset_key, support_key = jax.random.split(key, 3)
         pool_size = state.pool.age.shape[0]
@@ -146,9 +177,7 @@ def make_outer_step(
         select = image_sampler(support_key, num_images(state.distilled), support_images)
 
         def loss_fn(distilled):
-            one = lambda variables: _outer_loss(
-                select(distilled), variables, images, reprs, learner=learner, ridge=ridge, ridge_scale=ridge_scale
-            )
+            one = lambda variables: _outer_loss(select(distilled), variables, images, reprs, **settings)
             losses, raises = over_leading_axis(one)(members.variables)
             return jnp.mean(losses), jnp.sum(raises)
 

@@ -89,9 +89,8 @@ def train_or_reset(
     the counter at its limit and thereby never trains a replaced member.
     """
     trained, loss = train_member(member, images, reprs, learner, optimizer)
-    fresh = init_member(key, learner, optimizer)
-    expired = member.age >= max_age
-    return jax.tree.map(lambda new, old: jnp.where(expired, new, old), fresh, trained), loss
+    # Drawing a network takes as long as a good part of its update, so it is done only when needed, where nothing is vmapped.
+    return jax.lax.cond(member.age >= max_age, lambda: init_member(key, learner, optimizer), lambda: trained), loss
 
 
 def take(pool: MemberState, index: Int[Array, " K"]) -> MemberState:
