@@ -7,10 +7,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from ssdd_jax.nets.conv import convolve
 
 # What the linear layer on top of the features is called among the parameters, in every network: flax's name for the only one.
 HEAD = "Linear_0"
+# What a network that recomputes its activations keeps, see `ssdd_jax.nets.make_learner`.
+CONVOLVED = "convolved"
 
 # PyTorch's default for convolutions and linear layers: weight and bias uniform in +-1/sqrt(fan_in).
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -36,7 +41,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W c"]) -> Float[Array, "n h w C"]:
-        return nn.Conv(
+        outputs = nn.Conv(
             self.width,
             (self.kernel, self.kernel),
             self.stride,
@@ -44,7 +49,9 @@ class Conv(nn.Module):
             use_bias=self.use_bias,
             kernel_init=self.kernel_init,
             bias_init=torch_bias_init(self.kernel**2 * x.shape[-1]),
+            conv_general_dilated=convolve,
         )(x)
+        return checkpoint_name(outputs, CONVOLVED)
 
 
 class DepthwiseConv(nn.Module):
@@ -92,7 +99,8 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (width,))
         mean, var = running_mean.value, running_var.value
         if train:
-            mean, var = x.mean(axes), x.var(axes)
+            exact = x.astype(jnp.float32)
+            mean, var = exact.mean(axes), exact.var(axes)
             count = x.size // width
             if not self.is_initializing():
                 running_mean.value = 0.9 * running_mean.value + 0.1 * mean
@@ -104,7 +112,7 @@ class BatchNorm(nn.Module):
             scale, bias = self.param("scale", self.scale_init, (width,)), self.param("bias", nn.initializers.zeros, (width,))
             factor, offset = factor * scale, offset * scale + bias
         row = lambda v: v.reshape((1,) * (x.ndim - 1) + (width,))
-        return x * row(factor) + row(offset)
+        return (x * row(factor) + row(offset)).astype(x.dtype)
 
 
 def conv_stack(

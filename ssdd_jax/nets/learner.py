@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.nets.alexnet import AlexNet
 from ssdd_jax.nets.convnet import ConvNet
+from ssdd_jax.nets.layers import CONVOLVED
 from ssdd_jax.nets.mobilenet import MobileNet
 from ssdd_jax.nets.resnet import ResNet
 from ssdd_jax.nets.vgg import VGG11
@@ -66,8 +69,19 @@ def net_widths(net: str, widths: Sequence[int], image_shape: Sequence[int], widt
     return scaled
 
 
+PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
+
+
 def make_learner(
-    net: str, widths: Sequence[int], image_shape: Sequence[int], num_outputs: int, *, pooled: bool = False, width_factor: float = 1.0
+    net: str,
+    widths: Sequence[int],
+    image_shape: Sequence[int],
+    num_outputs: int,
+    *,
+    pooled: bool = False,
+    width_factor: float = 1.0,
+    precision: str = "tensorfloat32",
+    remat: bool = False,
 ) -> Learner:
     """Return a network as functions.
 
@@ -79,10 +93,17 @@ def make_learner(
         pooled: whether features are the spatial mean instead of flattened, widths[-1] wide; those of a resnet, mobilenet
             and vit are that wide anyway.
         width_factor: multiplies every width.
+        precision: of the products: 'tensorfloat32' rounds their float32 factors where the hardware has products of that kind (NVIDIA
+            from Ampere on; a CPU has none), 'float32' never, and 'bfloat16' computes activations and products in bfloat16. Parameters,
+            batch statistics and what the functions return are float32 in any case.
+        remat: keep no activations but the outputs of convolutions for the gradient of `apply_train`, and compute the rest again.
 
     Raises:
-        ValueError: the widths do not fit the network, or the images do not (too small, or no whole number of patches).
+        ValueError: the widths do not fit the network, or the images do not (too small, or no whole number of patches), or the precision
+            is unknown.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     widths = net_widths(net, widths, image_shape, width_factor)
     side = min(image_shape[:2])
     if net == "convnet" and side < 2 ** len(widths):
@@ -101,9 +122,25 @@ def make_learner(
         (_, outputs), updated = module.apply(variables, images, train=True, mutable=["batch_stats"])
         return outputs, updated.get("batch_stats", {})
 
+    if remat:
+        apply_train = jax.checkpoint(apply_train, policy=jax.checkpoint_policies.save_only_these_names(CONVOLVED))
     return Learner(
         init=init,
-        apply=lambda variables, images: module.apply(variables, images)[1],
-        apply_train=apply_train,
-        features=lambda variables, images: module.apply(variables, images)[0],
+        apply=_at_precision(lambda variables, images: module.apply(variables, images)[1], precision),
+        apply_train=_at_precision(apply_train, precision),
+        features=_at_precision(lambda variables, images: module.apply(variables, images)[0], precision),
     )
+
+
+def _at_precision(fn: Callable[[Any, Any], Any], precision: str) -> Callable[[Any, Any], Any]:
+    """Return fn(variables, images), computed at a precision; what it returns is float32."""
+    cast = lambda tree, dtype: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+    def run(variables, images):
+        with jax.default_matmul_precision(precision):
+            if precision == "bfloat16":
+                variables = {**variables, "params": cast(variables["params"], jnp.bfloat16)}
+                images = images.astype(jnp.bfloat16)
+            return cast(fn(variables, images), jnp.float32)
+
+    return run

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def repr_width(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> int:
 
 def teacher_learner(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> Learner:
     """Return the teacher's network; its outputs are the representation."""
-    return _learner(NetSpec(spec.net, spec.widths), image_shape, 0, "config.teacher", pooled=True)
+    return _learner(NetSpec(spec.net, spec.widths), image_shape, 0, "config.teacher", pooled=True, precision=spec.precision)
 
 
 def student_learner(spec: NetSpec, image_shape: tuple[int, int, int], num_outputs: int, where: str = "config.student") -> Learner:
@@ -139,13 +140,19 @@ def student_learner(spec: NetSpec, image_shape: tuple[int, int, int], num_output
     return _learner(spec, image_shape, num_outputs, where)
 
 
-def _learner(spec: NetSpec, image_shape: tuple[int, int, int], num_outputs: int, where: str, *, pooled: bool = False) -> Learner:
+def member_learner(spec: RunSpec, image_shape: tuple[int, int, int]) -> Learner:
+    """Return the network of the pool's members: the student's, at the precision and with the memory of the outer step."""
+    settings = {"precision": spec.outer.precision, "remat": spec.memory.remat}
+    return _learner(spec.student, image_shape, repr_width(spec.teacher, image_shape), "config.student", **settings)
+
+
+def _learner(spec: NetSpec, image_shape: tuple[int, int, int], num_outputs: int, where: str, **settings: Any) -> Learner:
     if spec.net.startswith("resnet") and len(spec.widths) not in (0, 4):
         raise InputError(
             f"{where}: {spec.net} got widths {spec.widths}, expected four, one a stage; {where}.widths='()' has the published ones"
         )
     try:
-        return make_learner(spec.net, spec.widths, image_shape, num_outputs, pooled=pooled, width_factor=spec.width_factor)
+        return make_learner(spec.net, spec.widths, image_shape, num_outputs, width_factor=spec.width_factor, **settings)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
 

@@ -18,7 +18,7 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
-from ssdd_jax.run.build import Data, Plan, load_data, plan_method, repr_width, student_learner
+from ssdd_jax.run.build import Data, Plan, load_data, member_learner, plan_method, repr_width
 from ssdd_jax.run.encode import in_batches
 from ssdd_jax.run.feed import Table, to_device
 from ssdd_jax.run.loop import resumable
@@ -43,7 +43,7 @@ class Context:
 
     def __post_init__(self):
         self.width = repr_width(self.spec.teacher, self.data.image_shape)
-        self.learner = student_learner(self.spec.student, self.data.image_shape, self.width)
+        self.learner = member_learner(self.spec, self.data.image_shape)
         self._pcas: dict[Any, PCA] = {}
         self._reprs: dict[str, np.ndarray] = {}
 

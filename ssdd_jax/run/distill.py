@@ -19,10 +19,13 @@ from ssdd_jax.errors import DataError
 from ssdd_jax.io.artifacts import damaged_files, read_manifest, save_distilled
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run import health
-from ssdd_jax.run.build import num_steps, outer_optimizer, sgd
+from ssdd_jax.run.build import member_learner, num_steps, outer_optimizer, sgd
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.encode import in_batches
+from ssdd_jax.run.feed import Table
 from ssdd_jax.run.loop import Loop, stack, unstack
+from ssdd_jax.run.memory import FEW_ROWS, TooLarge, limit_bytes, rows_at_once
+from ssdd_jax.run.spec import MemorySpec
 
 
 class Distiller:
@@ -132,18 +135,37 @@ class Distiller:
             if done == 0 and last is None:
                 state, checkpoints.seconds_before = self.warm_up(state, seeds, folder / "warm_up")
             self.seconds_before += checkpoints.seconds_before
-            return self.loops[phase].run(
-                state,
-                end,
-                (seeds, context.teacher.variables if context.real_targets is None else None),
-                tables=[context.train_images, *([] if context.real_targets is None else [context.real_targets])],
-                display=context.display,
-                name=f"distill/{self.name}/seeds_{label}",
-                start=max(first, done),
-                metrics=context.metrics,
-                log_every=spec.log_every,
-                checkpoints=checkpoints,
-            )
+            args = (seeds, context.teacher.variables if context.real_targets is None else None)
+            tables = [context.train_images, *([] if context.real_targets is None else [context.real_targets])]
+            try:
+                return self.loops[phase].run(
+                    state,
+                    end,
+                    args,
+                    tables=tables,
+                    display=context.display,
+                    name=f"distill/{self.name}/seeds_{label}",
+                    start=max(first, done),
+                    metrics=context.metrics,
+                    log_every=spec.log_every,
+                    checkpoints=checkpoints,
+                )
+            except TooLarge as error:
+                raise TooLarge(f"{error}; {self._what_fits(state, args, tables)}") from error
+
+    def _what_fits(self, state: OuterState, args: tuple[Any, ...], tables: list[Table]) -> str:
+        """Return the settings nearest to the present ones of whose step there is enough memory."""
+        memory = replace(self.spec.memory, remat=True, rows_at_once=FEW_ROWS)
+        count = self.method.support_images or self.plan.num_images
+        while count:
+            try:
+                self._loop(0, memory, count).compile(state, 0, 1, args, tables)
+            except TooLarge:
+                count //= 2
+                continue
+            fewer = f" --config.methods.{self.name}.support_images={count}" if count != self.method.support_images else ""
+            return f"what fits is --config.memory.remat=True --config.memory.rows_at_once={FEW_ROWS}{fewer}"
+        return "lower config.outer.batch_size, or take a smaller config.student"
 
     def warm_up(self, state: Any, seeds: jax.Array, folder: Path) -> tuple[Any, float]:
         """Give every member of every seed's pool its random age, trained on the initial set; return also earlier attempts' seconds."""
@@ -179,18 +201,25 @@ class Distiller:
             "distilled": f"too large a step; lower {rate}",
         }
 
-    def _loop(self, start: int) -> Loop:
-        """Build the loop of the outer step on real batches: (state, step number, batch, seed, teacher's variables if needed)."""
+    def _loop(self, start: int, memory: MemorySpec | None = None, support_images: int | None = None) -> Loop:
+        """Build the loop of the outer step on real batches: (state, step number, batch, seed, teacher's variables if needed).
+
+        `memory` and `support_images` are those of the settings, unless what would fit is sought.
+        """
         spec, real, teacher = self.spec, self.context.real, self.context.teacher
+        spec = spec if memory is None else replace(spec, memory=memory)
+        learner = member_learner(spec, self.context.data.image_shape)
         outer_step = make_outer_step(
-            learner=self.context.learner,
+            learner=learner,
             optimizer=outer_optimizer(spec, self.method, start),
             inner_optimizer=sgd(spec.pool),
             max_age=spec.pool.max_age,
             members_per_step=spec.pool.members_per_step,
-            support_images=self.method.support_images,
+            support_images=self.method.support_images if support_images is None else support_images,
             ridge=spec.outer.ridge,
             ridge_scale=spec.outer.ridge_scale,
+            rows_at_once=rows_at_once(spec.memory, learner, self.context.data.image_shape),
+            remat=spec.memory.remat,
         )
 
         def step(state, step_number, batch, seed, variables):
@@ -199,7 +228,7 @@ class Distiller:
             return outer_step(state, images, reprs, real.outer_key(step_number, seed))
 
         draw = lambda step_number, seed, _: real.draw(step_number, seed)
-        return Loop(step, (0, None), spec.steps_per_dispatch, draw, causes=self._causes)
+        return Loop(step, (0, None), spec.steps_per_dispatch, draw, causes=self._causes, limit=limit_bytes(spec.memory))
 
     def _init(self, distilled: DistilledSet, seed: jax.Array):
         """Return the state before the first step of a phase."""

@@ -53,6 +53,7 @@ class Loop:
         watch: state -> what of it must stay finite, beside the metrics; all of it unless said otherwise.
         causes: what may be to blame and what to do, by the name of a metric or of a part of the watched state, in the order in which
             a step computes them.
+        limit: a step that takes more bytes of memory is refused; None refuses none.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Loop:
         *,
         watch: Callable[[Any], Any] = lambda state: state,
         causes: Mapping[str, str] | None = None,
+        limit: int | None = None,
     ):
-        self.causes = dict(causes or {})
+        self.causes, self.limit = dict(causes or {}), limit
+        self._compiled: dict[Any, Any] = {}
         self.steps_per_dispatch = steps_per_dispatch or (1 if on_cpu() else 50)
         self.draw = None if draw is None else over_leading_axis(draw, (None, *axes))
 
@@ -93,6 +96,20 @@ class Loop:
             return state, jax.tree.map(lambda leaf: leaf.sum(0), metrics), bad
 
         self.dispatch = dispatch
+
+    def compile(self, state: Any, first: int, length: int, args: Sequence[Any], tables: Sequence[Table] = (), batches: Any = None) -> Any:
+        """Return a dispatch of `length` steps from `first` on as a function of (state, first, tables, batches, *args), compiled once.
+
+        Raises:
+            TooLarge: it takes more memory than the limit.
+        """
+        operands = (state, jnp.asarray(first), length, tuple(tables), batches, *args)
+        key = (length, jax.tree.structure(operands), *((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in jax.tree.leaves(operands)))
+        if key not in self._compiled:
+            compiled = self.dispatch.lower(*operands).compile()
+            check_fits(step_bytes(compiled), self.limit)
+            self._compiled[key] = compiled
+        return self._compiled[key]
 
     def run(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdd_jax.core.views import check_views
+from ssdd_jax.data.prepare import default_cache
 from ssdd_jax.data.prepare import read_manifest as read_prepared_manifest
 from ssdd_jax.data.published import statistics_warning
 from ssdd_jax.errors import InputError
@@ -19,7 +20,8 @@ from ssdd_jax.io.files import locked, write_json
 from ssdd_jax.io.metrics import Logger, Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.report import read_results, results_tables, to_rich, write_report
-from ssdd_jax.run.build import Data, load_data, plan_method, repr_width, student_learner, teacher_learner
+from ssdd_jax.run.build import Data, load_data, member_learner, plan_method, repr_width, student_learner, teacher_learner
+from ssdd_jax.run.compilation import use_cache
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.distill import Distiller
 from ssdd_jax.run.evaluate import Evaluator
@@ -64,6 +66,7 @@ def run(
 
 def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool, logger: Logger | None) -> dict[str, Any]:
     display = Display()
+    use_cache(Path(spec.data.cache) if spec.data.cache else default_cache())
     data = load_data(spec.data, spec.evaluation.split, display)
     display.print(
         f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"
@@ -259,7 +262,7 @@ def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
     """Refuse, before anything runs, what cannot be built whatever the teacher turns out to be."""
     teacher_learner(spec.teacher, image_shape)
     width = repr_width(spec.teacher, image_shape)
-    student_learner(spec.student, image_shape, width)
+    member_learner(spec, image_shape)
     if spec.outer.real_augment == "views":
         views = spec.outer.real_views
         try:

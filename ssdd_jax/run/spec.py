@@ -33,7 +33,8 @@ def within(default: Any, low: float, high: float = float("inf")) -> Any:
 # What jax takes for a key without 64-bit integers.
 MOST_SEED = 2**31 - 1
 CONTROLS = ("none", "teacher_init", "teacher", "full")
-# In the order of tables; `ssdd_jax.nets` builds them.
+# Of `ssdd_jax.nets`, which builds the networks; these in the order of tables.
+PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
 NETS = ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit")
 
 
@@ -88,6 +89,7 @@ class TeacherSpec:
         warmup_rate: where the linear warm-up starts.
         probe_learning_rate: of the online probe, which logs how well the labels can be read from the representation so
             far; labels never reach the teacher.
+        precision: of the network's products, see `OuterSpec`.
         standardize: centre the frozen teacher's representation and divide it by its one overall standard deviation.
     """
 
@@ -105,6 +107,7 @@ class TeacherSpec:
     projector_layers: int = within(2, 0)
     off_diagonal: float = within(0.0051, 0.0)
     loss_scale: float = within(0.1, 0.0)
+    precision: str = one_of(*PRECISIONS)
     first_view: AugmentSpec = field(default_factory=AugmentSpec)
     second_view: AugmentSpec = field(default_factory=lambda: AugmentSpec(solarize=0.2))
     probe_learning_rate: float = within(0.1, 0.0)
@@ -153,6 +156,8 @@ class OuterSpec:
         real_crops: R, the number of fixed crops of every image.
         real_padding: zeros around an image before its crop.
         real_flip: probability that a crop is flipped; 0 where left and right matter, as for digits.
+        precision: of the products in the members of the pool: tensorfloat32 where the hardware has such products (NVIDIA from Ampere
+            on), float32, or bfloat16, which also holds activations. The regression runs in float32 in any case.
     """
 
     steps: int = within(600, 0)
@@ -168,6 +173,7 @@ class OuterSpec:
     real_crops: int = within(8, 1)
     real_padding: int = within(4, 0)
     real_flip: float = within(0.5, 0.0, 1.0)
+    precision: str = one_of(*PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -296,6 +302,22 @@ class CheckpointSpec:
 
 
 @dataclass(frozen=True)
+class MemorySpec:
+    """How much of an outer step is in memory at a time. It changes results by rounding alone.
+
+    Attributes:
+        rows_at_once: so many real images, and so many support images, pass through a member together; 0 takes as many as stay in the
+            caches on a CPU, where that is also faster, and all of them on accelerators.
+        remat: activations are computed again where their gradient is needed, instead of being kept.
+        limit_gb: a step that takes more than so many 10^9 bytes is refused; 0 takes what the device has.
+    """
+
+    rows_at_once: int = within(0, 0)
+    remat: bool = False
+    limit_gb: float = within(0.0, 0.0)
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """A whole run. `only` restricts it to some of `methods`, by name and separated by commas.
 
@@ -322,6 +344,7 @@ class RunSpec:
     student: NetSpec = NetSpec(widths=(16, 32, 64))
     pool: PoolSpec = PoolSpec()
     outer: OuterSpec = OuterSpec()
+    memory: MemorySpec = MemorySpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     methods: Mapping[str, MethodSpec] = field(default_factory=dict)
 

@@ -1,0 +1,32 @@
+"""The persistent cache of what jax compiles."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+# What takes less is compiled about as fast as it is read.
+LEAST_SECONDS = 0.3
+
+
+def use_cache(folder: Path) -> None:
+    """Keep what is compiled in a folder, unless the user has named another ($JAX_COMPILATION_CACHE_DIR) or switched it off.
+
+    Code for one CPU need not run on another, so each kind has a folder of its own.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled" / processor()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+
+
+def processor() -> str:
+    """Return a name for the kind of processor and its features."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+    except OSError:
+        features = [platform.processor()]
+    return f"{platform.machine()}-{hashlib.sha256(os.linesep.join(features).encode()).hexdigest()[:12]}"
