@@ -15,6 +15,7 @@ from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.run import health, stop
+from ssdd_jax.run.devices import Devices
 from ssdd_jax.run.feed import Reader, Table
 
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -53,6 +54,7 @@ class Loop:
         watch: state -> what of it must stay finite, beside the metrics; all of it unless said otherwise.
         causes: what may be to blame and what to do, by the name of a metric or of a part of the watched state, in the order in which
             a step computes them.
+        devices: the mesh that the loop runs on; None is one device. Batches are spread over it, the state is whole on every device.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Loop:
         *,
         watch: Callable[[Any], Any] = lambda state: state,
         causes: Mapping[str, str] | None = None,
+        devices: Devices | None = None,
     ):
+        self.devices = devices
         self.causes = dict(causes or {})
         self.steps_per_dispatch = steps_per_dispatch or (1 if on_cpu() else 50)
         self.draw = None if draw is None else over_leading_axis(draw, (None, *axes))
@@ -74,6 +78,8 @@ class Loop:
                 return step(state, number, *args)
             if batch is None:
                 batch = tuple(table[rows] for table, rows in zip(tables, draw(number, *args), strict=True))
+            if devices is not None:
+                batch = devices.place("data", batch)
             # What follows is compiled alike wherever the batch is from, and so has the same bits.
             return step(state, number, jax.lax.optimization_barrier(batch), *args)
 
@@ -83,7 +89,8 @@ class Loop:
             state, metrics = one_step(*inputs)
             return state, (metrics, jax.vmap(lambda m, s: health.not_finite(m, watch(s)))(metrics, state))
 
-        @partial(jax.jit, static_argnums=2, donate_argnums=0)
+        # Whatever a step spreads, what it returns is whole on every device.
+        @partial(jax.jit, static_argnums=2, donate_argnums=0, **({} if devices is None else {"out_shardings": devices.whole}))
         def dispatch(state, first, length, tables, batches, *args):
             if length == 1:
                 state, (metrics, bad) = seeds_step(state, first, tables, batches, *args)
@@ -126,7 +133,8 @@ class Loop:
         logged = notes.get("logged", start)
         pending = [notes["sums"]] if notes.get("sums") else []
         on_device = all(isinstance(table, jax.Array) for table in tables)
-        reader = None if on_device or self.draw is None else Reader(self.draw, tables, args)
+        devices, put = self.devices, (lambda tree: tree) if self.devices is None else self.devices.replicate
+        reader = None if on_device or self.draw is None else Reader(self.draw, tables, args, None if devices is None else devices.own_rows)
         most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.most_steps)
         every = checkpoints.every if checkpoints is not None else 0
         dispatches = _dispatches(start, num_steps, most, (log_every, every or num_steps))
@@ -140,9 +148,12 @@ class Loop:
                 raise health.NumericalError(self._diagnose(name, *found, tables, args, metrics, checkpoints))
 
         planned = ((first, length, None) for first, length in dispatches) if reader is None else reader.ahead(dispatches)
+        state, placed_tables, placed_args = put(state), put(tuple(tables) if on_device else ()), put(tuple(args))
         with display.task(name, num_steps) as task, closing(planned), stop.deferred():
             for first, length, batches in planned:
-                state, values, bad = self.dispatch(state, jnp.asarray(first), length, tuple(tables) if on_device else (), batches, *args)
+                if devices is not None and reader is not None:
+                    batches = devices.spread_rows(batches, reader.batch_sizes, axis=1 if length == 1 else 2)
+                state, values, bad = self.dispatch(state, put(jnp.asarray(first)), length, placed_tables, batches, *placed_args)
                 step = first + length
                 pending.append(values)
                 flags.append((first, bad))
@@ -166,7 +177,7 @@ class Loop:
                         # What could not be saved must not end as if it had been.
                         checkpoints.wait()
                     raise stop.Stopped(f"stopped at step {step} of {name}; run the same command to go on")
-        return state
+        return state if devices is None else devices.local(state)
 
     def _diagnose(
         self,
