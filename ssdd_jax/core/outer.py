@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +14,14 @@ from ssdd_jax.core import pool as pools
 from ssdd_jax.core.distilled import DistilledSet, expand, num_images, take_images
 from ssdd_jax.core.krr import RidgeScale, append_bias, ridge_predict
 from ssdd_jax.core.pool import Learner, MemberState, over_leading_axis
+
+Place = Callable[[str, Any], Any]
+"""(axis, tree) -> the tree, its leaves' leading axis spread over devices: "data" for rows, "pool" for members. Changes no value."""
+
+
+def anywhere(axis: str, tree: Any) -> Any:
+    """Leave a tree where it is: the placement on one device."""
+    return tree
 
 
 @struct.dataclass
@@ -92,11 +99,11 @@ def outer_loss(
 
 
 def _outer_loss(
-    distilled, variables, images, reprs, *, learner, ridge, ridge_scale, rows_at_once, remat
+    distilled, variables, images, reprs, *, learner, ridge, ridge_scale, rows_at_once, remat, place=anywhere
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return `outer_loss`, and how many times the ridge was raised."""
     support_images, support_reprs = support_rows(distilled)
-    features = partial(learner.features, variables)
+    features = lambda rows: learner.features(variables, place("data", rows))
     f_support = append_bias(in_parts(features, support_images, rows_at_once, remat=remat))
     f_target = jax.lax.stop_gradient(append_bias(in_parts(features, images, rows_at_once)))
     predicted, raises = ridge_predict(f_support, support_reprs, f_target, ridge=ridge, ridge_scale=ridge_scale)
@@ -139,6 +146,7 @@ def make_outer_step(
     ridge_scale: RidgeScale = "trace",
     rows_at_once: int = 0,
     remat: bool = False,
+    place: Place = anywhere,
 ) -> Callable[[OuterState, Float[Array, "b H W C"], Float[Array, "b d"], PRNGKeyArray], tuple[OuterState, dict[str, Array]]]:
     """Build the outer step: a pure function, not yet jitted.
 
@@ -156,6 +164,7 @@ def make_outer_step(
         ridge_scale: see `krr_predict`.
         rows_at_once: how many real and how many support images pass through a member together, see `in_parts`; 0 takes all.
         remat: compute activations again where their gradient is needed instead of keeping them.
+        place: how real rows, support rows and members are spread over devices, see `Place`.
 
     Returns:
         step(state, images "b H W C", reprs "b d", key) -> (state, metrics); metrics are scalars: loss, member_loss,
@@ -166,24 +175,24 @@ def make_outer_step(
         ...     inner_optimizer=optax.sgd(0.1, 0.9), max_age=100))  # doctest: +SKIP
         >>> state, metrics = step(state, images, reprs, jax.random.key(0))  # doctest: +SKIP
     """
-
     settings = {"learner": learner, "ridge": ridge, "ridge_scale": ridge_scale, "rows_at_once": rows_at_once, "remat": remat}
 
     def step(state: OuterState, images, reprs, key):
         member_key, reset_key, support_key = jax.random.split(key, 3)
         pool_size = state.pool.age.shape[0]
         chosen = jax.random.choice(member_key, pool_size, (members_per_step,), replace=False)
-        members = pools.take(state.pool, chosen)
+        members = place("pool", pools.take(state.pool, chosen))
+        images, reprs = place("data", (images, reprs))
         select = image_sampler(support_key, num_images(state.distilled), support_images)
 
         def loss_fn(distilled):
-            one = lambda variables: _outer_loss(select(distilled), variables, images, reprs, **settings)
+            one = lambda variables: _outer_loss(select(distilled), variables, images, reprs, **settings, place=place)
             losses, raises = over_leading_axis(one)(members.variables)
             return jnp.mean(losses), jnp.sum(raises)
 
         (loss, raises), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.distilled)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.distilled)
-        rows, targets = jax.lax.stop_gradient(support_rows(select(state.distilled)))
+        rows, targets = place("data", jax.lax.stop_gradient(support_rows(select(state.distilled))))
         update_member = lambda k, member: pools.train_or_reset(
             k, member, rows, targets, learner=learner, optimizer=inner_optimizer, max_age=max_age
         )
@@ -212,18 +221,19 @@ def warm_up_ages(key: PRNGKeyArray, pool_size: int, max_age: int) -> Int[Array, 
 
 
 def make_warm_up_step(
-    *, learner: Learner, inner_optimizer: optax.GradientTransformation, support_images: int = 0
+    *, learner: Learner, inner_optimizer: optax.GradientTransformation, support_images: int = 0, place: Place = anywhere
 ) -> Callable[[OuterState, Int[Array, ""], Int[Array, " L"], PRNGKeyArray], tuple[OuterState, dict[str, Array]]]:
     """Build step(state, member, ages, key) -> (state, {"loss"}), which trains one member on the set unless it has reached its age.
 
-    `support_images` and the key are those of the outer step: the images that take part.
+    `support_images`, `place` and the key are those of the outer step: the images that take part, and where.
     """
 
     def step(state: OuterState, member, ages, key):
         select = image_sampler(key, num_images(state.distilled), support_images)
         index = jnp.asarray(member)[None]
         old = jax.tree.map(lambda leaf: leaf[0], pools.take(state.pool, index))
-        new, loss = pools.train_member(old, *support_rows(select(state.distilled)), learner, inner_optimizer)
+        rows, targets = place("data", support_rows(select(state.distilled)))
+        new, loss = pools.train_member(old, rows, targets, learner, inner_optimizer)
         kept = jax.tree.map(lambda n, o: jnp.where(old.age < ages[member], n, o)[None], new, old)
         return replace(state, pool=pools.put(state.pool, index, kept)), {"loss": loss}
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -16,7 +17,8 @@ def use_cache(folder: Path) -> None:
 
     Code for one CPU need not run on another, so each kind has a folder of its own.
     """
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled" / processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)

@@ -21,6 +21,7 @@ from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run import health
 from ssdd_jax.run.build import member_learner, num_steps, outer_optimizer, sgd
 from ssdd_jax.run.context import Context
+from ssdd_jax.run.devices import make_devices, placement, pool_axis
 from ssdd_jax.run.encode import in_batches
 from ssdd_jax.run.feed import Table
 from ssdd_jax.run.loop import Loop, stack, unstack
@@ -38,12 +39,17 @@ class Distiller:
         layout = self.plan.layout
         self.joint = round(self.method.joint * self.total) if layout.count("network") else 0
         self.network_views = [view for view, kind in zip(layout.views, layout.target_kinds, strict=True) if kind == "network"]
+        self.devices = make_devices(pool_axis(self.spec))
         # One loop a phase: the schedule of the joint phase goes on where the free one ends.
         self.loops = {"free": self._loop(0), "joint": self._loop(self.total - self.joint)}
         self.init = jax.jit(over_leading_axis(self._init))
         self.compress = jax.jit(over_leading_axis(self._compress))
         self.represent = jax.jit(context.teacher.represent)
-        self.warm_up_loop = Loop(self._warm_up_step, (0, 0, None), self.spec.steps_per_dispatch, causes=self._causes)
+        # It trains one member at a time, so that all devices are for its rows.
+        self.warm_up_devices = make_devices()
+        self.warm_up_loop = Loop(
+            self._warm_up_step, (0, 0, None), self.spec.steps_per_dispatch, causes=self._causes, devices=self.warm_up_devices
+        )
 
     def distill(self, seeds: Sequence[int]) -> None:
         """Distil for a group of seeds and save the sets, unless sets of the same settings are there."""
@@ -151,7 +157,7 @@ class Distiller:
                     checkpoints=checkpoints,
                 )
             except TooLarge as error:
-                raise TooLarge(f"{error}; {self._what_fits(state, args, tables)}") from error
+                raise TooLarge(f"{self.name}: {error}; {self._what_fits(state, args, tables)}") from error
 
     def _what_fits(self, state: OuterState, args: tuple[Any, ...], tables: list[Table]) -> str:
         """Return the settings nearest to the present ones of whose step there is enough memory."""
@@ -159,7 +165,7 @@ class Distiller:
         count = self.method.support_images or self.plan.num_images
         while count:
             try:
-                self._loop(0, memory, count).compile(state, 0, 1, args, tables)
+                self._loop(0, memory, count).compile(state, jnp.asarray(0), 1, tuple(tables), None, *args)
             except TooLarge:
                 count //= 2
                 continue
@@ -220,6 +226,7 @@ class Distiller:
             ridge_scale=spec.outer.ridge_scale,
             rows_at_once=rows_at_once(spec.memory, learner, self.context.data.image_shape),
             remat=spec.memory.remat,
+            place=placement(self.devices),
         )
 
         def step(state, step_number, batch, seed, variables):
@@ -228,7 +235,9 @@ class Distiller:
             return outer_step(state, images, reprs, real.outer_key(step_number, seed))
 
         draw = lambda step_number, seed, _: real.draw(step_number, seed)
-        return Loop(step, (0, None), spec.steps_per_dispatch, draw, causes=self._causes, limit=limit_bytes(spec.memory))
+        return Loop(
+            step, (0, None), spec.steps_per_dispatch, draw, causes=self._causes, limit=limit_bytes(spec.memory), devices=self.devices
+        )
 
     def _init(self, distilled: DistilledSet, seed: jax.Array):
         """Return the state before the first step of a phase."""
@@ -244,7 +253,8 @@ class Distiller:
     def _warm_up_step(self, state: Any, number: jax.Array, ages: jax.Array, seed: jax.Array, members: jax.Array) -> tuple[Any, Any]:
         """Train one member of one pool for one step; keys are numbered from 1, ages are drawn at 0."""
         learner, inner_optimizer = self.context.learner, sgd(self.spec.pool)
-        step = make_warm_up_step(learner=learner, inner_optimizer=inner_optimizer, support_images=self.method.support_images)
+        place, count = placement(self.warm_up_devices), self.method.support_images
+        step = make_warm_up_step(learner=learner, inner_optimizer=inner_optimizer, support_images=count, place=place)
         return step(state, members[number], ages, step_key(seed, Stream.POOL_WARM_UP, number + 1))
 
     def _compress(self, distilled: DistilledSet, seed: jax.Array) -> tuple[DistilledSet, jax.Array]:

@@ -32,24 +32,36 @@ class Reader:
         draw: (step number, *args) -> a tuple of integer arrays, the rows of each table with a leading axis of seeds.
         tables: "N ..." each.
         args: of `draw`.
+        own_rows: batch size -> which of a batch's rows are read; None reads all.
     """
 
-    def __init__(self, draw: Callable[..., tuple[Any, ...]], tables: Sequence[Table], args: Sequence[Any]):
+    def __init__(
+        self,
+        draw: Callable[..., tuple[Any, ...]],
+        tables: Sequence[Table],
+        args: Sequence[Any],
+        own_rows: Callable[[int], np.ndarray] | None = None,
+    ):
         self.tables = [np.asarray(table) if isinstance(table, jax.Array) else table for table in tables]
         self.args = jax.tree.map(np.asarray, tuple(args))
         self.draw = jax.jit(draw)
         drawn = jax.eval_shape(draw, 0, *self.args)
+        self.batch_sizes = tuple(rows.shape[-1] for rows in drawn)
+        self.own_rows = [slice(None) if own_rows is None else own_rows(size) for size in self.batch_sizes]
         step_bytes = sum(
             prod(rows.shape) * prod(table.shape[1:]) * table.dtype.itemsize for table, rows in zip(self.tables, drawn, strict=True)
         )
         self.most_steps = max(1, MOST_BYTES // step_bytes)
 
     def read(self, first: int, length: int) -> tuple[np.ndarray, ...]:
-        """Return the batches of a dispatch, "S b ..." for one step and "L S b ..." for several."""
+        """Return the batches of a dispatch, "S b ..." for one step and "L S b ..." for several, of a batch the own rows."""
         # Drawn on the CPU: on an accelerator the draw would wait for the steps before it. The bits are the same.
         with _on_cpu():
             drawn = [self.draw(step, *self.args) for step in range(first, first + length)]
-        batches = [tuple(table[np.asarray(rows)] for table, rows in zip(self.tables, step, strict=True)) for step in drawn]
+        batches = [
+            tuple(table[np.asarray(rows)[..., own]] for table, rows, own in zip(self.tables, step, self.own_rows, strict=True))
+            for step in drawn
+        ]
         return batches[0] if length == 1 else tuple(np.stack(parts) for parts in zip(*batches, strict=True))
 
     def ahead(self, dispatches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int, tuple[np.ndarray, ...]]]:

@@ -1,5 +1,6 @@
 """The one loop: teacher, distillation, students and probes all run through it."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial, reduce
@@ -15,7 +16,9 @@ from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.run import health, stop
+from ssdd_jax.run.devices import Devices
 from ssdd_jax.run.feed import Reader, Table
+from ssdd_jax.run.memory import check_fits, in_words
 
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
@@ -54,6 +57,7 @@ class Loop:
         causes: what may be to blame and what to do, by the name of a metric or of a part of the watched state, in the order in which
             a step computes them.
         limit: a step that takes more bytes of memory is refused; None refuses none.
+        devices: the mesh that the loop runs on; None is one device. Batches are spread over it, the state is whole on every device.
     """
 
     def __init__(
@@ -66,8 +70,9 @@ class Loop:
         watch: Callable[[Any], Any] = lambda state: state,
         causes: Mapping[str, str] | None = None,
         limit: int | None = None,
+        devices: Devices | None = None,
     ):
-        self.causes, self.limit = dict(causes or {}), limit
+        self.causes, self.limit, self.devices = dict(causes or {}), limit, devices
         self._compiled: dict[Any, Any] = {}
         self.steps_per_dispatch = steps_per_dispatch or (1 if on_cpu() else 50)
         self.draw = None if draw is None else over_leading_axis(draw, (None, *axes))
@@ -77,6 +82,8 @@ class Loop:
                 return step(state, number, *args)
             if batch is None:
                 batch = tuple(table[rows] for table, rows in zip(tables, draw(number, *args), strict=True))
+            if devices is not None:
+                batch = devices.place("data", batch)
             # What follows is compiled alike wherever the batch is from, and so has the same bits.
             return step(state, number, jax.lax.optimization_barrier(batch), *args)
 
@@ -86,7 +93,8 @@ class Loop:
             state, metrics = one_step(*inputs)
             return state, (metrics, jax.vmap(lambda m, s: health.not_finite(m, watch(s)))(metrics, state))
 
-        @partial(jax.jit, static_argnums=2, donate_argnums=0)
+        # Whatever a step spreads, what it returns is whole on every device.
+        @partial(jax.jit, static_argnums=2, donate_argnums=0, **({} if devices is None else {"out_shardings": devices.whole}))
         def dispatch(state, first, length, tables, batches, *args):
             if length == 1:
                 state, (metrics, bad) = seeds_step(state, first, tables, batches, *args)
@@ -97,19 +105,24 @@ class Loop:
 
         self.dispatch = dispatch
 
-    def compile(self, state: Any, first: int, length: int, args: Sequence[Any], tables: Sequence[Table] = (), batches: Any = None) -> Any:
-        """Return a dispatch of `length` steps from `first` on as a function of (state, first, tables, batches, *args), compiled once.
+    def compile(self, *operands: Any) -> tuple[Any, float]:
+        """Compile the dispatch for operands like these, unless that is done, and return it with the seconds that it took.
+
+        The operands are state, first step, number of steps, tables, batches and args; the result takes them without the third.
 
         Raises:
             TooLarge: it takes more memory than the limit.
         """
-        operands = (state, jnp.asarray(first), length, tuple(tables), batches, *args)
-        key = (length, jax.tree.structure(operands), *((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in jax.tree.leaves(operands)))
-        if key not in self._compiled:
-            compiled = self.dispatch.lower(*operands).compile()
-            check_fits(step_bytes(compiled), self.limit)
-            self._compiled[key] = compiled
-        return self._compiled[key]
+        leaves, structure = jax.tree.flatten(operands)
+        key = (structure, operands[2], *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        if key in self._compiled:
+            return self._compiled[key], 0.0
+        started = time.monotonic()
+        compiled = self.dispatch.lower(*operands).compile()
+        if self.limit is not None:
+            check_fits(compiled, self.limit)
+        self._compiled[key] = compiled
+        return compiled, time.monotonic() - started
 
     def run(
         self,
@@ -132,6 +145,7 @@ class Loop:
         one value a seed. Whether all is finite is told in the step, and looked at whenever something is logged or saved.
 
         Raises:
+            TooLarge: a step takes more memory than the limit.
             NumericalError: a metric or the state is NaN or infinite; the batch is saved beside the metrics.
             Stopped: the run was asked to stop; the step is saved if there are `checkpoints`.
         """
@@ -143,11 +157,13 @@ class Loop:
         logged = notes.get("logged", start)
         pending = [notes["sums"]] if notes.get("sums") else []
         on_device = all(isinstance(table, jax.Array) for table in tables)
-        reader = None if on_device or self.draw is None else Reader(self.draw, tables, args)
+        devices, put = self.devices, (lambda tree: tree) if self.devices is None else self.devices.replicate
+        reader = None if on_device or self.draw is None else Reader(self.draw, tables, args, None if devices is None else devices.own_rows)
         most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.most_steps)
         every = checkpoints.every if checkpoints is not None else 0
         dispatches = _dispatches(start, num_steps, most, (log_every, every or num_steps))
         flags: list[tuple[int, dict[str, jax.Array]]] = []
+        began, compiled, compiling = time.monotonic(), {}, 0.0
 
         def check() -> None:
             # Only here does the host wait for the device.
@@ -157,9 +173,21 @@ class Loop:
                 raise health.NumericalError(self._diagnose(name, *found, tables, args, metrics, checkpoints))
 
         planned = ((first, length, None) for first, length in dispatches) if reader is None else reader.ahead(dispatches)
+        state, placed_tables, placed_args = put(state), put(tuple(tables) if on_device else ()), put(tuple(args))
         with display.task(name, num_steps) as task, closing(planned), stop.deferred():
             for first, length, batches in planned:
-                state, values, bad = self.dispatch(state, jnp.asarray(first), length, tuple(tables) if on_device else (), batches, *args)
+                if devices is not None and reader is not None:
+                    batches = devices.spread_rows(batches, reader.batch_sizes, axis=1 if length == 1 else 2)
+                number = put(jnp.asarray(first))
+                if length not in compiled:
+                    compiled[length], seconds = self.compile(state, number, length, placed_tables, batches, *placed_args)
+                    compiling += seconds
+                    if metrics is not None and seconds and len(compiled) == 1:
+                        display.print(f"{name}: a step takes {in_words(compiled[length])} of memory")
+                state, values, bad = compiled[length](state, number, placed_tables, batches, *placed_args)
+                if metrics is not None and compiling and first == start:
+                    jax.block_until_ready(values)
+                    display.print(f"{name}: first step after {time.monotonic() - began:.1f} s, {compiling:.1f} s of it to compile")
                 step = first + length
                 pending.append(values)
                 flags.append((first, bad))
@@ -183,7 +211,7 @@ class Loop:
                         # What could not be saved must not end as if it had been.
                         checkpoints.wait()
                     raise stop.Stopped(f"stopped at step {step} of {name}; run the same command to go on")
-        return state
+        return state if devices is None else devices.local(state)
 
     def _diagnose(
         self,

@@ -73,16 +73,18 @@ def _group_limit() -> Iterator[int]:
         return
 
 
-def check_fits(name: str, needed: int | None, limit: int | None) -> None:
+def check_fits(compiled: Any, limit: int) -> None:
     """Refuse a step that takes more memory than there is.
 
     Raises:
         TooLarge: saying how much it takes and how much there is.
     """
-    if needed is not None and limit is not None and needed > limit:
-        raise TooLarge(f"{name}: a step takes {in_gb(needed)} of memory, there is {in_gb(limit)}")
+    needed = step_bytes(compiled)
+    if needed is not None and needed > limit:
+        raise TooLarge(f"a step takes {in_words(compiled)} of memory, there is {limit / 1e9:.2f} GB")
 
 
-def in_gb(count: int) -> str:
-    """Return a number of bytes in words."""
-    return f"{count / 1e9:.2f} GB"
+def in_words(compiled: Any) -> str:
+    """Return what a compiled step takes, in words."""
+    needed = step_bytes(compiled)
+    return "an unknown amount" if needed is None else f"{needed / 1e9:.2f} GB"

@@ -23,6 +23,7 @@ from ssdd_jax.report import read_results, results_tables, to_rich, write_report
 from ssdd_jax.run.build import Data, load_data, member_learner, plan_method, repr_width, student_learner, teacher_learner
 from ssdd_jax.run.compilation import use_cache
 from ssdd_jax.run.context import Context
+from ssdd_jax.run.devices import check_batches
 from ssdd_jax.run.distill import Distiller
 from ssdd_jax.run.evaluate import Evaluator
 from ssdd_jax.run.loop import seed_groups
@@ -74,6 +75,7 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_c
     for warning in data_warnings(spec, data):
         display.print(f"warning: {warning}")
     check_sizes(spec, data.image_shape)
+    check_batches(spec)
     context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl", logger, display.print), display)
     context.metrics.begin()
     # What cannot be had is refused before anything is computed.

@@ -318,6 +318,20 @@ class MemorySpec:
 
 
 @dataclass(frozen=True)
+class DevicesSpec:
+    """How a run lies on many devices; nothing but rounding depends on it.
+
+    Attributes:
+        pool: devices that the members of a step are spread over; the others' product with it spreads the rows. 0 takes the greatest
+            common divisor of `pool.members_per_step` and the number of devices.
+        heartbeat_s: seconds after which a process that does not answer is taken for lost.
+    """
+
+    pool: int = within(0, 0)
+    heartbeat_s: int = within(60, 5)
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """A whole run. `only` restricts it to some of `methods`, by name and separated by commas.
 
@@ -339,6 +353,7 @@ class RunSpec:
     log_every: int = within(50, 1)
     only: str = ""
     checkpoints: CheckpointSpec = CheckpointSpec()
+    devices: DevicesSpec = DevicesSpec()
     data: DataSpec = DataSpec()
     teacher: TeacherSpec = TeacherSpec()
     student: NetSpec = NetSpec(widths=(16, 32, 64))

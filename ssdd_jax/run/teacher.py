@@ -22,6 +22,7 @@ from ssdd_jax.nets.torch_weights import variables_from_torch
 from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run.build import Data, online_probe_optimizer, repr_width, teacher_learner, teacher_optimizer
+from ssdd_jax.run.devices import make_devices
 from ssdd_jax.run.encode import encode_batch, encode_to_file, in_batches
 from ssdd_jax.run.feed import to_device
 from ssdd_jax.run.loop import Loop, resumable, stack, unstack
@@ -128,7 +129,7 @@ def pretrain_teacher(
     checkpoints, start, state = resumable(folder, state, display, **saving)
     causes = {"loss": f"config.teacher.learning_rate ({teacher.learning_rate}); lower it, or warm up longer"}
     with checkpoints:
-        state = Loop(step, (0,), spec.steps_per_dispatch, draw, causes=causes).run(
+        state = Loop(step, (0,), spec.steps_per_dispatch, draw, causes=causes, devices=make_devices()).run(
             state,
             teacher.steps,
             (jnp.asarray([teacher.seed]),),
