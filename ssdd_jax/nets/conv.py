@@ -35,7 +35,8 @@ def convolve(images: Images, kernel: Kernel, strides: Sequence[int], padding: Se
     """Convolve as `jax.lax.conv_general_dilated` does, in whose place flax calls it; NHWC, without groups or dilation."""
     (top, bottom), (left, right) = padding
     # Read here, since the gradient is traced when a surrounding `jax.default_matmul_precision` is over.
-    precision = settings.get("precision") or jax.config.jax_default_matmul_precision
+    config: Any = jax.config
+    precision = settings.get("precision") or config.jax_default_matmul_precision
     return _convolve(images, kernel, Window((strides[0], strides[1]), ((top, bottom), (left, right)), precision))
 
 
