@@ -5,10 +5,11 @@ import io
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from absl import flags
 from ml_collections import config_flags
@@ -33,6 +34,8 @@ USAGE = f"""{__doc__}
 --set      folder of a distilled set, or for evaluate and verify of an export; may be given several times
 --format   of the export: safetensors (the default), npz, png or pt (PyTorch)
 --accept_changes  go on in a workdir that was begun with other settings; what they change is made again
+--distributed  start one process a host (or device) with the same command: auto on a TPU pod, under Slurm or Open MPI,
+           elsewhere HOST:PORT,NUM,ID: the address of process 0, how many processes, and which of them this is
 --debug    show the traceback of an error
 shipped configs: {{configs}}"""
 
@@ -49,6 +52,10 @@ STORAGE_ERRORS = frozenset(
 )
 
 
+# HOST:PORT of process 0, how many processes there are, and which of them this is.
+Address = tuple[str, int, int]
+
+
 @dataclass(frozen=True)
 class Command:
     """What the command line asks for. The settings are None for the tasks that need none."""
@@ -59,6 +66,7 @@ class Command:
     sets: tuple[Path, ...]
     format: str
     accept_changes: bool = False
+    distributed: Address | Literal["auto"] | None = None
 
 
 def config_folder() -> Path:
@@ -105,6 +113,7 @@ def parse(argv: Sequence[str]) -> Command:
     set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
     format_flag = flags.DEFINE_string("format", None, "format", flag_values=values)
     accept_flag = flags.DEFINE_bool("accept_changes", False, "accept_changes", flag_values=values)
+    distributed_flag = flags.DEFINE_string("distributed", None, "distributed", flag_values=values)
     logger = logging.getLogger("absl")
     level = logger.level
     try:
@@ -129,13 +138,28 @@ def parse(argv: Sequence[str]) -> Command:
         raise InputError(f"--set is for --task={', '.join(WITH_SETS)}, the task is {task}; drop one of them")
     if format_flag.value and task != "export":
         raise InputError(f"--format is for --task=export, the task is {task}; drop one of them")
+    distributed = None if distributed_flag.value is None else _distributed(distributed_flag.value)
+    if distributed is not None and task in WITHOUT_CONFIG:
+        raise InputError(f"--distributed is not for --task={task}, which one process does; drop one of them")
     needs_config = task not in WITHOUT_CONFIG
     if (needs_config and config is None) or workdir_flag.value is None:
         missing = "--config" if needs_config and config is None else "--workdir"
         raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
     sets = tuple(_path("--set", path) for path in set_flag.value)
     spec = to_spec(config) if config is not None else None
-    return Command(spec, _path("--workdir", workdir_flag.value), task, sets, format_flag.value or "safetensors", accept_flag.value)
+    workdir, fmt = _path("--workdir", workdir_flag.value), format_flag.value or "safetensors"
+    return Command(spec, workdir, task, sets, fmt, accept_flag.value, distributed)
+
+
+def _distributed(text: str) -> Address | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    match = re.fullmatch(r"(\S+:(\d+)),(\d+),(\d+)", text)
+    if match is None or not (0 < int(match[2]) < 2**16 and int(match[4]) < int(match[3])):
+        raise InputError(
+            f"--distributed is {text!r}, expected auto, or HOST:PORT,NUM,ID with ID from 0 to NUM - 1; e.g. --distributed=10.0.0.1:7000,2,0"
+        )
+    return match[1], int(match[3]), int(match[4])
 
 
 def _path(flag: str, text: str) -> Path:
@@ -183,7 +207,8 @@ def _execute(command: Command) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    0 done, 2 unusable settings, 3 unusable data, 4 a number went bad, 5 storage failed, 75 stopped on request.
+    0 done, 2 unusable settings, 3 unusable data, 4 a number went bad, 5 storage failed, 6 another process of the run was lost,
+    75 stopped on request.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"--help", "-h"} & set(argv):
@@ -196,17 +221,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         command = parse([arg for arg in argv if arg != "--debug"])
-        from ssdd_jax.run import stop  # from here on jax is needed
+        from ssdd_jax.run import hosts, stop  # from here on jax is needed
         from ssdd_jax.run.health import NumericalError
 
+        if command.distributed is not None and command.spec is not None:
+            where = None if command.distributed == "auto" else command.distributed
+            hosts.connect(where, command.spec.devices.heartbeat_s)
         try:
             with stop.on_signals():
                 _execute(command)
         except stop.Stopped as stopped:
             say(stopped, "stderr")
-            return stop.STATUS
+            return _leave(stop.STATUS, str(stopped))
         except NumericalError as error:
             return _report(error, debug)
+        except Exception as error:
+            if isinstance(error, InputError | OSError):
+                raise
+            lost = hosts.lost(error)
+            if lost is not None:
+                return _report(lost, debug, error)
+            if command.distributed is not None:
+                traceback.print_exc()
+                _leave(1, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            raise
     except InputError as error:
         return _report(error, debug)
     except OSError as error:
@@ -222,7 +260,15 @@ def _report(error: Any, debug: bool, cause: BaseException | None = None) -> int:
     if debug:
         raise error from cause
     say(f"error: {error}", "stderr")
-    return error.status
+    return _leave(error.status, f"error: {error}")
+
+
+def _leave(status: int, line: str) -> int:
+    """Return the exit status, or end here and now where other processes of the run have to be told."""
+    hosts = sys.modules.get("ssdd_jax.run.hosts")
+    if hosts is not None:
+        hosts.leave(status, line)
+    return status
 
 
 if __name__ == "__main__":

@@ -21,16 +21,23 @@ class _Console(Console):
 
 
 class Display:
-    """The display of one run; `Task.advance` is cheap enough to call every step."""
+    """The display of one run; `Task.advance` is cheap enough to call every step.
 
-    def __init__(self):
+    Args:
+        quiet: show nothing, as of the processes of a run all but one do.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
         self.console = _Console(highlight=False, markup=False)
-        self.live = self.console.is_terminal
+        self.live = self.console.is_terminal and not quiet
         if not self.live:
             self.console.width = FILE_WIDTH
 
     def print(self, text: object) -> None:
         """Print a line (or a rich table) above the bar."""
+        if self.quiet:
+            return
         with tolerant():
             self.console.print(text, soft_wrap=isinstance(text, str))
 
@@ -38,7 +45,7 @@ class Display:
     def task(self, name: str, total: int) -> Iterator["Task"]:
         """Show the progress of `total` steps under `name`."""
         if not self.live:
-            yield Task(name, total)
+            yield Task(name, total, quiet=self.quiet)
             return
         columns = (
             TextColumn("{task.description:<28}"),
@@ -54,8 +61,8 @@ class Display:
 class Task:
     """One bar, or one plain line every `PLAIN_INTERVAL_S` seconds."""
 
-    def __init__(self, name: str, total: int, bar: Progress | None = None):
-        self.name, self.total, self.bar = name, total, bar
+    def __init__(self, name: str, total: int, bar: Progress | None = None, quiet: bool = False):
+        self.name, self.total, self.bar, self.quiet = name, total, bar, quiet
         self.started = self.last_line = time.monotonic()
         self.bar_id = bar.add_task(name, total=total, note="") if bar else None
 
@@ -63,7 +70,7 @@ class Task:
         """Say that `done` steps of all are done."""
         if self.bar is not None and self.bar_id is not None:
             self.bar.update(self.bar_id, completed=done, **({"note": note} if note else {}))
-        elif time.monotonic() - self.last_line >= PLAIN_INTERVAL_S:
+        elif not self.quiet and time.monotonic() - self.last_line >= PLAIN_INTERVAL_S:
             self.last_line = time.monotonic()
             elapsed = self.last_line - self.started
             left = f", {elapsed / done * (self.total - done):.0f} s left" if done else ""

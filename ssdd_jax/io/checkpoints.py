@@ -10,13 +10,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 from orbax.checkpoint import v1 as ocp
 
 from ssdd_jax.errors import InputError, StorageError
@@ -191,7 +192,7 @@ class Checkpoints:
         digests = {name: _leaf_digest(leaf) for name, leaf in leaves.items()}
         # Orbax has no arrays without elements.
         with _quiet():
-            ocp.save_checkpointables(folder.absolute(), {STATE: {name: leaf for name, leaf in leaves.items() if leaf.size}}, overwrite=True)
+            _save(folder.absolute(), {name: leaf for name, leaf in leaves.items() if leaf.size})
         record = {"files": _file_digests(folder), "leaves": digests, "notes": notes, "about": self.about}
         write_json(record_file(folder), {**record, "sha256": json_digest(record)})
         for old in self._steps()[: -self.keep]:
@@ -210,7 +211,8 @@ class Checkpoints:
             if found != wanted:
                 raise InputError(f"checkpoint {where}: {name} has (shape, dtype) {found}, expected {wanted}; use another --workdir")
         empty = {name: np.zeros(jnp.shape(leaf), leaf.dtype) for name, leaf in expected.items()}
-        loaded = ocp.load_checkpointables(where.absolute(), {STATE: {name: leaf for name, leaf in empty.items() if leaf.size}})[STATE]
+        with _quiet(), _alone():
+            loaded = ocp.load_checkpointables(where.absolute(), {STATE: {name: leaf for name, leaf in empty.items() if leaf.size}})[STATE]
         leaves = {name: loaded[name] if leaf.size else leaf for name, leaf in empty.items()}
         for name, leaf in leaves.items():
             if _leaf_digest(leaf) != saved[name]:
@@ -241,6 +243,30 @@ def damage(folder: Path) -> str:
     found = _file_digests(folder)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     return f"{wrong[0]} is not as it was saved" if wrong else ""
+
+
+def _save(folder: Path, leaves: dict[str, np.ndarray]) -> None:
+    """Write a checkpoint's arrays; of several processes the one that calls it does so alone."""
+    if jax.process_count() == 1:
+        ocp.save_checkpointables(folder, {STATE: leaves}, overwrite=True)
+        return
+    # The newer interface waits for all processes whatever it is told; what this one writes, the newer one reads.
+    options = _of_this_process()
+    arrays = orbax.checkpoint.PyTreeCheckpointHandler(multiprocessing_options=options)
+    both = orbax.checkpoint.CompositeOptions(multiprocessing_options=options)
+    handler = orbax.checkpoint.CompositeCheckpointHandler(composite_options=both, **{STATE: arrays})
+    with orbax.checkpoint.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+        checkpointer.save(folder, args=orbax.checkpoint.args.Composite(**{STATE: orbax.checkpoint.args.PyTreeSave(leaves)}), force=True)
+
+
+def _alone() -> AbstractContextManager:
+    """Keep Orbax from waiting for the other processes of a run while it reads."""
+    return nullcontext() if jax.process_count() == 1 else ocp.Context(multiprocessing_options=_of_this_process())
+
+
+def _of_this_process() -> Any:
+    me = jax.process_index()
+    return orbax.checkpoint.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ssdd_jax.compat import make_mesh
 from ssdd_jax.core.outer import Place, anywhere
 from ssdd_jax.errors import InputError
+from ssdd_jax.run import hosts
 from ssdd_jax.run.spec import RunSpec
 
 AXES = ("pool", "data")
@@ -51,6 +52,12 @@ class Devices:
         """Return batches that are spread over "data", given of each batch its own rows and how many there are in all processes."""
         return tuple(self._spread_rows(own, size, axis) for own, size in zip(batches, sizes, strict=True))
 
+    def of_processes(self, value: int) -> jax.Array:
+        """Return a number of this process and those of the others, one a device."""
+        copies = [jax.device_put(np.full(1, value, np.int32), device) for device in self.mesh.local_devices]
+        spread = NamedSharding(self.mesh, PartitionSpec(AXES))
+        return jax.make_array_from_single_device_arrays((self.mesh.size,), spread, copies)
+
     @staticmethod
     def local(tree: Any) -> Any:
         """Undo `replicate`."""
@@ -78,9 +85,12 @@ def placement(devices: Devices | None) -> Place:
 
 
 def make_devices(pool: int = 1) -> Devices | None:
-    """Return the mesh of all devices with so many along "pool", or None where there is one device, which needs none."""
+    """Return the mesh of all devices with so many along "pool", or None where there is one device, which needs none.
+
+    It is also None where one of several processes works alone.
+    """
     count = jax.device_count()
-    return None if count == 1 else Devices(make_mesh((pool, count // pool), AXES))
+    return None if count == 1 or hosts.is_alone() else Devices(make_mesh((pool, count // pool), AXES))
 
 
 def pool_axis(spec: RunSpec) -> int:

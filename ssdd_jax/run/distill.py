@@ -18,7 +18,7 @@ from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import DataError
 from ssdd_jax.io.artifacts import damaged_files, read_manifest, save_distilled
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.run import health
+from ssdd_jax.run import health, hosts
 from ssdd_jax.run.build import member_learner, num_steps, outer_optimizer, sgd
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.devices import make_devices, placement, pool_axis
@@ -55,7 +55,7 @@ class Distiller:
         """Distil for a group of seeds and save the sets, unless sets of the same settings are there."""
         context, name = self.context, self.name
         identity = context.distilled_digest(name)
-        if all(self.is_complete(context.distilled_folder(name, seed), identity) for seed in seeds):
+        if hosts.agree(hosts.is_writer() and all(self.is_complete(context.distilled_folder(name, seed), identity) for seed in seeds)):
             return
         started = time.monotonic()
         label, seed_array = "_".join(map(str, seeds)), jnp.asarray(seeds)
@@ -74,6 +74,8 @@ class Distiller:
             raise health.NumericalError(
                 f"distill/{name}: the fit of the approximation networks diverged; lower config.methods.{name}.hidden"
             )
+        if not hosts.is_writer():
+            return
         seconds = (time.monotonic() - started + self.seconds_before) / len(seeds)
         raises = np.zeros(len(seeds), int) if last is None else np.asarray(last.ridge_raises)
         for i, (seed, distilled) in enumerate(zip(seeds, unstack(sets), strict=True)):
@@ -165,7 +167,7 @@ class Distiller:
         count = self.method.support_images or self.plan.num_images
         while count:
             try:
-                self._loop(0, memory, count).compile(state, jnp.asarray(0), 1, tuple(tables), None, *args)
+                self._loop(0, memory, count).compile(state, jnp.asarray(0), 1, None, tuple(tables), None, *args)
             except TooLarge:
                 count //= 2
                 continue

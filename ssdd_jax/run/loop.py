@@ -1,6 +1,7 @@
 """The one loop: teacher, distillation, students and probes all run through it."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial, reduce
@@ -15,10 +16,13 @@ from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
-from ssdd_jax.run import health, stop
+from ssdd_jax.run import health, hosts, stop
 from ssdd_jax.run.devices import Devices
 from ssdd_jax.run.feed import Reader, Table
 from ssdd_jax.run.memory import check_fits, in_words
+
+# Dispatches after which the processes look at whether any of them was asked to stop.
+ASKED_AGO = 2
 
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
@@ -95,20 +99,22 @@ class Loop:
 
         # Whatever a step spreads, what it returns is whole on every device.
         @partial(jax.jit, static_argnums=2, donate_argnums=0, **({} if devices is None else {"out_shardings": devices.whole}))
-        def dispatch(state, first, length, tables, batches, *args):
+        def dispatch(state, first, length, asked, tables, batches, *args):
+            # Whether any process was asked to stop; all of them learn it from the same dispatch.
+            asked = jax.tree.map(jnp.max, asked)
             if length == 1:
                 state, (metrics, bad) = seeds_step(state, first, tables, batches, *args)
-                return state, metrics, jax.tree.map(lambda leaf: leaf[None], bad)
+                return state, metrics, jax.tree.map(lambda leaf: leaf[None], bad), asked
             numbers = first + jnp.arange(length)
             state, (metrics, bad) = jax.lax.scan(lambda s, x: seeds_step(s, x[0], tables, x[1], *args), state, (numbers, batches))
-            return state, jax.tree.map(lambda leaf: leaf.sum(0), metrics), bad
+            return state, jax.tree.map(lambda leaf: leaf.sum(0), metrics), bad, asked
 
         self.dispatch = dispatch
 
     def compile(self, *operands: Any) -> tuple[Any, float]:
         """Compile the dispatch for operands like these, unless that is done, and return it with the seconds that it took.
 
-        The operands are state, first step, number of steps, tables, batches and args; the result takes them without the third.
+        The operands are those of `self.dispatch`; the result takes them without the third, the number of steps.
 
         Raises:
             TooLarge: it takes more memory than the limit.
@@ -149,6 +155,9 @@ class Loop:
             NumericalError: a metric or the state is NaN or infinite; the batch is saved beside the metrics.
             Stopped: the run was asked to stop; the step is saved if there are `checkpoints`.
         """
+        every = checkpoints.every if checkpoints is not None else 0
+        if not hosts.is_writer():
+            metrics = checkpoints = None
         # Where no step is left, lines beyond it are those of a loop that goes on under the same name.
         if metrics is not None and start < num_steps:
             metrics.begin(name, start)
@@ -160,7 +169,6 @@ class Loop:
         devices, put = self.devices, (lambda tree: tree) if self.devices is None else self.devices.replicate
         reader = None if on_device or self.draw is None else Reader(self.draw, tables, args, None if devices is None else devices.own_rows)
         most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.most_steps)
-        every = checkpoints.every if checkpoints is not None else 0
         dispatches = _dispatches(start, num_steps, most, (log_every, every or num_steps))
         flags: list[tuple[int, dict[str, jax.Array]]] = []
         began, compiled, compiling = time.monotonic(), {}, 0.0
@@ -173,18 +181,21 @@ class Loop:
                 raise health.NumericalError(self._diagnose(name, *found, tables, args, metrics, checkpoints))
 
         planned = ((first, length, None) for first, length in dispatches) if reader is None else reader.ahead(dispatches)
-        state, placed_tables, placed_args = put(state), put(tuple(tables) if on_device else ()), put(tuple(args))
+        state, args = hosts.agree((state, tuple(args)))
+        asked_so_far: deque[jax.Array] = deque()
+        state, placed_tables, placed_args = put(state), put(tuple(tables) if on_device else ()), put(args)
         with display.task(name, num_steps) as task, closing(planned), stop.deferred():
             for first, length, batches in planned:
                 if devices is not None and reader is not None:
                     batches = devices.spread_rows(batches, reader.batch_sizes, axis=1 if length == 1 else 2)
+                asked = devices.of_processes(stop.requested()) if devices is not None and hosts.several() else None
                 number = put(jnp.asarray(first))
                 if length not in compiled:
-                    compiled[length], seconds = self.compile(state, number, length, placed_tables, batches, *placed_args)
+                    compiled[length], seconds = self.compile(state, number, length, asked, placed_tables, batches, *placed_args)
                     compiling += seconds
                     if metrics is not None and seconds and len(compiled) == 1:
                         display.print(f"{name}: a step takes {in_words(compiled[length])} of memory")
-                state, values, bad = compiled[length](state, number, placed_tables, batches, *placed_args)
+                state, values, bad, asked = compiled[length](state, number, asked, placed_tables, batches, *placed_args)
                 if metrics is not None and compiling and first == start:
                     jax.block_until_ready(values)
                     display.print(f"{name}: first step after {time.monotonic() - began:.1f} s, {compiling:.1f} s of it to compile")
@@ -199,14 +210,16 @@ class Loop:
                     note = f"loss {numbers['loss'].mean():.4g}"
                     if metrics is not None:
                         metrics.write(name, step, {key: value.tolist() for key, value in numbers.items()})
-                stopping = stop.requested()
+                stopping = stop.requested() if asked is None else _asked(asked_so_far, asked)
                 last = step == num_steps and (every or (checkpoints is not None and checkpoints.latest is not None))
                 if checkpoints is not None and (last or stopping or checkpoints.due(step)):
                     check()
                     sums = {key: total.tolist() for key, total in _sums(pending).items()} if pending else {}
                     checkpoints.save(step, state, {"logged": logged, "sums": sums})
                 task.advance(step, note)
+                hosts.at(step, name)
                 if stopping:
+                    stop.request()
                     if checkpoints is not None:
                         # What could not be saved must not end as if it had been.
                         checkpoints.wait()
@@ -242,6 +255,12 @@ class Loop:
         return line
 
 
+def _asked(so_far: deque[jax.Array], asked: jax.Array) -> bool:
+    """Return whether any process had been asked to stop some dispatches ago: later ones may not have run, and are not waited for."""
+    so_far.append(asked)
+    return len(so_far) > ASKED_AGO and bool(so_far.popleft())
+
+
 def _sums(values: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Add up metrics one after the other, so that the sum of a part and then the rest has the same bits."""
     add = lambda total, value: {key: total[key] + np.asarray(value[key], np.float64) for key in total}
@@ -264,5 +283,7 @@ def resumable(folder: Path, state: Any, display: Display, **settings: Any) -> tu
     Without any, that is (0, `state`).
     """
     checkpoints = Checkpoints(folder, **settings)
-    found = checkpoints.restore(state, lambda line: display.print(f"warning: {line}"))
-    return (checkpoints, 0, state) if found is None else (checkpoints, *found)
+    # Of several processes one reads, and the loop gives the others what it has read.
+    found = checkpoints.restore(state, lambda line: display.print(f"warning: {line}")) if hosts.is_writer() else None
+    step, state = (0, state) if found is None else found
+    return checkpoints, int(hosts.agree(step)), state

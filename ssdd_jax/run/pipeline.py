@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from math import isfinite
 from pathlib import Path
@@ -20,6 +21,7 @@ from ssdd_jax.io.files import locked, write_json
 from ssdd_jax.io.metrics import Logger, Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.report import read_results, results_tables, to_rich, write_report
+from ssdd_jax.run import hosts
 from ssdd_jax.run.build import Data, load_data, member_learner, plan_method, repr_width, student_learner, teacher_learner
 from ssdd_jax.run.compilation import use_cache
 from ssdd_jax.run.context import Context
@@ -60,15 +62,19 @@ def run(
         InputError: a setting does not fit the data, or is another than those that the workdir was begun with; nothing has been
             computed then.
     """
-    workdir = prepare_workdir(workdir)
-    with locked(workdir):
+    if hosts.is_writer():
+        workdir = prepare_workdir(workdir)
+    with locked(workdir) if hosts.is_writer() else nullcontext(), hosts.sharing(workdir):
         return _run(spec, workdir, task, sets, accept_changes, logger)
 
 
 def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool, logger: Logger | None) -> dict[str, Any]:
-    display = Display()
+    display = Display(quiet=not hosts.is_writer())
     use_cache(Path(spec.data.cache) if spec.data.cache else default_cache())
-    data = load_data(spec.data, spec.evaluation.split, display)
+    # One process prepares the dataset, and then the others find it, unless their cache is another one.
+    data = load_data(spec.data, spec.evaluation.split, display) if hosts.is_writer() else None
+    hosts.wait_for_writer()
+    data = data or load_data(spec.data, spec.evaluation.split, display)
     display.print(
         f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"
     )
@@ -77,7 +83,8 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_c
     check_sizes(spec, data.image_shape)
     check_batches(spec)
     context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl", logger, display.print), display)
-    context.metrics.begin()
+    if hosts.is_writer():
+        context.metrics.begin()
     # What cannot be had is refused before anything is computed.
     _ = context.teacher_digest
     if task in ("all", "evaluate"):
@@ -86,18 +93,32 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_c
         named = named_sets(sets, spec)
         own = own_sets(context) if named else complete_sets(context)
     now = context.saving["about"]
-    for line in check_changes(workdir / "spec.json", now, accept_changes):
-        display.print(line)
-    write_json(workdir / "spec.json", now)
+    statistics = [data.mean.tolist(), data.std.tolist()]
+    hosts.check_alike({**{name: now[name] for name in ("settings", "versions", "data_fingerprint")}, "image statistics": statistics})
+    if hosts.is_writer():
+        for line in check_changes(workdir / "spec.json", now, accept_changes):
+            display.print(line)
+        write_json(workdir / "spec.json", now)
+    hosts.wait_for_writer()
     if task == "evaluate":
-        return show_report(workdir, evaluate(context, own, named), display)
+        return by_the_writer(lambda: show_report(workdir, evaluate(context, own, named), display))
     if task == "teacher":
         _ = context.teacher
         return {}
     distill(context)
     if task == "distill":
         return {}
-    return show_report(workdir, evaluate(context, complete_sets(context)), display)
+    return by_the_writer(lambda: show_report(workdir, evaluate(context, complete_sets(context)), display))
+
+
+def by_the_writer(fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a function returns; of several processes one alone calls it, the others wait and return nothing."""
+    result = {}
+    if hosts.is_writer():
+        with hosts.alone():
+            result = fn()
+    hosts.wait_for_writer()
+    return result
 
 
 def distill(context: Context) -> None:

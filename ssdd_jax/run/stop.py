@@ -68,6 +68,11 @@ def deferred() -> Iterator[None]:
         _Request.deferred -= 1
 
 
+def request() -> None:
+    """Ask the run to stop, as a signal does within `deferred`."""
+    _Request.seen = True
+
+
 def requested() -> bool:
     """Return whether the run was asked to stop."""
     return _Request.seen

@@ -21,6 +21,7 @@ from ssdd_jax.io.torch_files import read_state_dict
 from ssdd_jax.nets.torch_weights import variables_from_torch
 from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.run import hosts
 from ssdd_jax.run.build import Data, online_probe_optimizer, repr_width, teacher_learner, teacher_optimizer
 from ssdd_jax.run.devices import make_devices
 from ssdd_jax.run.encode import encode_batch, encode_to_file, in_batches
@@ -142,6 +143,8 @@ def pretrain_teacher(
             checkpoints=checkpoints,
         )
     (final,) = unstack(state)
+    if not hosts.is_writer():
+        return final.encoder
     if start < teacher.steps:
         metrics.begin(HELD_OUT, -1)
     # A run may have been cut off between the last step and this line.
@@ -175,7 +178,9 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
             "take more images, pretrain it longer or with another config.teacher.learning_rate, or set config.teacher.standardize=False"
         )
     scale = float(np.sqrt(variance))
-    return Teacher(learner, variables, centre.astype(np.float32), scale, name)
+    # It becomes part of compiled programs, which must be the same in all processes.
+    variables, centre, scale = hosts.agree((variables, centre.astype(np.float32), scale))
+    return Teacher(learner, variables, np.asarray(centre), float(scale), name)
 
 
 def representations(teacher: Teacher, data: Data, images: Images, view: str = "identity") -> np.ndarray:
@@ -205,7 +210,9 @@ def cached_representations(
     """
     file = folder / f"representations-{teacher.digest}" / f"{name}.npy"
     encode = jax.jit(lambda batch, rows: teacher.represent(view(batch, rows)))
-    encode_to_file(encode, images, teacher.centre.size, file, display, f"represent {name}")
+    if hosts.is_writer():
+        encode_to_file(encode, images, teacher.centre.size, file, display, f"represent {name}")
+    hosts.wait_for_writer()
     return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
@@ -217,4 +224,5 @@ def view_shifts(teacher: Teacher, data: Data, views: tuple[str, ...]) -> dict[st
     # Where all images are represented alike, any shift is too much.
     variance = np.mean((base - base.mean(0)) ** 2, dtype=np.float64) or np.finfo(np.float64).tiny
     ratio = lambda view: np.mean((representations(teacher, data, sample, view) - base) ** 2, dtype=np.float64) / variance
-    return {view: float(min(ratio(view), np.finfo(np.float32).max)) for view in views if view != "identity"}
+    shifts = {view: float(min(ratio(view), np.finfo(np.float32).max)) for view in views if view != "identity"}
+    return {view: float(shift) for view, shift in hosts.agree(shifts).items()}
