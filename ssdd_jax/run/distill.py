@@ -48,7 +48,12 @@ class Distiller:
         # It trains one member at a time, so that all devices are for its rows.
         self.warm_up_devices = make_devices()
         self.warm_up_loop = Loop(
-            self._warm_up_step, (0, 0, None), self.spec.steps_per_dispatch, causes=self._causes, devices=self.warm_up_devices
+            self._warm_up_step,
+            (0, 0, None),
+            self.spec.steps_per_dispatch,
+            causes=self._causes,
+            limit=limit_bytes(self.spec.memory),
+            devices=self.warm_up_devices,
         )
 
     def distill(self, seeds: Sequence[int]) -> None:
@@ -139,13 +144,13 @@ class Distiller:
         if last is not None:
             state = replace(state, pool=last.pool, ridge_raises=last.ridge_raises)
         checkpoints, done, state = context.resumable(folder / phase, state)
+        args = (seeds, context.teacher.variables if context.real_targets is None else None)
+        tables = [context.train_images, *([] if context.real_targets is None else [context.real_targets])]
         with checkpoints:
-            if done == 0 and last is None:
-                state, checkpoints.seconds_before = self.warm_up(state, seeds, folder / "warm_up")
-            self.seconds_before += checkpoints.seconds_before
-            args = (seeds, context.teacher.variables if context.real_targets is None else None)
-            tables = [context.train_images, *([] if context.real_targets is None else [context.real_targets])]
             try:
+                if done == 0 and last is None:
+                    state, checkpoints.seconds_before = self.warm_up(state, seeds, folder / "warm_up")
+                self.seconds_before += checkpoints.seconds_before
                 return self.loops[phase].run(
                     state,
                     end,
@@ -165,9 +170,12 @@ class Distiller:
         """Return the settings nearest to the present ones of whose step there is enough memory."""
         memory = replace(self.spec.memory, remat=True, rows_at_once=FEW_ROWS)
         count = self.method.support_images or self.plan.num_images
+        batch = lambda table: jax.ShapeDtypeStruct((len(args[0]), self.spec.outer.batch_size, *table.shape[1:]), table.dtype)
+        on_device = all(isinstance(table, jax.Array) for table in tables)
+        given = (tuple(tables), None) if on_device else ((), tuple(map(batch, tables)))
         while count:
             try:
-                self._loop(0, memory, count).compile(state, jnp.asarray(0), 1, None, tuple(tables), None, *args)
+                self._loop(0, memory, count).compile(state, jnp.asarray(0), 1, None, *given, *args)
             except TooLarge:
                 count //= 2
                 continue

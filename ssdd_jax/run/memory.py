@@ -81,10 +81,10 @@ def check_fits(compiled: Any, limit: int) -> None:
     """
     needed = step_bytes(compiled)
     if needed is not None and needed > limit:
-        raise TooLarge(f"a step takes {in_words(compiled)} of memory, there is {limit / 1e9:.2f} GB")
+        raise TooLarge(f"a step takes {in_words(compiled)} of memory, there is {limit / 1e9:.3g} GB")
 
 
 def in_words(compiled: Any) -> str:
     """Return what a compiled step takes, in words."""
     needed = step_bytes(compiled)
-    return "an unknown amount" if needed is None else f"{needed / 1e9:.2f} GB"
+    return "an unknown amount" if needed is None else f"{needed / 1e9:.3g} GB"

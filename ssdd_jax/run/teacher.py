@@ -27,6 +27,7 @@ from ssdd_jax.run.devices import make_devices
 from ssdd_jax.run.encode import encode_batch, encode_to_file, in_batches
 from ssdd_jax.run.feed import to_device
 from ssdd_jax.run.loop import Loop, resumable, stack, unstack
+from ssdd_jax.run.memory import TooLarge, limit_bytes
 from ssdd_jax.run.spec import RunSpec, TeacherSpec, digest
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
 
@@ -130,18 +131,22 @@ def pretrain_teacher(
     checkpoints, start, state = resumable(folder, state, display, **saving)
     causes = {"loss": f"config.teacher.learning_rate ({teacher.learning_rate}); lower it, or warm up longer"}
     with checkpoints:
-        state = Loop(step, (0,), spec.steps_per_dispatch, draw, causes=causes, devices=make_devices()).run(
-            state,
-            teacher.steps,
-            (jnp.asarray([teacher.seed]),),
-            tables=tables,
-            display=display,
-            name="teacher",
-            start=start,
-            metrics=metrics,
-            log_every=spec.log_every,
-            checkpoints=checkpoints,
-        )
+        loop = Loop(step, (0,), spec.steps_per_dispatch, draw, causes=causes, limit=limit_bytes(spec.memory), devices=make_devices())
+        try:
+            state = loop.run(
+                state,
+                teacher.steps,
+                (jnp.asarray([teacher.seed]),),
+                tables=tables,
+                display=display,
+                name="teacher",
+                start=start,
+                metrics=metrics,
+                log_every=spec.log_every,
+                checkpoints=checkpoints,
+            )
+        except TooLarge as error:
+            raise TooLarge(f"teacher: {error}; lower config.teacher.batch_size ({teacher.batch_size})") from error
     (final,) = unstack(state)
     if not hosts.is_writer():
         return final.encoder

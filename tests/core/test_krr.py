@@ -57,6 +57,20 @@ def test_primal_and_dual_systems_predict_the_same(scale):
     np.testing.assert_allclose(primal, dual, rtol=1e-4, atol=1e-5)
 
 
+# Few targets and rows against wide features and outputs, and the other way round.
+@pytest.mark.parametrize(("num_support", "num_targets", "num_outputs", "by_kernel"), [(4, 5, 30, True), (12, 40, 2, False)])
+def test_the_cheaper_order_of_products_predicts_what_the_oracle_does(num_support, num_targets, num_outputs, by_kernel):
+    width = 20
+    f_support, y_support, f_target, y_target = draw(num_support, width, num_targets=num_targets, num_outputs=num_outputs)
+    expected = oracle.dual(f_support, y_support, f_target, oracle.ridge_strength(f_support, 0.1, "trace"))
+    arrays = in_float32((f_support, y_support, f_target))
+    np.testing.assert_allclose(krr_predict(*arrays, ridge=0.1), expected, rtol=1e-4, atol=1e-5)
+    products = jax.make_jaxpr(lambda *a: krr_predict(*a, ridge=0.1))(*arrays).jaxpr
+    shapes = [equation.outvars[0].aval.shape for equation in products.eqns if equation.primitive.name == "dot_general"]
+    assert ((num_targets, num_support) in shapes) == by_kernel
+    assert ((width, num_outputs) in shapes) != by_kernel
+
+
 @pytest.mark.parametrize(("num_support", "width"), [(8, 8), (9, 8)])
 def test_the_smaller_system_is_factored(num_support, width):
     arrays = in_float32(draw(num_support, width))[:3]

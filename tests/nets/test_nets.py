@@ -167,3 +167,59 @@ def test_without_a_head_the_outputs_are_the_features_and_training_moves_every_st
     _, stats = learner.apply_train(variables, images)
     for before, after in zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(stats), strict=True):
         assert not np.array_equal(before, after)
+
+
+IMAGES = jax.random.normal(jax.random.key(1), (6, 16, 16, 3))
+
+
+def outputs_and_gradients(learner, variables):
+    def loss(params):
+        outputs, stats = learner.apply_train({**variables, "params": params}, IMAGES)
+        return jnp.mean((outputs - 1.0) ** 2), (outputs, stats)
+
+    gradients, (outputs, stats) = jax.grad(loss, has_aux=True)(variables["params"])
+    return learner.features(variables, IMAGES), learner.apply(variables, IMAGES), outputs, stats, gradients
+
+
+@pytest.mark.parametrize("net", ["convnet", "resnet10", "vit"])
+def test_bfloat16_activations_stay_near_float32_and_all_that_is_returned_is_float32(net):
+    widths = {"convnet": (8, 16), "resnet10": (8, 8, 16, 16), "vit": (12, 12)}[net]
+    exact, rounded = (make_learner(net, widths, (16, 16, 3), 5, precision=precision) for precision in ("float32", "bfloat16"))
+    variables = exact.init(jax.random.key(0))
+    expected, found = (jax.jit(outputs_and_gradients, static_argnums=0)(learner, variables) for learner in (exact, rounded))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found))
+    norm = lambda trees: jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(trees)))
+    for mine, theirs in zip(found, expected, strict=True):
+        error = norm(jax.tree.map(lambda a, b: a - b, mine, theirs)) / (norm(theirs) + 1e-6)
+        assert error < 0.1
+    assert norm(jax.tree.map(lambda a, b: a - b, found[2], expected[2])) > 0
+
+
+@pytest.mark.parametrize(("precision", "word"), [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "bf16")])
+def test_every_product_of_a_network_has_the_precision_that_was_asked_for(precision, word):
+    learner = make_learner("convnet", (8, 16), (16, 16, 3), 5, precision=precision)
+    variables = learner.init(jax.random.key(0))
+    text = jax.jit(lambda v: outputs_and_gradients(learner, v)).trace(variables).lower(lowering_platforms=("cuda",)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.convolution" in line or "stablehlo.dot_general" in line]
+    assert len(products) > 8
+    assert all(word in line for line in products)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision is 'float16', expected one of tensorfloat32, float32, bfloat16"):
+        make_learner("convnet", (8, 16), (16, 16, 3), 5, precision="float16")
+
+
+@pytest.mark.parametrize("net", ["convnet", "resnet10"])
+def test_a_network_that_recomputes_its_activations_trains_alike_in_less_memory(net):
+    widths = {"convnet": (8, 16), "resnet10": (8, 8, 16, 16)}[net]
+    kept, recomputed = (make_learner(net, widths, (16, 16, 3), 5, remat=remat) for remat in (False, True))
+    variables = kept.init(jax.random.key(0))
+    expected, found = (jax.jit(outputs_and_gradients, static_argnums=0)(learner, variables) for learner in (kept, recomputed))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, expected)
+
+    def saved(learner):
+        _, pullback = jax.vjp(lambda params: learner.apply_train({**variables, "params": params}, IMAGES)[0], variables["params"])
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    assert saved(recomputed) < 0.8 * saved(kept)

@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssdd_jax.nets.conv import IMAGES_AT_ONCE, convolve
+
+pytestmark = pytest.mark.core
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def plain(images, kernel, strides, padding):
+    return jax.lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=LAYOUT)
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.RandomState(seed).normal(size=shape), jnp.float32)
+
+
+def value_and_gradients(fn, images, kernel):
+    outputs, pullback = jax.vjp(fn, images, kernel)
+    return outputs, *pullback(draw(*outputs.shape, seed=2))
+
+
+CASES = {
+    "few channels": (3, 3, (1, 1), ((1, 1), (1, 1))),
+    "many channels": (3, 16, (1, 1), ((1, 1), (1, 1))),
+    "stride 2": (3, 16, (2, 2), ((1, 1), (1, 1))),
+    "stride 2, few channels": (3, 3, (2, 2), ((1, 1), (1, 1))),
+    "1 x 1, stride 2": (1, 32, (2, 2), ((0, 0), (0, 0))),
+    "5 x 5": (5, 16, (1, 1), ((2, 2), (2, 2))),
+    "padding 2 of 3 x 3": (3, 16, (1, 1), ((2, 2), (2, 2))),
+    "uneven padding and strides": (3, 16, (2, 1), ((2, 1), (0, 3))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("count", [1, IMAGES_AT_ONCE, IMAGES_AT_ONCE + 3])
+def test_values_and_gradients_are_those_of_lax(case, count):
+    size, channels, strides, padding = CASES[case]
+    images, kernel = draw(count, 9, 7, channels), draw(size, size, channels, 5, seed=1)
+    ours = lambda images, kernel: convolve(images, kernel, strides, padding, dimension_numbers=LAYOUT, precision=None)
+    expected = lambda images, kernel: plain(images, kernel, strides, padding)
+    for mine, theirs in zip(
+        jax.jit(value_and_gradients, static_argnums=0)(ours, images, kernel),
+        jax.jit(value_and_gradients, static_argnums=0)(expected, images, kernel),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+def test_it_maps_over_kernels_and_differentiates_twice(channels):
+    padding = ((1, 1), (1, 1))
+    images, kernels = draw(2, 3, 6, 6, channels), draw(2, 3, 3, channels, 4, seed=1)
+
+    def gradients(fn):
+        loss = lambda x, k: jnp.sum(jnp.tanh(fn(x, k, (1, 1), padding)) ** 2)
+        penalty = lambda x, k: sum(jnp.sum(g**2) for g in jax.grad(loss, (0, 1))(x, k))
+        return jax.jit(jax.vmap(jax.grad(penalty, (0, 1))))(images, kernels)
+
+    for mine, theirs in zip(gradients(convolve), gradients(plain), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_the_gradient_keeps_the_precision_that_the_value_was_asked_for():
+    images, kernel = draw(2, 6, 6, 16), draw(3, 3, 16, 4, seed=1)
+
+    def loss(kernel):
+        with jax.default_matmul_precision("float32"):
+            return jnp.sum(convolve(images, kernel, (1, 1), ((1, 1), (1, 1))) ** 2)
+
+    # As it is lowered for a GPU, where products have a precision; every convolution of value and gradient has the one asked for.
+    text = jax.jit(jax.grad(loss)).trace(kernel).lower(lowering_platforms=("cuda",)).as_text()
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(convolutions) >= 2
+    assert all("precision HIGHEST" in line for line in convolutions)
