@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def measured(work: Work, options: argparse.Namespace, side: int, peaks: dict[str
             "shapes": part.shapes,
             "settings": work.case.settings,
             "operations": {"needed": part.needed, "counted": counted.total, "counted_by_xla": ours.operations(), "notes": counted.notes},
-            **result(seconds, part.needed, side),
+            **result(seconds, part.needed_by, side),
             "bytes": ours.memory(),
         }
 
@@ -91,7 +92,8 @@ def chosen(options: argparse.Namespace) -> list[Case]:
 
 def main() -> None:
     options = arguments()
-    console = Console()
+    # A file or a pipe has no width that a table could be broken for.
+    console = Console(width=None if sys.stdout.isatty() else 240)
     if options.markdown:
         print(table(json.loads(options.markdown.read_text())))
         return

@@ -37,7 +37,7 @@ def count_operations(fn: Callable, *args: Any, padding: bool = True) -> Operatio
 def _count(jaxpr: Any, padding: bool, notes: set[str]) -> Counter:
     counted: Counter = Counter()
     inner = lambda closed: _count(getattr(closed, "jaxpr", closed), padding, notes)
-    for eqn in jaxpr.eqns:
+    for eqn in _needed(jaxpr):
         name, params = eqn.primitive.name, eqn.params
         if name in RULES:
             counted[name] += RULES[name](eqn, padding)
@@ -58,6 +58,15 @@ def _count(jaxpr: Any, padding: bool, notes: set[str]) -> Counter:
             for sub in _jaxprs(params.values()):
                 counted.update(inner(sub))
     return counted
+
+
+def _needed(jaxpr: Any) -> Iterator[Any]:
+    """Yield the equations that a result depends on: the compiler drops the others, such as a head whose output nobody reads."""
+    read = set(map(id, jaxpr.outvars))
+    for eqn in reversed(jaxpr.eqns):
+        if eqn.effects or any(id(var) in read for var in eqn.outvars):
+            read.update(map(id, eqn.invars))
+            yield eqn
 
 
 def _jaxprs(values: Any) -> Iterator[Any]:

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# A measurement takes at least so long, by repetition; and threads that wait busily for more work have stopped after the pause.
+# A measurement takes at least so long, by calling again; and threads that wait busily for more work have stopped after the pause.
 LEAST_SECONDS, PAUSE = 0.05, 0.2
+# After so long a part has been measured often enough.
+MOST_SECONDS, LEAST_REPETITIONS = 240.0, 3
 
 PEAKS = ("product, jax", "product, torch")
 OURS = "ours"
@@ -65,13 +67,17 @@ def product(side: int) -> Callable[[], None]:
 
 
 def measure(contenders: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
-    """Return the seconds of one call of each contender, `repetitions` times in turn, after one call that is not counted."""
+    """Return the seconds of one call of each contender, `repetitions` times in turn, after a call that is not counted."""
     calls = {}
     for name, run in contenders.items():
-        run()
-        calls[name] = max(1, round(LEAST_SECONDS / _seconds(run)))
+        first = _seconds(run)
+        # The first call may find nothing in the caches.
+        calls[name] = 1 if first > 10 * LEAST_SECONDS else max(1, round(LEAST_SECONDS / _seconds(run)))
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repetitions):
+    started = time.perf_counter()
+    for number in range(repetitions):
+        if number >= LEAST_REPETITIONS and time.perf_counter() - started > MOST_SECONDS:
+            break
         for name, run in contenders.items():
             time.sleep(PAUSE)
             seconds[name].append(_seconds(run, calls[name]))
@@ -90,28 +96,26 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": float(np.min(values)), "max": float(np.max(values))}
 
 
-def result(seconds: Mapping[str, Sequence[float]], needed: int, side: int, reference: str = OURS) -> dict[str, Any]:
-    """Return what was measured: times, the machine's rate, the share of it that each of ours reaches, and ratios to `reference`.
+def result(seconds: Mapping[str, Sequence[float]], needed: Callable[[str], int], side: int) -> dict[str, Any]:
+    """Return what was measured: times, the machine's rate, the share of it that each contender reaches, and their times over ours.
 
     Args:
         seconds: by contender, as `measure` returns them; `PEAKS` are the products.
-        needed: operations.
+        needed: operations of a contender, by its name.
         side: of the product's matrices.
-        reference: the contender that the others are divided by.
     """
     peaks = {name: seconds[name] for name in PEAKS if name in seconds}
     # The larger of the two rates is the machine's.
     peak = min(peaks, key=lambda name: statistics.median(peaks[name]))
     rows = {name: values for name, values in seconds.items() if name not in peaks}
-    share = lambda values: spread([needed / t / (2 * side**3 / p) for t, p in zip(values, peaks[peak], strict=True)])
+    share = lambda name: spread([needed(name) / t / (2 * side**3 / p) for t, p in zip(rows[name], peaks[peak], strict=True)])
     return {
         "seconds": {name: spread(values) for name, values in rows.items()},
         "peak": {"of": peak, "per_second": {name: 2 * side**3 / statistics.median(values) for name, values in peaks.items()}},
-        "share_of_peak": {name: share(values) for name, values in rows.items()},
+        "repetitions": len(rows[OURS]),
+        "share_of_peak": {name: share(name) for name in rows},
         "ratio_to_ours": {
-            name: spread([t / ours for t, ours in zip(values, rows[reference], strict=True)])
-            for name, values in rows.items()
-            if name != reference
+            name: spread([t / ours for t, ours in zip(values, rows[OURS], strict=True)]) for name, values in rows.items() if name != OURS
         },
     }
 

@@ -35,6 +35,7 @@ def parity() -> dict[str, dict[str, float]]:
 
 def _errors(widths: tuple[int, ...], factored: bool, memory_layout: torch.memory_format) -> dict[str, float]:
     draw = np.random.RandomState(0)
+    torch.manual_seed(0)
     normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)
     views = ROTATIONS if factored else ("identity",)
     layout = Layout(SHAPE, (8, 8, 3) if factored else SHAPE, views, ("stored",) * len(views))

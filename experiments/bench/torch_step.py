@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from experiments.bench.cases import AS_RELEASED, Work
+
 LAYOUTS = {"PyTorch": torch.contiguous_format, "PyTorch, channels last": torch.channels_last}
 QUARTER_TURNS = {"identity": 0, "rot90": 1, "rot180": 2, "rot270": 3}
 
@@ -209,8 +211,8 @@ class RealBatches:
         return padded[torch.arange(count)[:, None, None], (top + torch.arange(height))[:, :, None], (left + columns)[:, None]]
 
 
-def references(work: Any) -> dict[str, dict[str, Callable[[], Any]]]:
-    """Return what runs beside our programs of a case (`experiments.bench.cases.Work`): by part, then by label."""
+def references(work: Work) -> dict[str, dict[str, Callable[[], Any]]]:
+    """Return what runs beside our programs of a case: by part, then by label."""
     found: dict[str, dict[str, Callable[[], Any]]] = {}
     for label, layout in LAYOUTS.items():
         for part, variant, run in _references(work, layout):
@@ -218,7 +220,7 @@ def references(work: Any) -> dict[str, dict[str, Callable[[], Any]]]:
     return found
 
 
-def _references(work: Any, layout: torch.memory_format) -> Any:
+def _references(work: Work, layout: torch.memory_format) -> Any:
     spec, method, shape, batch = work.spec, work.method, work.case.image_shape, work.spec.outer.batch_size
     inner = {"lr": spec.pool.learning_rate, "momentum": spec.pool.momentum, "weight_decay": spec.pool.weight_decay}
     outer = Outer(
@@ -245,7 +247,7 @@ def _references(work: Any, layout: torch.memory_format) -> Any:
                 reprs = teacher(outer.laid_out(images))
             return outer.step(images, reprs)
 
-        yield "outer_step", ", teacher in every step", released
+        yield "outer_step", AS_RELEASED, released
 
     member = outer.fresh()
     rows, targets = (tensor.detach() for tensor in outer.distilled.expand(method.support_images))
