@@ -1,14 +1,16 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest chaos lint clean
+.PHONY: help demo test test-oldest chaos bench lint clean
 
 help:
 	@echo "make demo         install into .venv, then distill the digits data set into runs/digits"
 	@echo "make test         run the tests on the newest versions (PYTEST_ARGS='-k pool' picks some)"
 	@echo "make test-oldest  run the tests marked core on the oldest versions, in .venv-oldest"
 	@echo "make chaos        run the failure tests, also those that take minutes"
+	@echo "make bench        measure the parts of a run, in turn with PyTorch, in .venv-bench (BENCH_ARGS='--cases digits' picks some)"
 	@echo "make lint         check style, format and types"
 	@echo "make clean        remove the environments, caches and builds; runs/ stays"
 
@@ -24,6 +26,9 @@ test-oldest: .venv-oldest/installed
 chaos: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --chaos tests/chaos tests/run/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
 
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m experiments.bench $(BENCH_ARGS)
+
 lint: .venv/installed
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -32,14 +37,15 @@ lint: .venv/installed
 # The stamp is the last thing written, so an installation that was cut off starts again.
 .venv/installed: requirements/newest.txt
 .venv-oldest/installed: requirements/oldest.txt
-.venv/installed .venv-oldest/installed: setup.py
+.venv-bench/installed: requirements/newest.txt requirements/bench.txt
+.venv/installed .venv-oldest/installed .venv-bench/installed: setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("ssdd_jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=<another>" % v[:2])'
 	@echo "Installing $(filter requirements/%,$^) into $(@D) (a few minutes the first time)"
 	@$(PYTHON) -m venv --clear $(@D)
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(filter requirements/%,$^)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(patsubst %,-r %,$(filter requirements/%,$^))
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-oldest .venv-bench .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,6 +43,8 @@ setup(
     extras_require={
         "demo": DEMO,
         "plots": PLOTS,
+        # What the benchmark compares with.
+        "bench": ["torch"],
         # tensorflow-datasets imports importlib_resources without declaring it.
         "tfds": ["tensorflow-datasets>=4.9.9", "array-record", "importlib_resources"],
         # Earlier versions run the code that comes with a dataset.

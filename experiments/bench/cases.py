@@ -1,0 +1,383 @@
+"""What is measured: the shapes of shipped configs on random images, and the parts of a run at these shapes.
+
+Everything is built as a run builds it, from the config by `ssdd_jax.run`; only the images are random, so no dataset is needed.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench.flops import convnet_layers, count_operations, feature_width, kernel_operations, training_operations
+from experiments.bench.harness import OURS, Program
+from ssdd_jax.core import pool as pools
+from ssdd_jax.core.approximation import fit_networks
+from ssdd_jax.core.bases import PCA, fit_pca
+from ssdd_jax.core.distilled import DistilledSet, Factors, init_distilled, stored_coefficients
+from ssdd_jax.core.krr import append_bias, krr_predict
+from ssdd_jax.core.outer import image_sampler, init_outer, make_outer_step, support_rows
+from ssdd_jax.evals.batches import batch_schedule
+from ssdd_jax.evals.probe import init_probe, make_probe_step
+from ssdd_jax.evals.student import make_student_step
+from ssdd_jax.main import parse
+from ssdd_jax.nets import net_widths
+from ssdd_jax.run.build import (
+    Data,
+    outer_optimizer,
+    plan_method,
+    repr_width,
+    sgd,
+    student_learner,
+    student_optimizer,
+    teacher_learner,
+    teacher_optimizer,
+)
+from ssdd_jax.run.context import PCA_BYTES
+from ssdd_jax.run.loop import Loop, stack
+from ssdd_jax.run.real import RealImages
+from ssdd_jax.run.teacher import Teacher
+from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
+
+# Variants of our outer step: a row of the table each, by settings of `make_outer_step`.
+VARIANTS: dict[str, dict[str, Any]] = {OURS: {}}
+# What is called so runs the teacher in every step.
+AS_RELEASED = ", as released"
+
+TABLE_ROWS = 2048
+"""Rows of the tables that batches are gathered from."""
+NETWORK_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method at the shapes of a config.
+
+    Attributes:
+        config: and its variant.
+        method: among the config's.
+        image_shape: (H, W, C) of its dataset.
+        num_train: training images of its dataset.
+        num_classes: of its dataset.
+        settings: what differs from the config, as on the command line.
+        stages: whether teacher, student, probe, PCA and network fit are measured too; they are alike for all methods.
+        released: whether the step is also measured with the teacher in every step, as KRR-ST released it.
+    """
+
+    config: str
+    method: str
+    image_shape: tuple[int, int, int]
+    num_train: int
+    num_classes: int
+    settings: tuple[str, ...] = ()
+    stages: bool = False
+    released: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.config} {self.method}"
+
+    @property
+    def small(self) -> bool:
+        """Whether the case is measured with --quick."""
+        return self.config.startswith(("digits", "fashion_mnist"))
+
+
+# The representations of fixed crops are computed once, where a step would otherwise run the teacher.
+CACHED = "outer.real_augment=crops"
+_DIGITS = dict(config="digits", image_shape=(8, 8, 1), num_train=1294, num_classes=10)
+_FASHION = dict(config="fashion_mnist:cpu", image_shape=(28, 28, 1), num_train=54_000, num_classes=10)
+_CIFAR = dict(config="cifar100", image_shape=(32, 32, 3), num_train=50_000, num_classes=100)
+_TINY = dict(config="tiny_imagenet", image_shape=(64, 64, 3), num_train=100_000, num_classes=200)
+CASES = [
+    Case(**_DIGITS, method="krr_st"),
+    Case(**_DIGITS, method="ours", stages=True),
+    Case(**_FASHION, method="krr_st"),
+    Case(**_FASHION, method="ours", stages=True),
+    Case(**_CIFAR, method="krr_st", settings=(CACHED,), released=True),
+    Case(**_CIFAR, method="ours", settings=(CACHED, "teacher.batch_size=64"), stages=True),
+    # So few images that two cores finish.
+    Case(
+        **_TINY,
+        method="ours",
+        settings=(CACHED, "outer.batch_size=64", "methods.ours.support_images=16", "teacher.batch_size=16", "evaluation.batch_size=64"),
+        stages=True,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run: our programs by label (`OURS` is among them), the operations that it needs, and its shapes in words.
+
+    `teacher` are the further operations of what is called `AS_RELEASED`.
+    """
+
+    name: str
+    programs: dict[str, Program]
+    needed: int
+    shapes: str
+    teacher: int = 0
+
+    def needed_by(self, label: str) -> int:
+        return self.needed + (self.teacher if AS_RELEASED in label else 0)
+
+
+class Work:
+    """A case with its random images, as a run would hold it."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        settings = [f"--config.{setting}" for setting in case.settings]
+        self.spec = parse(["--config", case.config, "--workdir", "none", *settings]).spec
+        self.method = self.spec.methods[case.method]
+        self.width = repr_width(self.spec.teacher, case.image_shape)
+        self.learner = student_learner(self.spec.student, case.image_shape, self.width)
+        self.widths = net_widths(self.spec.student.net, self.spec.student.widths, case.image_shape, self.spec.student.width_factor)
+        # Every view shifts the teacher's representation by its whole variance, so that none is shared.
+        shifts = dict.fromkeys(self.method.views, 1.0)
+        self.plan = plan_method(case.method, self.method, self.spec.num_pairs, case.image_shape, self.width, shifts)
+        draw = np.random.RandomState(0)
+        images = draw.randint(0, 256, (TABLE_ROWS, *case.image_shape), np.uint8)
+        labels = draw.randint(0, case.num_classes, TABLE_ROWS).astype(np.int32)
+        none, centre = images[:0], np.full(case.image_shape[-1], 0.5)
+        self.data = Data("random", images, labels, none, None, none, None, case.num_classes, centre, centre / 2, "", "", Path())
+        self.layers = convnet_layers(self.widths, case.image_shape)
+        self.features = feature_width(self.widths, case.image_shape)
+        self.head = 2 * self.features * self.width
+        self.num_support = (self.method.support_images or self.plan.num_images) * len(self.method.views)
+
+    def normal(self, *shape: int) -> jax.Array:
+        return jax.random.normal(jax.random.key(sum(shape)), shape)
+
+    @cached_property
+    def distilled(self) -> DistilledSet:
+        """The set before its first step."""
+        case, method, layout = self.case, self.method, self.plan.layout
+        pca = jax.jit(lambda rows, count: fit_pca(rows, count), static_argnums=1)
+        bases: Callable[[int, int], PCA | None] = lambda p, count: pca(self.normal(TABLE_ROWS, p), count) if count else None
+        return init_distilled(
+            self.normal(self.plan.num_images, *case.image_shape),
+            self.normal(len(layout.views), self.plan.num_images, self.width),
+            layout,
+            image_pca=bases(prod(layout.base_shape), method.image_bases),
+            repr_pca=bases(self.width, method.repr_bases),
+        )
+
+    @cached_property
+    def targets(self) -> jax.Array:
+        """The representations of the table's images under every view or crop."""
+        return self.normal(TABLE_ROWS * len(RealImages(self.spec.outer, self.data).names), self.width)
+
+    @property
+    def optimizers(self) -> dict[str, Any]:
+        return {"learner": self.learner, "optimizer": outer_optimizer(self.spec, self.method), "inner_optimizer": sgd(self.spec.pool)}
+
+    def outer_step(self, **settings: Any) -> Callable:
+        """Build the outer step; the only place that does."""
+        outer, pool = self.spec.outer, self.spec.pool
+        return make_outer_step(
+            **self.optimizers,
+            max_age=pool.max_age,
+            members_per_step=pool.members_per_step,
+            support_images=self.method.support_images,
+            ridge=outer.ridge,
+            ridge_scale=outer.ridge_scale,
+            **settings,
+        )
+
+    def outer_program(self, settings: dict[str, Any], *, fresh: bool = False) -> Program:
+        """Return the step with what a run does around it: batches gathered and cropped, all checked to be finite."""
+        real = RealImages(replace(self.spec.outer, real_augment="fresh") if fresh else self.spec.outer, self.data)
+        teacher = Teacher(teacher_learner(self.spec.teacher, self.case.image_shape), None, np.zeros(self.width, np.float32), 1.0, "")
+        outer_step = self.outer_step(**settings)
+
+        def step(state, number, batch, seed, variables):
+            images = real.images(batch[0], number, seed)
+            reprs = batch[1] if real.names else replace(teacher, variables=variables).represent(images)
+            return outer_step(state, images, reprs, real.outer_key(number, seed))
+
+        loop = Loop(step, (0, None), 1, lambda number, seed, _: real.draw(number, seed))
+        state = stack([init_outer(jax.random.key(1), self.distilled, **self.optimizers, pool_size=self.spec.pool.size)])
+        tables = [jnp.asarray(self.data.train_images), *([] if fresh else [self.targets])]
+        variables = teacher.learner.init(jax.random.key(2)) if fresh else None
+        return _looped(loop, lambda state: state.step[0], state, tables, jnp.zeros(1, jnp.int32), variables)
+
+
+def _looped(loop: Loop, number: Callable[[Any], Any], state: Any, tables: Any, *args: Any) -> Program:
+    def one_step(state, tables, *args):
+        state, metrics, bad = loop.dispatch(state, number(state), 1, tables, None, *args)
+        return state, (metrics, bad)
+
+    return Program(one_step, state, tables, *args)
+
+
+def _decoding(factors: Any, rows: int) -> int:
+    """Return the operations of decoding so many rows, and of both gradients."""
+    return 3 * 2 * rows * prod(factors.bases.shape) if isinstance(factors, Factors) else 0
+
+
+def outer_step(work: Work) -> Part:
+    batch, n, views = work.spec.outer.batch_size, work.num_support, len(work.method.views)
+    needed = (batch + 2 * n) * sum(work.layers) + n * training_operations(work.layers, work.head)
+    needed += kernel_operations(n, work.features + 1, work.width, batch)
+    needed += _decoding(work.distilled.images, n // views) + _decoding(work.distilled.reprs, n)
+    programs = {label: work.outer_program(settings) for label, settings in VARIANTS.items()}
+    teacher = 0
+    if work.case.released:
+        programs[f"{OURS}{AS_RELEASED}"] = work.outer_program({}, fresh=True)
+        teacher = batch * _encoder_forward(work)
+    shapes = f"{batch} real images, {n // views} images x {views} views, pool of {work.spec.pool.size}"
+    return Part("outer step", programs, needed, shapes, teacher)
+
+
+def real_features(work: Work) -> Part:
+    batch = work.spec.outer.batch_size
+    forward = lambda variables, images: (variables, work.learner.features(variables, images))
+    program = Program(forward, work.learner.init(jax.random.key(1)), work.normal(batch, *work.case.image_shape))
+    return Part("real features", {OURS: program}, batch * sum(work.layers), f"{batch} images")
+
+
+def support_gradient(work: Work) -> Part:
+    n = work.num_support
+
+    def forward_and_gradient(state, cotangent):
+        distilled, variables = state
+        select = image_sampler(jax.random.key(0), work.plan.num_images, work.method.support_images)
+        features = lambda images: append_bias(work.learner.features(variables, support_rows(select(replace(distilled, images=images)))[0]))
+        rows, pull_back = jax.vjp(features, distilled.images)
+        return state, (rows, pull_back(cotangent))
+
+    state = (work.distilled, work.learner.init(jax.random.key(1)))
+    program = Program(forward_and_gradient, state, work.normal(n, work.features + 1))
+    needed = 2 * n * sum(work.layers) + _decoding(work.distilled.images, n // len(work.method.views))
+    return Part("support features and gradient", {OURS: program}, needed, f"{n} rows")
+
+
+def kernel(work: Work) -> Part:
+    n, q, d, batch, outer = work.num_support, work.features + 1, work.width, work.spec.outer.batch_size, work.spec.outer
+
+    def loss_and_gradient(state, real, reprs):
+        predict = lambda f, y: krr_predict(f, y, real, ridge=outer.ridge, ridge_scale=outer.ridge_scale)
+        return state, jax.value_and_grad(lambda f, y: jnp.mean((predict(f, y) - reprs) ** 2), (0, 1))(*state)
+
+    program = Program(loss_and_gradient, (work.normal(n, q), work.normal(n, d)), work.normal(batch, q), work.normal(batch, d))
+    return Part("Gram, factor, solve, gradient", {OURS: program}, kernel_operations(n, q, d, batch), f"{n} rows, {q} features, d = {d}")
+
+
+def pool_update(work: Work) -> Part:
+    n, pool = work.num_support, work.spec.pool
+    settings = dict(learner=work.learner, optimizer=sgd(pool), max_age=pool.max_age)
+
+    def update(members, rows, targets):
+        chosen = jnp.zeros(1, jnp.int32)
+        train = lambda key, member: pools.train_or_reset(key, member, rows, targets, **settings)
+        new, loss = pools.over_leading_axis(train)(jax.random.split(jax.random.key(0), 1), pools.take(members, chosen))
+        return pools.put(members, chosen, new), loss
+
+    state = init_outer(jax.random.key(1), work.distilled, **work.optimizers, pool_size=pool.size)
+    program = Program(update, state.pool, work.normal(n, *work.case.image_shape), work.normal(n, work.width))
+    return Part("pool update", {OURS: program}, n * training_operations(work.layers, work.head), f"{n} rows, one of {pool.size} members")
+
+
+def teacher_step(work: Work) -> Part:
+    spec, shape = work.spec.teacher, work.case.image_shape
+    encoder, projector = teacher_learner(spec, shape), Projector(spec.projector_width, spec.projector_layers)
+    optimizer = teacher_optimizer(spec)
+    pretrain = make_teacher_step(
+        encoder=encoder,
+        projector=projector,
+        optimizer=optimizer,
+        views=(spec.first_view, spec.second_view),
+        normalize=work.data.normalize,
+        off_diagonal=spec.off_diagonal,
+        scale=spec.loss_scale,
+    )
+    step = lambda state, number, batch, seed: pretrain(state, batch[0].astype(jnp.float32) / 255.0, jax.random.key(number))
+    draw = lambda number, seed: (jax.random.randint(jax.random.key(seed), (spec.batch_size,), 0, TABLE_ROWS),)
+    state = stack([init_teacher(jax.random.key(1), encoder, projector, work.width, optimizer)])
+    program = _looped(Loop(step, (0,), 1, draw), lambda _: 0, state, [jnp.asarray(work.data.train_images)], jnp.zeros(1, jnp.int32))
+    needed = 2 * spec.batch_size * (_encoder_training(work) + 3 * 2 * work.width * spec.projector_width)
+    needed += 3 * 2 * spec.batch_size * spec.projector_width**2 * (2 * spec.projector_layers + 1)
+    return Part("teacher step", {OURS: program}, needed, f"{spec.net}, {spec.batch_size} images under two views, augmented")
+
+
+def _encoder_forward(work: Work) -> int:
+    """Return the operations of one image in the teacher's encoder."""
+    spec, shape = work.spec.teacher, work.case.image_shape
+    if spec.net == "convnet":
+        return sum(convnet_layers(net_widths(spec.net, spec.widths, shape), shape))
+    encoder = teacher_learner(spec, shape)
+    return count_operations(encoder.apply, jax.eval_shape(encoder.init, jax.random.key(0)), work.normal(1, *shape)).total
+
+
+def _encoder_training(work: Work) -> int:
+    """Return the operations of one image in the teacher's encoder: forward and both gradients, but none by the image."""
+    spec, (height, width, channels) = work.spec.teacher, work.case.image_shape
+    # A ResNet's stem pads by two.
+    border = 0 if spec.net == "convnet" else 2
+    first = 2 * 9 * (height + border) * (width + border) * channels * net_widths(spec.net, spec.widths, work.case.image_shape)[0]
+    return 3 * _encoder_forward(work) - first
+
+
+def student_step(work: Work) -> Part:
+    spec, rows = work.spec.evaluation, work.plan.num_images * len(work.method.views)
+    size = min(spec.batch_size, rows)
+    optimizer = student_optimizer(spec.recipe, 1000, 1)
+    loop = Loop(make_student_step(learner=work.learner, optimizer=optimizer), (0, 0, 0), 1)
+    schedule = batch_schedule(jax.random.key(0), rows, size, 100)
+    # As many rows as the table has are enough to gather from.
+    held = min(rows, TABLE_ROWS)
+    args = (schedule % held, work.normal(held, *work.case.image_shape), work.normal(held, work.width))
+    state = stack([pools.init_member(jax.random.key(1), work.learner, optimizer)])
+    program = _looped(loop, lambda state: state.age[0] % 100, state, (), *(leaf[None] for leaf in args))
+    return Part("student step", {OURS: program}, size * training_operations(work.layers, work.head), f"{size} rows")
+
+
+def probe_step(work: Work) -> Part:
+    spec, classes = work.spec.evaluation, work.case.num_classes
+    size = min(spec.probe_batch_size, work.case.num_train)
+    optimizer = sgd(replace(spec.recipe, learning_rate=spec.probe_learning_rate, weight_decay=0.0))
+    loop = Loop(make_probe_step(optimizer=optimizer), (0, 0, 0), 1)
+    schedule = batch_schedule(jax.random.key(0), TABLE_ROWS, size, 4)
+    state = stack([init_probe(jax.random.key(1), work.features, classes, optimizer)])
+    args = (schedule, work.normal(TABLE_ROWS, work.features), jnp.asarray(work.data.train_labels))
+    program = _looped(loop, lambda _: 0, state, (), *(leaf[None] for leaf in args))
+    # Of the two gradients only that by the weights.
+    return Part("probe step", {OURS: program}, 2 * 2 * size * work.features * classes, f"{size} rows, {work.features} features")
+
+
+def pca(work: Work) -> Part:
+    p, count, num_train = prod(work.plan.layout.base_shape), work.method.image_bases, work.case.num_train
+    rows = len(range(0, num_train, -(-num_train // max(count + 1, PCA_BYTES // (4 * p)))))
+    fit = lambda state, rows: (state, fit_pca(rows, count))
+    inputs = work.normal(rows, p)
+    return Part("PCA", {OURS: Program(fit, (), inputs)}, count_operations(fit, (), inputs).total, f"{rows} rows of {p}, {count} bases")
+
+
+def network_fit(work: Work) -> Part:
+    reprs, names = work.distilled.reprs, work.plan.layout.target_kinds
+    coefficients, hidden = stored_coefficients(reprs), work.method.hidden
+    chosen = jnp.array([view for view, kind in enumerate(names) if kind == "network"])
+    bases = reprs.bases if isinstance(reprs, Factors) else None
+    settings = dict(hidden=hidden, num_steps=NETWORK_STEPS)
+    fit = lambda state, first, views, bases: (state, fit_networks(jax.random.key(0), first, views, bases=bases, **settings))
+    inputs = (coefficients[0], coefficients[chosen], bases)
+    shapes = f"{NETWORK_STEPS} steps of {len(chosen)} networks of width {hidden}, {coefficients.shape[1]} images"
+    return Part("network fit", {OURS: Program(fit, (), *inputs)}, count_operations(fit, (), *inputs).total, shapes)
+
+
+OUTER_PARTS = (outer_step, real_features, support_gradient, kernel, pool_update)
+STAGES = (teacher_step, student_step, probe_step, pca, network_fit)
+
+
+def builders(work: Work) -> Iterator[tuple[str, Callable[[Work], Part]]]:
+    """Yield the parts of a case: a name for --parts, and what builds it."""
+    for build in (*OUTER_PARTS, *(STAGES if work.case.stages else ())):
+        if build is not network_fit or work.plan.layout.count("network"):
+            yield build.__name__, build
