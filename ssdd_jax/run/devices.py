@@ -28,11 +28,11 @@ class Devices:
     mesh: Mesh
 
     def place(self, axis: str, tree: Any) -> Any:
-        """Constrain the leading axis of the leaves to an axis of the mesh; works under jit and vmap. See `core.outer.Place`.
+        """Constrain the leading axis of the leaves to an axis of the mesh, or to none; works under jit and vmap. See `core.outer.Place`.
 
         Rows need not divide by the devices: XLA fills them up.
         """
-        return jax.lax.with_sharding_constraint(tree, self._sharding(axis))
+        return jax.lax.with_sharding_constraint(tree, self.whole if axis == "whole" else self._sharding(axis))
 
     @property
     def whole(self) -> NamedSharding:
