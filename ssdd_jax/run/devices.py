@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
 from typing import Any
 
 import jax
@@ -100,12 +99,12 @@ def pool_axis(spec: RunSpec) -> int:
         InputError: so many do not fit.
     """
     count, members, pool = jax.device_count(), spec.pool.members_per_step, spec.devices.pool
-    if pool and (count % pool or members % pool):
+    if count % pool or members % pool:
         raise InputError(
             f"config.devices.pool is {pool}, expected a divisor of the {count} devices and of config.pool.members_per_step ({members}); "
-            "0 takes their greatest common divisor"
+            "1 spreads rows alone"
         )
-    return pool or gcd(count, members)
+    return pool
 
 
 def check_batches(spec: RunSpec) -> None:

@@ -7,8 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+
+from ssdd_jax.errors import InputError
+from ssdd_jax.run import devices
+from ssdd_jax.run.spec import default_config, to_spec
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -91,7 +96,7 @@ PROGRAM = """if True:
     one = lambda state, number, ages: warm_up(state, number % 2, ages, jax.random.key(number))
     run("warm up", state, one, (None,), (jnp.array([2, 1], jnp.int32),), mesh, tables=())
 
-    optimizer, probe_optimizer = optax.sgd(0.1), optax.sgd(0.1)
+    optimizer, probe_optimizer = optax.sgd(0.01), optax.sgd(0.1)
     encoder, projector = quick(make_learner("convnet", (4, 8), SHAPE, 0, pooled=True)), Projector(16, 1)
     probe = init_probe(jax.random.key(7), 8, 3, probe_optimizer)
     state = stack([init_teacher(jax.random.key(6), encoder, projector, 8, optimizer, probe)])
@@ -110,11 +115,19 @@ PROGRAM = """if True:
 def runs(tmp_path_factory):
     """What one, two and four devices make of the same steps, and the programs that they run."""
     folder, found = tmp_path_factory.mktemp("devices"), {}
-    for count in (1, 2, 4):
-        flags = f"--xla_force_host_platform_device_count={count}"
+
+    def start(count):
+        # Compiling takes most of the time.
+        flags = (
+            f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        )
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": flags}
-        done = subprocess.run([sys.executable, "-c", PROGRAM, str(folder / f"{count}")], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
+        command = [sys.executable, "-c", PROGRAM, str(folder / f"{count}")]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    for count, process in {count: start(count) for count in (1, 2, 4)}.items():
+        error = process.communicate()[1]
+        assert process.returncode == 0, error
         with np.load(folder / f"{count}.npz") as file:
             found[count] = dict(file), json.loads((folder / f"{count}.json").read_text())
     return found
