@@ -16,12 +16,20 @@ from ssdd_jax.core.krr import RidgeScale, append_bias, ridge_predict
 from ssdd_jax.core.pool import Learner, MemberState, over_leading_axis
 
 Place = Callable[[str, Any], Any]
-"""(axis, tree) -> the tree, its leaves' leading axis spread over devices: "data" for rows, "pool" for members. Changes no value."""
+"""(axis, tree) -> the tree, its leaves' leading axis spread over devices: "data" for rows, "pool" for members; or "whole" on every device.
+
+Changes no value.
+"""
 
 
 def anywhere(axis: str, tree: Any) -> Any:
     """Leave a tree where it is: the placement on one device."""
     return tree
+
+
+def spread(place: Place, rows: Any) -> Any:
+    """Spread support rows that every device expands by itself: turning views of spread images would send them to and fro."""
+    return place("data", place("whole", rows))
 
 
 @struct.dataclass
@@ -103,8 +111,9 @@ def _outer_loss(
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return `outer_loss`, and how many times the ridge was raised."""
     support_images, support_reprs = support_rows(distilled)
+    # Each part is spread, see `spread`.
     features = lambda rows: learner.features(variables, place("data", rows))
-    f_support = append_bias(in_parts(features, support_images, rows_at_once, remat=remat))
+    f_support = append_bias(in_parts(features, place("whole", support_images), rows_at_once, remat=remat))
     f_target = jax.lax.stop_gradient(append_bias(in_parts(features, images, rows_at_once)))
     predicted, raises = ridge_predict(f_support, support_reprs, f_target, ridge=ridge, ridge_scale=ridge_scale)
     return jnp.mean((predicted - reprs) ** 2), raises
@@ -192,7 +201,7 @@ def make_outer_step(
 
         (loss, raises), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.distilled)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.distilled)
-        rows, targets = place("data", jax.lax.stop_gradient(support_rows(select(state.distilled))))
+        rows, targets = spread(place, jax.lax.stop_gradient(support_rows(select(state.distilled))))
         update_member = lambda k, member: pools.train_or_reset(
             k, member, rows, targets, learner=learner, optimizer=inner_optimizer, max_age=max_age
         )
@@ -232,7 +241,7 @@ def make_warm_up_step(
         select = image_sampler(key, num_images(state.distilled), support_images)
         index = jnp.asarray(member)[None]
         old = jax.tree.map(lambda leaf: leaf[0], pools.take(state.pool, index))
-        rows, targets = place("data", support_rows(select(state.distilled)))
+        rows, targets = spread(place, support_rows(select(state.distilled)))
         new, loss = pools.train_member(old, rows, targets, learner, inner_optimizer)
         kept = jax.tree.map(lambda n, o: jnp.where(old.age < ages[member], n, o)[None], new, old)
         return replace(state, pool=pools.put(state.pool, index, kept)), {"loss": loss}

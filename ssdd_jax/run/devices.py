@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
 from typing import Any
 
 import jax
@@ -28,11 +27,11 @@ class Devices:
     mesh: Mesh
 
     def place(self, axis: str, tree: Any) -> Any:
-        """Constrain the leading axis of the leaves to an axis of the mesh; works under jit and vmap. See `core.outer.Place`.
+        """Constrain the leading axis of the leaves to an axis of the mesh, or to none; works under jit and vmap. See `core.outer.Place`.
 
         Rows need not divide by the devices: XLA fills them up.
         """
-        return jax.lax.with_sharding_constraint(tree, self._sharding(axis))
+        return jax.lax.with_sharding_constraint(tree, self.whole if axis == "whole" else self._sharding(axis))
 
     @property
     def whole(self) -> NamedSharding:
@@ -100,12 +99,12 @@ def pool_axis(spec: RunSpec) -> int:
         InputError: so many do not fit.
     """
     count, members, pool = jax.device_count(), spec.pool.members_per_step, spec.devices.pool
-    if pool and (count % pool or members % pool):
+    if count % pool or members % pool:
         raise InputError(
             f"config.devices.pool is {pool}, expected a divisor of the {count} devices and of config.pool.members_per_step ({members}); "
-            "0 takes their greatest common divisor"
+            "1 spreads rows alone"
         )
-    return pool or gcd(count, members)
+    return pool
 
 
 def check_batches(spec: RunSpec) -> None:

@@ -8,6 +8,7 @@ end with the same exit status. A process that dies leaves none: the others learn
 which aborts a process that has missed another one's heartbeats.
 """
 
+import _thread
 import ctypes
 import json
 import os
@@ -119,11 +120,11 @@ def agree(tree: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(tree) if several() else tree
 
 
-def wait_for_writer() -> None:
+def wait_for_writer(stoppable: bool = True) -> None:
     """Wait, however long it takes, until the writer comes here as well.
 
     Raises:
-        Stopped: this process was asked to stop.
+        Stopped: this process was asked to stop, and the wait is `stoppable`.
     """
     if not several():
         return
@@ -134,7 +135,7 @@ def wait_for_writer() -> None:
         return
     # Polled, since within a call of the client no signal is seen.
     while _get(key) is None:
-        if stop.requested():
+        if stoppable and stop.requested():
             raise stop.Stopped("stopped; run the same command to go on")
         time.sleep(POLL_S)
 
@@ -234,8 +235,8 @@ def _watch() -> None:
     while (note := _note()) is None:
         time.sleep(POLL_S)
     if note["status"] == stop.STATUS and not stop.requested():
-        # As if this process had been asked: at once, or at the end of a step.
-        os.kill(os.getpid(), signal.SIGTERM)
+        # As if this process had been asked; unlike a signal it does nothing where the run is over already.
+        _thread.interrupt_main(signal.SIGTERM)
     time.sleep(GRACE_S if note["status"] == stop.STATUS else 4 * POLL_S)
     _follow(note)
 

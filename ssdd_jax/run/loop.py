@@ -223,6 +223,9 @@ class Loop:
                     if checkpoints is not None:
                         # What could not be saved must not end as if it had been.
                         checkpoints.wait()
+                    # Whoever ends takes its part of the steps that are under way with it.
+                    jax.block_until_ready(state)
+                    hosts.wait_for_writer(stoppable=False)
                     raise stop.Stopped(f"stopped at step {step} of {name}; run the same command to go on")
         return state if devices is None else devices.local(state)
 
