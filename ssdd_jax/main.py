@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import os
 import re
 import sys
 import traceback
@@ -210,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 2 unusable settings, 3 unusable data, 4 a number went bad, 5 storage failed, 6 another process of the run was lost,
     75 stopped on request.
     """
+    # LAPACK's threads and XLA's take the cores from each other: factors of some hundred rows are ready sooner with one thread.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"--help", "-h"} & set(argv):
         say(USAGE.format(configs=", ".join(shipped_configs())))

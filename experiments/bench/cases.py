@@ -21,7 +21,7 @@ from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import DistilledSet, Factors, init_distilled, stored_coefficients
 from ssdd_jax.core.krr import append_bias, krr_predict
-from ssdd_jax.core.outer import image_sampler, init_outer, make_outer_step, support_rows
+from ssdd_jax.core.outer import image_sampler, in_parts, init_outer, make_outer_step, support_rows
 from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.probe import init_probe, make_probe_step
 from ssdd_jax.evals.student import make_student_step
@@ -29,23 +29,24 @@ from ssdd_jax.main import parse
 from ssdd_jax.nets import net_widths
 from ssdd_jax.run.build import (
     Data,
+    member_learner,
     outer_optimizer,
     plan_method,
     repr_width,
     sgd,
-    student_learner,
     student_optimizer,
     teacher_learner,
     teacher_optimizer,
 )
 from ssdd_jax.run.context import PCA_BYTES
 from ssdd_jax.run.loop import Loop, stack
+from ssdd_jax.run.memory import rows_at_once
 from ssdd_jax.run.real import RealImages
 from ssdd_jax.run.teacher import Teacher
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
 
 # Variants of our outer step: a row of the table each, by settings of `make_outer_step`.
-VARIANTS: dict[str, dict[str, Any]] = {OURS: {}}
+VARIANTS: dict[str, dict[str, Any]] = {OURS: {}, f"{OURS}, all rows at once": {"rows_at_once": 0}}
 # What is called so runs the teacher in every step.
 AS_RELEASED = ", as released"
 
@@ -137,7 +138,8 @@ class Work:
         self.spec = parse(["--config", case.config, "--workdir", "none", *settings]).spec
         self.method = self.spec.methods[case.method]
         self.width = repr_width(self.spec.teacher, case.image_shape)
-        self.learner = student_learner(self.spec.student, case.image_shape, self.width)
+        self.learner = member_learner(self.spec, case.image_shape)
+        self.rows_at_once = rows_at_once(self.spec.memory, self.learner, case.image_shape)
         self.widths = net_widths(self.spec.student.net, self.spec.student.widths, case.image_shape, self.spec.student.width_factor)
         # Every view shifts the teacher's representation by its whole variance, so that none is shared.
         shifts = dict.fromkeys(self.method.views, 1.0)
@@ -188,8 +190,12 @@ class Work:
             support_images=self.method.support_images,
             ridge=outer.ridge,
             ridge_scale=outer.ridge_scale,
-            **settings,
+            **{"rows_at_once": self.rows_at_once, "remat": self.spec.memory.remat, **settings},
         )
+
+    def featurize(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Return the features of images as the outer step computes them."""
+        return in_parts(lambda part: self.learner.features(variables, part), images, self.rows_at_once)
 
     def outer_program(self, settings: dict[str, Any], *, fresh: bool = False) -> Program:
         """Return the step with what a run does around it: batches gathered and cropped, all checked to be finite."""
@@ -211,7 +217,7 @@ class Work:
 
 def _looped(loop: Loop, number: Callable[[Any], Any], state: Any, tables: Any, *args: Any) -> Program:
     def one_step(state, tables, *args):
-        state, metrics, bad = loop.dispatch(state, number(state), 1, tables, None, *args)
+        state, metrics, bad, _ = loop.dispatch(state, number(state), 1, None, tables, None, *args)
         return state, (metrics, bad)
 
     return Program(one_step, state, tables, *args)
@@ -238,7 +244,7 @@ def outer_step(work: Work) -> Part:
 
 def real_features(work: Work) -> Part:
     batch = work.spec.outer.batch_size
-    forward = lambda variables, images: (variables, work.learner.features(variables, images))
+    forward = lambda variables, images: (variables, work.featurize(variables, images))
     program = Program(forward, work.learner.init(jax.random.key(1)), work.normal(batch, *work.case.image_shape))
     return Part("real features", {OURS: program}, batch * sum(work.layers), f"{batch} images")
 
@@ -249,7 +255,7 @@ def support_gradient(work: Work) -> Part:
     def forward_and_gradient(state, cotangent):
         distilled, variables = state
         select = image_sampler(jax.random.key(0), work.plan.num_images, work.method.support_images)
-        features = lambda images: append_bias(work.learner.features(variables, support_rows(select(replace(distilled, images=images)))[0]))
+        features = lambda images: append_bias(work.featurize(variables, support_rows(select(replace(distilled, images=images)))[0]))
         rows, pull_back = jax.vjp(features, distilled.images)
         return state, (rows, pull_back(cotangent))
 
