@@ -7,15 +7,12 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from ssdd_jax.nets.conv import convolve
 
 # What the linear layer on top of the features is called among the parameters, in every network: flax's name for the only one.
 HEAD = "Linear_0"
-# What a network that recomputes its activations keeps, see `ssdd_jax.nets.make_learner`.
-CONVOLVED = "convolved"
 
 # PyTorch's default for convolutions and linear layers: weight and bias uniform in +-1/sqrt(fan_in).
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -41,7 +38,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W c"]) -> Float[Array, "n h w C"]:
-        outputs = nn.Conv(
+        return nn.Conv(
             self.width,
             (self.kernel, self.kernel),
             self.stride,
@@ -51,7 +48,6 @@ class Conv(nn.Module):
             bias_init=torch_bias_init(self.kernel**2 * x.shape[-1]),
             conv_general_dilated=convolve,
         )(x)
-        return checkpoint_name(outputs, CONVOLVED)
 
 
 class DepthwiseConv(nn.Module):

@@ -11,7 +11,6 @@ from flax import linen as nn
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.nets.alexnet import AlexNet
 from ssdd_jax.nets.convnet import ConvNet
-from ssdd_jax.nets.layers import CONVOLVED
 from ssdd_jax.nets.mobilenet import MobileNet
 from ssdd_jax.nets.resnet import ResNet
 from ssdd_jax.nets.vgg import VGG11
@@ -81,7 +80,6 @@ def make_learner(
     pooled: bool = False,
     width_factor: float = 1.0,
     precision: str = "tensorfloat32",
-    remat: bool = False,
 ) -> Learner:
     """Return a network as functions.
 
@@ -96,7 +94,6 @@ def make_learner(
         precision: of the products: 'tensorfloat32' rounds their float32 factors where the hardware has products of that kind (NVIDIA
             from Ampere on; a CPU has none), 'float32' never, and 'bfloat16' computes activations and products in bfloat16. Parameters,
             batch statistics and what the functions return are float32 in any case.
-        remat: keep no activations but the outputs of convolutions for the gradient of `apply_train`, and compute the rest again.
 
     Raises:
         ValueError: the widths do not fit the network, or the images do not (too small, or no whole number of patches), or the precision
@@ -122,8 +119,6 @@ def make_learner(
         (_, outputs), updated = module.apply(variables, images, train=True, mutable=["batch_stats"])
         return outputs, updated.get("batch_stats", {})
 
-    if remat:
-        apply_train = jax.checkpoint(apply_train, policy=jax.checkpoint_policies.save_only_these_names(CONVOLVED))
     return Learner(
         init=init,
         apply=_at_precision(lambda variables, images: module.apply(variables, images)[1], precision),

@@ -141,9 +141,9 @@ def student_learner(spec: NetSpec, image_shape: tuple[int, int, int], num_output
 
 
 def member_learner(spec: RunSpec, image_shape: tuple[int, int, int]) -> Learner:
-    """Return the network of the pool's members: the student's, at the precision and with the memory of the outer step."""
-    settings = {"precision": spec.outer.precision, "remat": spec.memory.remat}
-    return _learner(spec.student, image_shape, repr_width(spec.teacher, image_shape), "config.student", **settings)
+    """Return the network of the pool's members: the student's, at the precision of the outer step."""
+    width = repr_width(spec.teacher, image_shape)
+    return _learner(spec.student, image_shape, width, "config.student", precision=spec.outer.precision)
 
 
 def _learner(spec: NetSpec, image_shape: tuple[int, int, int], num_outputs: int, where: str, **settings: Any) -> Learner:

@@ -19,7 +19,7 @@ from ssdd_jax.errors import DataError
 from ssdd_jax.io.artifacts import damaged_files, read_manifest, save_distilled
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.run import health, hosts
-from ssdd_jax.run.build import member_learner, num_steps, outer_optimizer, sgd
+from ssdd_jax.run.build import num_steps, outer_optimizer, sgd
 from ssdd_jax.run.context import Context
 from ssdd_jax.run.devices import make_devices, placement, pool_axis
 from ssdd_jax.run.encode import in_batches
@@ -224,9 +224,8 @@ class Distiller:
         """
         spec, real, teacher = self.spec, self.context.real, self.context.teacher
         spec = spec if memory is None else replace(spec, memory=memory)
-        learner = member_learner(spec, self.context.data.image_shape)
         outer_step = make_outer_step(
-            learner=learner,
+            learner=self.context.learner,
             optimizer=outer_optimizer(spec, self.method, start),
             inner_optimizer=sgd(spec.pool),
             max_age=spec.pool.max_age,
@@ -234,7 +233,7 @@ class Distiller:
             support_images=self.method.support_images if support_images is None else support_images,
             ridge=spec.outer.ridge,
             ridge_scale=spec.outer.ridge_scale,
-            rows_at_once=rows_at_once(spec.memory, learner, self.context.data.image_shape),
+            rows_at_once=rows_at_once(spec.memory, self.context.learner, self.context.data.image_shape),
             remat=spec.memory.remat,
             place=placement(self.devices),
         )

@@ -308,7 +308,7 @@ class MemorySpec:
     Attributes:
         rows_at_once: so many real images, and so many support images, pass through a member together; 0 takes as many as stay in the
             caches on a CPU, where that is also faster, and all of them on accelerators.
-        remat: activations are computed again where their gradient is needed, instead of being kept.
+        remat: support images' activations are computed again where their gradient is needed, instead of being kept.
         limit_gb: a step that takes more than so many 10^9 bytes is refused; 0 takes what the device has.
     """
 

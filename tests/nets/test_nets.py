@@ -208,18 +208,3 @@ def test_every_product_of_a_network_has_the_precision_that_was_asked_for(precisi
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision is 'float16', expected one of tensorfloat32, float32, bfloat16"):
         make_learner("convnet", (8, 16), (16, 16, 3), 5, precision="float16")
-
-
-@pytest.mark.parametrize("net", ["convnet", "resnet10"])
-def test_a_network_that_recomputes_its_activations_trains_alike_in_less_memory(net):
-    widths = {"convnet": (8, 16), "resnet10": (8, 8, 16, 16)}[net]
-    kept, recomputed = (make_learner(net, widths, (16, 16, 3), 5, remat=remat) for remat in (False, True))
-    variables = kept.init(jax.random.key(0))
-    expected, found = (jax.jit(outputs_and_gradients, static_argnums=0)(learner, variables) for learner in (kept, recomputed))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, expected)
-
-    def saved(learner):
-        _, pullback = jax.vjp(lambda params: learner.apply_train({**variables, "params": params}, IMAGES)[0], variables["params"])
-        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
-
-    assert saved(recomputed) < 0.8 * saved(kept)

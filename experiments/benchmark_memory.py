@@ -1,0 +1,59 @@
+"""What an outer step takes, by setting: compiled at the shapes of configs and not run.
+
+python -m experiments.benchmark_memory [--out experiments/measurements/memory.json]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench.__main__ import hardware
+from experiments.bench.cases import CACHED, Case, Work
+from ssdd_jax.core.outer import init_outer
+from ssdd_jax.run.memory import step_bytes
+
+RESNET = ("student.net=resnet18", "pool.size=2")
+# A config, its image shape, and settings that make its step another one.
+CASES = {
+    "cifar100, N = 100": ("cifar100", (32, 32, 3), ()),
+    "cifar100, N = 5,000, 512 images a step": ("cifar100:n5000", (32, 32, 3), ()),
+    "cifar100, N = 100, ResNet18 members": ("cifar100", (32, 32, 3), RESNET),
+    "tiny_imagenet, N = 200, 512 images a step": ("tiny_imagenet", (64, 64, 3), ()),
+}
+SETTINGS = {
+    "all rows at once": {"rows_at_once": 0, "remat": False},
+    "32 rows at once": {"rows_at_once": 32, "remat": False},
+    "32 rows at once, recomputed": {"rows_at_once": 32, "remat": True},
+}
+
+
+def measure(config: str, shape: tuple[int, int, int], settings: tuple[str, ...]) -> dict[str, int | None]:
+    """Return the bytes of a step of `ours` at every setting."""
+    found = {}
+    for name, memory in SETTINGS.items():
+        work = Work(Case(config, "ours", shape, 50_000, 100, (CACHED, *settings)))
+        step = jax.jit(work.outer_step(**memory), donate_argnums=0)
+        start = lambda key, work=work: init_outer(key, work.distilled, **work.optimizers, pool_size=work.spec.pool.size)
+        batch = work.spec.outer.batch_size
+        images, reprs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32), jax.ShapeDtypeStruct((batch, work.width), jnp.float32)
+        key = jax.random.key(0)
+        found[name] = step_bytes(step.lower(jax.eval_shape(start, key), images, reprs, key).compile())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "measurements" / "memory.json")
+    options = parser.parse_args()
+    results = {"command": "python -m experiments.benchmark_memory", **hardware(), "bytes": {}}
+    for name, case in CASES.items():
+        results["bytes"][name] = measure(*case)
+        print(name, {setting: f"{size / 1e9:.2f} GB" for setting, size in results["bytes"][name].items()}, flush=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
