@@ -218,7 +218,8 @@ class Checkpoints:
             if _leaf_digest(leaf) != saved[name]:
                 return None, f"{name} is not as it was saved"
         paths, structure = jax.tree_util.tree_flatten_with_path(template)
-        return jax.tree.unflatten(structure, [jnp.asarray(leaves[jax.tree_util.keystr(path)]) for path, _ in paths]), ""
+        # Copied: memory of numpy's that jax takes as it is must not be given away with a donated state.
+        return jax.tree.unflatten(structure, [jnp.array(leaves[jax.tree_util.keystr(path)]) for path, _ in paths]), ""
 
 
 def is_step(entry: Path) -> bool:

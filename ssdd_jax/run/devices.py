@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -73,6 +74,8 @@ class Devices:
         return jax.make_array_from_callback(shape, self._sharding(*[None] * axis, "data"), within)
 
     def _replicate(self, leaf: Any) -> jax.Array:
+        # Memory of numpy's may be taken for the device's as it is, and must not be given away with a donated state.
+        leaf = leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
         # Where the leaf is on one of the devices already, its buffer is taken.
         copies = [jax.device_put(leaf, device) for device in self.mesh.local_devices]
         return jax.make_array_from_single_device_arrays(np.shape(leaf), self.whole, copies)
