@@ -77,7 +77,8 @@ class Loop:
         devices: Devices | None = None,
     ):
         self.causes, self.limit, self.devices = dict(causes or {}), limit, devices
-        self._compiled: dict[Any, Any] = {}
+        self.compiled: dict[Any, Any] = {}
+        """What is compiled, by the shapes of its operands."""
         self.steps_per_dispatch = steps_per_dispatch or (1 if on_cpu() else 50)
         self.draw = None if draw is None else over_leading_axis(draw, (None, *axes))
 
@@ -121,13 +122,13 @@ class Loop:
         """
         leaves, structure = jax.tree.flatten(operands)
         key = (structure, operands[2], *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
-        if key in self._compiled:
-            return self._compiled[key], 0.0
+        if key in self.compiled:
+            return self.compiled[key], 0.0
         started = time.monotonic()
         compiled = self.dispatch.lower(*operands).compile()
         if self.limit is not None:
             check_fits(compiled, self.limit)
-        self._compiled[key] = compiled
+        self.compiled[key] = compiled
         return compiled, time.monotonic() - started
 
     def run(

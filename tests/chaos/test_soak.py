@@ -82,7 +82,7 @@ def test_two_thousand_steps_compile_nothing_again_and_keep_memory_and_files_boun
     finally:
         jax.config.update("jax_log_compiles", False)
         compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
-    assert loop.dispatch._cache_size() == 1
+    assert len(loop.compiled) == 1
     assert len([line for line in compiled if "dispatch" in line]) == 1, compiled
     assert sorted(display.memory) == list(range(200, STEPS + 1, 200))
     print(f"memory in MB: { {step: round(size / 1e6) for step, size in display.memory.items()} }, files: {display.files}")
