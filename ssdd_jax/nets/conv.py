@@ -17,6 +17,8 @@ Images = Float[Array, "n H W c"]
 Outputs = Float[Array, "n h w C"]
 Kernel = Float[Array, "k l c C"]
 
+# What takes fewer operations than that is over in a few milliseconds anyway, and is compiled twice as fast as it is.
+LEAST_OPERATIONS = 50_000_000
 # With at most so many taps times input channels, all that an output depends on is gathered into one row.
 MOST_GATHERED = 64
 # So many images of a product are summed up at a time: they stay in a core's cache.
@@ -50,7 +52,7 @@ def _plain(images: Images, kernel: Kernel, window: Window) -> Outputs:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(images: Images, kernel: Kernel, window: Window) -> Outputs:
     plain = partial(_plain, window=window)
-    if not _few_channels(kernel):
+    if not _few_channels(kernel) or _is_small(images, kernel, window):
         return plain(images, kernel)
     gathered = lambda images, kernel: jnp.matmul(_gather(images, kernel, window), _matrix(kernel), precision=window.precision)
     return _by_platform(gathered, plain, images, kernel)
@@ -64,6 +66,8 @@ def _backward(window: Window, inputs: tuple[Images, Kernel], gradient: Outputs) 
     plain = partial(_plain, window=window)
     plain_by_images = lambda images, kernel, gradient: jax.vjp(lambda x: plain(x, kernel), images)[1](gradient)[0]
     plain_by_kernel = lambda images, kernel, gradient: jax.vjp(lambda k: plain(images, k), kernel)[1](gradient)[0]
+    if _is_small(*inputs, window):
+        return plain_by_images(*inputs, gradient), plain_by_kernel(*inputs, gradient)
     by_images = partial(_by_images, window=window) if window.strides == (1, 1) else plain_by_images
     return (
         _by_platform(by_images, plain_by_images, *inputs, gradient),
@@ -82,6 +86,11 @@ def _by_platform(cpu: Callable, plain: Callable, *args: Array) -> Array:
 def _few_channels(kernel: Kernel) -> bool:
     height, width, channels, _ = kernel.shape
     return height * width * channels <= MOST_GATHERED
+
+
+def _is_small(images: Images, kernel: Kernel, window: Window) -> bool:
+    outputs = jax.eval_shape(partial(_plain, window=window), images, kernel)
+    return 2 * outputs.size * kernel.size // kernel.shape[-1] < LEAST_OPERATIONS
 
 
 def _matrix(kernel: Kernel) -> Float[Array, "klc C"]:

@@ -3,9 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssdd_jax.nets import conv
 from ssdd_jax.nets.conv import IMAGES_AT_ONCE, convolve
 
 pytestmark = pytest.mark.core
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_too_small(monkeypatch):
+    monkeypatch.setattr(conv, "LEAST_OPERATIONS", 0)
+
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -76,3 +83,13 @@ def test_the_gradient_keeps_the_precision_that_the_value_was_asked_for():
     convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert len(convolutions) >= 2
     assert all("precision HIGHEST" in line for line in convolutions)
+
+
+def test_what_is_small_is_a_plain_convolution(monkeypatch):
+    images, kernel = draw(2, 6, 6, 16), draw(3, 3, 16, 4, seed=1)
+    gradients = lambda: jax.jit(jax.grad(lambda x, k: jnp.sum(convolve(x, k, (1, 1), ((1, 1), (1, 1))) ** 2), (0, 1)))
+    # 2 x 6 x 6 x 4 outputs of 3 x 3 x 16 products and sums each.
+    for least, is_plain in ((2 * 288 * 144, False), (2 * 288 * 144 + 1, True)):
+        monkeypatch.setattr(conv, "LEAST_OPERATIONS", least)
+        text = gradients().lower(images, kernel).as_text()
+        assert ("dot_general" not in text) == is_plain
