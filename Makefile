@@ -27,7 +27,7 @@ chaos: .venv/installed
 	.venv/bin/python -m pytest -n 2 --dist loadfile --chaos tests/chaos tests/run/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
 
 bench: .venv-bench/installed
-	.venv-bench/bin/python -m experiments.bench $(BENCH_ARGS)
+	OPENBLAS_NUM_THREADS=1 .venv-bench/bin/python -m experiments.bench $(BENCH_ARGS)
 
 lint: .venv/installed
 	.venv/bin/ruff check
