@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssdd_jax.run.memory import step_bytes
+
 # A measurement takes at least so long, by calling again; and threads that wait busily for more work have stopped after the pause.
 LEAST_SECONDS, PAUSE = 0.05, 0.2
 # After so long a part has been measured often enough.
@@ -48,14 +50,12 @@ class Program:
 
     def memory(self) -> dict[str, int | None]:
         """Return bytes: those that XLA's program reads and writes, those of arguments and results once, and the peak of what is held."""
-        held, found = self.compiled.memory_analysis(), self._analysis().get("bytes accessed")
+        found = self._analysis().get("bytes accessed")
         size = lambda tree: sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         return {
             "accessed": None if found is None else int(found),
             "floor": size(self.shapes) + size(jax.eval_shape(self.fn, *self.shapes)),
-            "peak": None
-            if held is None
-            else held.argument_size_in_bytes + held.output_size_in_bytes + held.temp_size_in_bytes - held.alias_size_in_bytes,
+            "peak": step_bytes(self.compiled),
         }
 
 
