@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -394,7 +395,8 @@ def test_a_member_trains_on_the_images_that_the_step_chose(key):
 
 @pytest.mark.parametrize("support_images", [5, 9])
 def test_as_many_support_images_as_there_are_take_them_all(key, support_images):
-    program = lambda **settings: str(jax.make_jaxpr(build(**settings))(start(key), REAL_IMAGES, REAL_REPRS, key))
+    # The functions of a convolution's own gradient are printed with their addresses on older versions.
+    program = lambda **settings: re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(build(**settings))(start(key), REAL_IMAGES, REAL_REPRS, key)))
     assert program(support_images=support_images) == program()
     assert program(support_images=4) != program()
 
