@@ -21,7 +21,8 @@ from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import DistilledSet, Factors, init_distilled, stored_coefficients
 from ssdd_jax.core.krr import append_bias, krr_predict
-from ssdd_jax.core.outer import image_sampler, in_parts, init_outer, make_outer_step, support_rows
+from ssdd_jax.core.outer import image_sampler, init_outer, make_outer_step, support_rows
+from ssdd_jax.core.parts import in_parts
 from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.probe import init_probe, make_probe_step
 from ssdd_jax.evals.student import make_student_step
@@ -39,6 +40,7 @@ from ssdd_jax.run.build import (
     teacher_optimizer,
 )
 from ssdd_jax.run.context import PCA_BYTES
+from ssdd_jax.run.distill import beside_the_pool
 from ssdd_jax.run.loop import Loop, stack
 from ssdd_jax.run.memory import rows_at_once
 from ssdd_jax.run.real import RealImages
@@ -208,7 +210,7 @@ class Work:
             reprs = batch[1] if real.names else replace(teacher, variables=variables).represent(images)
             return outer_step(state, images, reprs, real.outer_key(number, seed))
 
-        loop = Loop(step, (0, None), 1, lambda number, seed, _: real.draw(number, seed))
+        loop = Loop(step, (0, None), 1, lambda number, seed, _: real.draw(number, seed), watch=beside_the_pool)
         state = stack([init_outer(jax.random.key(1), self.distilled, **self.optimizers, pool_size=self.spec.pool.size)])
         tables = [jnp.asarray(self.data.train_images), *([] if fresh else [self.targets])]
         variables = teacher.learner.init(jax.random.key(2)) if fresh else None

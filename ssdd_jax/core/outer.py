@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ssdd_jax.core import pool as pools
 from ssdd_jax.core.distilled import DistilledSet, expand, num_images, take_images
 from ssdd_jax.core.krr import RidgeScale, append_bias, ridge_predict
+from ssdd_jax.core.parts import in_parts
 from ssdd_jax.core.pool import Learner, MemberState, over_leading_axis
 
 Place = Callable[[str, Any], Any]
@@ -55,23 +56,6 @@ def support_rows(distilled: DistilledSet) -> tuple[Float[Array, "n H W C"], Floa
     """Return all views of the set as one batch, n = A m."""
     images, reprs = expand(distilled)
     return images.reshape(-1, *images.shape[2:]), reprs.reshape(-1, reprs.shape[-1])
-
-
-def in_parts(fn: Callable[[Array], Array], rows: Float[Array, "n *row"], rows_at_once: int, *, remat: bool = False) -> Array:
-    """Return fn(rows), computed for at most so many rows at a time, one part after the other; 0 takes all at once.
-
-    `fn` treats every row alike and apart from the others. Memory is that of one part; where gradients are taken, only with `remat`,
-    which computes a part's activations again for its gradient instead of keeping them.
-    """
-    fn = jax.checkpoint(fn) if remat else fn
-    if not 0 < rows_at_once < len(rows):
-        return fn(rows)
-    num_parts = -(-len(rows) // rows_at_once)
-    size = -(-len(rows) // num_parts)
-    # Parts of one size; what the zeros at the end give is dropped.
-    filled = jnp.pad(rows, ((0, num_parts * size - len(rows)), *((0, 0),) * (rows.ndim - 1)))
-    results = jax.lax.map(fn, filled.reshape(num_parts, size, *rows.shape[1:]))
-    return results.reshape(num_parts * size, *results.shape[2:])[: len(rows)]
 
 
 def outer_loss(
@@ -177,7 +161,7 @@ def make_outer_step(
 
     Returns:
         step(state, images "b H W C", reprs "b d", key) -> (state, metrics); metrics are scalars: loss, member_loss,
-        grad_norm, mean_age.
+        grad_norm, member_norm (of the trained members' variables: finite if they are), mean_age.
 
     Example:
         >>> step = jax.jit(make_outer_step(learner=learner, optimizer=optax.adam(1e-2),
@@ -217,6 +201,7 @@ def make_outer_step(
             "loss": loss,
             "member_loss": jnp.mean(member_loss),
             "grad_norm": optax.tree.norm(grads),
+            "member_norm": optax.tree.norm(members.variables),
             "mean_age": jnp.mean(new_state.pool.age.astype(jnp.float32)),
         }
         return new_state, metrics
@@ -232,9 +217,10 @@ def warm_up_ages(key: PRNGKeyArray, pool_size: int, max_age: int) -> Int[Array, 
 def make_warm_up_step(
     *, learner: Learner, inner_optimizer: optax.GradientTransformation, support_images: int = 0, place: Place = anywhere
 ) -> Callable[[OuterState, Int[Array, ""], Int[Array, " L"], PRNGKeyArray], tuple[OuterState, dict[str, Array]]]:
-    """Build step(state, member, ages, key) -> (state, {"loss"}), which trains one member on the set unless it has reached its age.
+    """Build step(state, member, ages, key) -> (state, metrics), which trains one member on the set unless it has reached its age.
 
-    `support_images`, `place` and the key are those of the outer step: the images that take part, and where.
+    `support_images`, `place` and the key are those of the outer step: the images that take part, and where. The metrics are loss and
+    member_norm, see `make_outer_step`.
     """
 
     def step(state: OuterState, member, ages, key):
@@ -244,6 +230,7 @@ def make_warm_up_step(
         rows, targets = spread(place, support_rows(select(state.distilled)))
         new, loss = pools.train_member(old, rows, targets, learner, inner_optimizer)
         kept = jax.tree.map(lambda n, o: jnp.where(old.age < ages[member], n, o)[None], new, old)
-        return replace(state, pool=pools.put(state.pool, index, kept)), {"loss": loss}
+        metrics = {"loss": loss, "member_norm": optax.tree.norm(kept.variables)}
+        return replace(state, pool=pools.put(state.pool, index, kept)), metrics
 
     return step

@@ -1,8 +1,9 @@
-"""Convolution that runs at about the rate of matrix products on CPUs too.
+"""Convolution that runs at the rate of matrix products on CPUs too, and above it.
 
 There XLA has three slow places, which are written otherwise: the gradient by the kernel (three to four times slower than its products),
 that by the images where it is in a loop (eight times slower than the convolution that it is), and all of a convolution whose input has
-few channels, as that of a first layer (up to ten times). The values are the same to rounding.
+few channels, as that of a first layer (up to ten times). The values are the same to rounding. So they are where a 3 x 3 kernel of many
+channels takes a quarter of the multiplications, see `ssdd_jax.nets.winograd`, which a precision of "float32" rules out.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from ssdd_jax.core.parts import in_parts, split
+from ssdd_jax.nets.winograd import PATCH, TAPS, convolve_by_tiles, tiles_per_image
 
 Images = Float[Array, "n H W c"]
 Outputs = Float[Array, "n h w C"]
@@ -23,6 +27,10 @@ LEAST_OPERATIONS = 50_000_000
 MOST_GATHERED = 64
 # So many images of a product are summed up at a time: they stay in a core's cache.
 IMAGES_AT_ONCE = 8
+# With fewer input or output channels, the changes of basis outweigh the multiplications that tiles save.
+LEAST_TILED = 48
+# So many bytes of the products of tiles are made at a time.
+TILED_BYTES = 20_000_000
 
 
 class Window(NamedTuple):
@@ -52,10 +60,9 @@ def _plain(images: Images, kernel: Kernel, window: Window) -> Outputs:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(images: Images, kernel: Kernel, window: Window) -> Outputs:
     plain = partial(_plain, window=window)
-    if not _few_channels(kernel) or _is_small(images, kernel, window):
+    if _is_small(images, kernel, window):
         return plain(images, kernel)
-    gathered = lambda images, kernel: jnp.matmul(_gather(images, kernel, window), _matrix(kernel), precision=window.precision)
-    return _by_platform(gathered, plain, images, kernel)
+    return _by_platform(partial(_on_cpu, window=window), plain, images, kernel)
 
 
 def _forward(images: Images, kernel: Kernel, window: Window) -> tuple[Outputs, tuple[Images, Kernel]]:
@@ -68,10 +75,11 @@ def _backward(window: Window, inputs: tuple[Images, Kernel], gradient: Outputs) 
     plain_by_kernel = lambda images, kernel, gradient: jax.vjp(lambda k: plain(images, k), kernel)[1](gradient)[0]
     if _is_small(*inputs, window):
         return plain_by_images(*inputs, gradient), plain_by_kernel(*inputs, gradient)
-    by_images = partial(_by_images, window=window) if window.strides == (1, 1) else plain_by_images
+    by_images = partial(_by_images, window=window) if _turns(inputs[1], window) else plain_by_images
+    by_kernel = partial(_by_kernel, window=window)
     return (
         _by_platform(by_images, plain_by_images, *inputs, gradient),
-        _by_platform(partial(_by_kernel, window=window), plain_by_kernel, *inputs, gradient),
+        _by_platform(by_kernel, plain_by_kernel, *inputs, gradient),
     )
 
 
@@ -88,9 +96,30 @@ def _few_channels(kernel: Kernel) -> bool:
     return height * width * channels <= MOST_GATHERED
 
 
+def _outputs(images: Images, kernel: Kernel, window: Window) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(partial(_plain, window=window), images, kernel)
+
+
 def _is_small(images: Images, kernel: Kernel, window: Window) -> bool:
-    outputs = jax.eval_shape(partial(_plain, window=window), images, kernel)
-    return 2 * outputs.size * kernel.size // kernel.shape[-1] < LEAST_OPERATIONS
+    return 2 * _outputs(images, kernel, window).size * kernel.size // kernel.shape[-1] < LEAST_OPERATIONS
+
+
+def _tiled_at_once(images: Images, kernel: Kernel, window: Window) -> int:
+    """Return how many images are convolved by tiles together; 0 where it is not done so."""
+    exact = window.precision in ("float32", "highest", jax.lax.Precision.HIGHEST, (jax.lax.Precision.HIGHEST,) * 2)
+    fits = kernel.shape[:2] == (TAPS, TAPS) and window.strides == (1, 1) and images.dtype == kernel.dtype == jnp.float32
+    if exact or not fits or min(kernel.shape[2:]) < LEAST_TILED:
+        return 0
+    largest = tiles_per_image(_outputs(images, kernel, window).shape[1:]) * max(kernel.shape[2:])
+    return max(1, TILED_BYTES // (4 * PATCH**2 * largest))
+
+
+def _on_cpu(images: Images, kernel: Kernel, window: Window) -> Outputs:
+    if _few_channels(kernel):
+        return jnp.matmul(_gather(images, kernel, window), _matrix(kernel), precision=window.precision)
+    if at_once := _tiled_at_once(images, kernel, window):
+        return in_parts(lambda part: convolve_by_tiles(part, kernel, window.padding), images, at_once)
+    return _plain(images, kernel, window)
 
 
 def _matrix(kernel: Kernel) -> Float[Array, "klc C"]:
@@ -110,8 +139,13 @@ def _gather(images: Images, kernel: Kernel, window: Window) -> Float[Array, "n h
     return jnp.concatenate(_taps(images, kernel, window), axis=-1)
 
 
+def _turns(kernel: Kernel, window: Window) -> bool:
+    """Return whether the gradient by the images is a convolution itself: at stride 1, unless outputs lie beyond the images."""
+    return window.strides == (1, 1) and all(max(pad) < size for pad, size in zip(window.padding, kernel.shape, strict=False))
+
+
 def _by_images(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Images:
-    """Return the gradient by the images, at stride 1."""
+    """Return the gradient by the images, where `_turns`."""
     if _few_channels(kernel):
         # That of every gathered row, added up where rows overlap.
         rows = jnp.matmul(gradient, _matrix(kernel).T, precision=window.precision)
@@ -120,19 +154,24 @@ def _by_images(images: Images, kernel: Kernel, gradient: Outputs, window: Window
     (top, bottom), (left, right) = window.padding
     height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
     turned = ((height - top, height - bottom), (width - left, width - right))
-    return _plain(gradient, kernel[::-1, ::-1].swapaxes(2, 3), window._replace(padding=turned))
+    return _on_cpu(gradient, kernel[::-1, ::-1].swapaxes(2, 3), window._replace(padding=turned))
 
 
 def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Kernel:
-    """Return the gradient by the kernel: the sum over images and places of what a tap is multiplied with times the gradient."""
+    """Return the gradient by the kernel, summed up over parts of the images."""
 
-    def products(images: Images, gradient: Outputs) -> Float[Array, "klc C"]:
+    def by_taps(images: Images, gradient: Outputs) -> Kernel:
+        # The sum over images and places of what a tap is multiplied with times the gradient.
         flat = gradient.reshape(-1, gradient.shape[-1])
         taps = [_gather(images, kernel, window)] if _few_channels(kernel) else _taps(images, kernel, window)
-        return jnp.concatenate([jnp.matmul(tap.reshape(-1, tap.shape[-1]).T, flat, precision=window.precision) for tap in taps])
+        products = [jnp.matmul(tap.reshape(-1, tap.shape[-1]).T, flat, precision=window.precision) for tap in taps]
+        return jnp.concatenate(products).reshape(kernel.shape)
 
-    # Images of zeros add nothing.
-    fill = -len(images) % IMAGES_AT_ONCE
-    chunks = lambda x: jnp.pad(x, ((0, fill), (0, 0), (0, 0), (0, 0))).reshape(-1, IMAGES_AT_ONCE, *x.shape[1:])
-    add = lambda total, chunk: (total + products(*chunk), None)
-    return jax.lax.scan(add, jnp.zeros_like(_matrix(kernel)), (chunks(images), chunks(gradient)))[0].reshape(kernel.shape)
+    def by_tiles(images: Images, gradient: Outputs) -> Kernel:
+        return jax.vjp(lambda kernel: convolve_by_tiles(images, kernel, window.padding), kernel)[1](gradient)[0]
+
+    tiled_at_once = _tiled_at_once(images, kernel, window)
+    by_part, at_once = (by_tiles, tiled_at_once) if tiled_at_once else (by_taps, IMAGES_AT_ONCE)
+    # Images of zeros, which fill up the last part, add nothing.
+    parts = (split(images, at_once), split(gradient, at_once))
+    return jax.lax.scan(lambda total, part: (total + by_part(*part), None), jnp.zeros_like(kernel), parts)[0]

@@ -29,6 +29,14 @@ from ssdd_jax.run.memory import FEW_ROWS, TooLarge, limit_bytes, rows_at_once
 from ssdd_jax.run.spec import MemorySpec
 
 
+def beside_the_pool(state: OuterState) -> OuterState:
+    """Return what of a state is looked at whether it is finite.
+
+    The members that a step trains are finite if their `member_norm` is; reading the pool would copy it, which is changed in place.
+    """
+    return replace(state, pool=None)
+
+
 class Distiller:
     """Distils one method for groups of seeds; what is compiled is shared by all groups."""
 
@@ -51,6 +59,7 @@ class Distiller:
             self._warm_up_step,
             (0, 0, None),
             self.spec.steps_per_dispatch,
+            watch=beside_the_pool,
             causes=self._causes,
             limit=limit_bytes(self.spec.memory),
             devices=self.warm_up_devices,
@@ -213,7 +222,7 @@ class Distiller:
             "loss": regression,
             "grad_norm": regression,
             "member_loss": members,
-            "pool": members,
+            "member_norm": members,
             "distilled": f"too large a step; lower {rate}",
         }
 
@@ -245,7 +254,14 @@ class Distiller:
 
         draw = lambda step_number, seed, _: real.draw(step_number, seed)
         return Loop(
-            step, (0, None), spec.steps_per_dispatch, draw, causes=self._causes, limit=limit_bytes(spec.memory), devices=self.devices
+            step,
+            (0, None),
+            spec.steps_per_dispatch,
+            draw,
+            watch=beside_the_pool,
+            causes=self._causes,
+            limit=limit_bytes(spec.memory),
+            devices=self.devices,
         )
 
     def _init(self, distilled: DistilledSet, seed: jax.Array):

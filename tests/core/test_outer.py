@@ -16,7 +16,6 @@ from ssdd_jax.core.approximation import init_networks
 from ssdd_jax.core.bases import fit_pca
 from ssdd_jax.core.distilled import Layout, compress, expand, init_distilled, resize_images, take_images
 from ssdd_jax.core.outer import (
-    in_parts,
     init_outer,
     make_outer_step,
     make_warm_up_step,
@@ -24,6 +23,7 @@ from ssdd_jax.core.outer import (
     support_rows,
     warm_up_ages,
 )
+from ssdd_jax.core.parts import in_parts
 from ssdd_jax.core.pool import train_member
 from ssdd_jax.nets import make_learner
 

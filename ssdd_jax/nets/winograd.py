@@ -1,0 +1,58 @@
+"""Convolution by a 3 x 3 kernel with a quarter of the multiplications, in float32.
+
+Winograd's minimal filtering F(4 x 4, 3 x 3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, eq. 8):
+every 4 x 4 tile of outputs is Y = A^T [ (G g G^T) * (B^T d B) ] A, with g the kernel, d the 6 x 6 inputs that the tile depends on and
+* elementwise, summed over input channels. Summed over tiles too, that is 36 matrix products; both changes of basis are one each.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+TILE, TAPS = 4, 3
+PATCH = TILE + TAPS - 1
+# A tile is evaluated at these points and at infinity. With them its rounding error is 2.5 times that of a plain convolution; with
+# Lavin and Gray's (0, 1, -1, 2, -2), 5 times.
+POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
+
+
+def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return A^T, G and B^T along one axis: polynomials multiplied by way of their values at the points (Toom and Cook)."""
+    others = [[other for other in POINTS if other != point] for point in POINTS]
+    # Coefficients of the polynomials, the lowest first; the point at infinity takes the highest.
+    product = lambda roots: np.polynomial.polynomial.polyfromroots(roots)
+    powers = lambda count: np.vstack([np.vander(POINTS, count, increasing=True), np.eye(count)[-1]])
+    scale = [1.0 / np.prod(np.subtract(point, rest)) for point, rest in zip(POINTS, others, strict=True)]
+    inputs = np.vstack([*(np.append(product(rest), 0.0) for rest in others), product(POINTS)])
+    return powers(TILE).T, powers(TAPS) * np.append(scale, 1.0)[:, None], inputs
+
+
+# Along height and width at once: "16 36", "36 9" and "36 36".
+_OUTPUTS, _KERNEL, _INPUTS = (np.kron(matrix, matrix).astype(np.float32) for matrix in _matrices())
+
+
+def convolve_by_tiles(
+    images: Float[Array, "n H W c"], kernel: Float[Array, "3 3 c C"], padding: Sequence[tuple[int, int]]
+) -> Float[Array, "n h w C"]:
+    """Convolve at stride 1."""
+    (num_images, height, width, channels), num_outputs = images.shape, kernel.shape[-1]
+    lengths = [length + sum(pad) - TAPS + 1 for length, pad in zip((height, width), padding, strict=True)]
+    tiles = [-(-length // TILE) for length in lengths]
+    # Zeros at the end fill up the last tile.
+    fill = [count * TILE - length for count, length in zip(tiles, lengths, strict=True)]
+    padded = jnp.pad(images, ((0, 0), *((before, after + more) for (before, after), more in zip(padding, fill, strict=True)), (0, 0)))
+    rows, columns = ([slice(i, i + TILE * (count - 1) + 1, TILE) for i in range(PATCH)] for count in tiles)
+    patches = jnp.stack([padded[:, row, column] for row in rows for column in columns])
+    values = jnp.matmul(_INPUTS, patches.reshape(PATCH**2, -1)).reshape(PATCH**2, -1, channels)
+    weights = jnp.matmul(_KERNEL, kernel.reshape(TAPS**2, -1)).reshape(PATCH**2, channels, num_outputs)
+    products = jnp.matmul(values, weights)
+    outputs = jnp.matmul(_OUTPUTS, products.reshape(PATCH**2, -1)).reshape(TILE, TILE, num_images, *tiles, num_outputs)
+    image = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(num_images, tiles[0] * TILE, tiles[1] * TILE, num_outputs)
+    return image[:, : lengths[0], : lengths[1]]
+
+
+def tiles_per_image(shape: Sequence[int]) -> int:
+    """Return how many tiles an image of outputs "h w C" has."""
+    return -(-shape[0] // TILE) * -(-shape[1] // TILE)
