@@ -92,8 +92,9 @@ def make_learner(
             and vit are that wide anyway.
         width_factor: multiplies every width.
         precision: of the products: 'tensorfloat32' rounds their float32 factors where the hardware has products of that kind (NVIDIA
-            from Ampere on; a CPU has none), 'float32' never, and 'bfloat16' computes activations and products in bfloat16. Parameters,
-            batch statistics and what the functions return are float32 in any case.
+            from Ampere on; a CPU has none, and convolves by `ssdd_jax.nets.winograd` instead), 'float32' never, and 'bfloat16'
+            computes activations and products in bfloat16. Parameters, batch statistics and what the functions return are float32
+            in any case.
 
     Raises:
         ValueError: the widths do not fit the network, or the images do not (too small, or no whole number of patches), or the precision

@@ -81,6 +81,11 @@ class Devices:
         return jax.make_array_from_single_device_arrays(np.shape(leaf), self.whole, copies)
 
 
+def on_cpu() -> bool:
+    """Return whether steps run on a CPU."""
+    return jax.default_backend() == "cpu"
+
+
 def placement(devices: Devices | None) -> Place:
     """Return the `Place` of a mesh, or of one device."""
     return anywhere if devices is None else devices.place

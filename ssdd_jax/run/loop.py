@@ -17,7 +17,7 @@ from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.run import health, hosts, stop
-from ssdd_jax.run.devices import Devices
+from ssdd_jax.run.devices import Devices, on_cpu
 from ssdd_jax.run.feed import Reader, Table
 from ssdd_jax.run.memory import check_fits, in_words
 
@@ -25,11 +25,6 @@ from ssdd_jax.run.memory import check_fits, in_words
 ASKED_AGO = 2
 
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
-
-
-def on_cpu() -> bool:
-    """Return whether steps run on a CPU."""
-    return jax.default_backend() == "cpu"
 
 
 def seed_groups(seeds: Sequence[int], at_once: int) -> list[tuple[int, ...]]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.errors import InputError
+from ssdd_jax.run.devices import on_cpu
 from ssdd_jax.run.spec import MemorySpec
 
 # Activations of so many bytes stay in a CPU's caches from one layer to the next.
@@ -25,7 +26,7 @@ class TooLarge(InputError):
 
 def rows_at_once(spec: MemorySpec, learner: Learner, image_shape: tuple[int, int, int]) -> int:
     """Return how many images pass through a member together, 0 for all of them; chosen where the settings leave it open."""
-    if spec.rows_at_once or jax.default_backend() != "cpu":
+    if spec.rows_at_once or not on_cpu():
         return spec.rows_at_once
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     jaxpr = jax.make_jaxpr(learner.features)(jax.eval_shape(learner.init, jax.random.key(0)), image)

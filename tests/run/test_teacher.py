@@ -14,7 +14,7 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.main import main
 from ssdd_jax.nets import make_learner
 from ssdd_jax.run.build import teacher_learner
-from ssdd_jax.run.spec import NETS, RunSpec, TeacherSpec
+from ssdd_jax.run.spec import NETS, PRECISIONS, RunSpec, TeacherSpec
 from ssdd_jax.run.teacher import read_teacher
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -22,10 +22,11 @@ CHECKPOINT = GOLDEN / "torch" / "teacher.ckpt"
 SPEC = TeacherSpec(net="resnet18", widths=TEACHER_WIDTHS)
 
 
-def test_the_settings_and_the_package_name_the_same_networks():
-    from ssdd_jax.nets import NETS as BUILT
+def test_the_settings_and_the_package_name_the_same_networks_and_precisions():
+    from ssdd_jax.nets import learner
 
-    assert tuple(BUILT) == NETS
+    assert tuple(learner.NETS) == NETS
+    assert learner.PRECISIONS == PRECISIONS
 
 
 def test_a_solo_learn_checkpoint_gives_its_representations():
