@@ -22,6 +22,7 @@ import optax
 
 from ssdd_jax import Layout, init_distilled, init_outer, make_learner, make_outer_step
 from ssdd_jax.io.checkpoints import Checkpoints
+from ssdd_jax.run.distill import beside_the_pool
 from ssdd_jax.run.health import not_finite
 
 SHAPE, WIDTH = (28, 28, 1), 128
@@ -54,7 +55,7 @@ def main() -> None:
 
     def checked_step(*inputs):
         new, metrics = step(*inputs)
-        return new, metrics, not_finite(metrics, new)
+        return new, metrics, not_finite(metrics, beside_the_pool(new))
 
     plain, checked = jax.jit(step), jax.jit(checked_step)
     runs = [lambda fn=fn: fn(state, images, reprs, jax.random.key(3)) for fn in (plain, checked)]

@@ -25,7 +25,7 @@ from ssdd_jax.core.outer import (
 )
 from ssdd_jax.core.parts import in_parts
 from ssdd_jax.core.pool import train_member
-from ssdd_jax.nets import make_learner
+from ssdd_jax.nets import conv, make_learner
 
 pytestmark = pytest.mark.core
 
@@ -476,3 +476,25 @@ def test_a_step_in_parts_is_the_step_of_all_rows_at_once(views, kinds, key):
     jax.tree.map(close, fast.pool.variables, plain.pool.variables)
     with pytest.raises(AssertionError):
         jax.tree.map(close, fast.distilled, state.distilled)
+
+
+def test_a_step_of_fast_convolutions_is_that_of_plain_ones(key, monkeypatch):
+    state = start(key, pool_size=1)
+
+    def stepped(least_operations, **settings):
+        monkeypatch.setattr(conv, "LEAST_OPERATIONS", least_operations)
+        traced = jax.jit(build(**settings)).trace(state, REAL_IMAGES, REAL_REPRS, key)
+        lowered = traced.lower(lowering_platforms=("cpu",))
+        return lowered.compile()(state, REAL_IMAGES, REAL_REPRS, key), lowered.as_text()
+
+    # The first layer is gathered, the second in tiles.
+    monkeypatch.setattr(conv, "MOST_GATHERED", 9 * SHAPE[-1])
+    monkeypatch.setattr(conv, "LEAST_TILED", 4)
+    (plain, plain_metrics), text = stepped(10**9)
+    assert "36x4x8" not in text
+    (fast, metrics), text = stepped(0, rows_at_once=3, remat=True)
+    assert "36x4x8" in text
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, metrics, plain_metrics)
+    jax.tree.map(close, fast.distilled, plain.distilled)
+    jax.tree.map(close, fast.pool.variables, plain.pool.variables)
