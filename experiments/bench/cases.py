@@ -40,7 +40,7 @@ from ssdd_jax.run.build import (
     teacher_optimizer,
 )
 from ssdd_jax.run.context import PCA_BYTES
-from ssdd_jax.run.distill import beside_the_pool
+from ssdd_jax.run.distill import beside_the_pool, on_batches
 from ssdd_jax.run.loop import Loop, stack
 from ssdd_jax.run.memory import rows_at_once
 from ssdd_jax.run.real import RealImages
@@ -203,13 +203,8 @@ class Work:
         """Return the step with what a run does around it: batches gathered and cropped, all checked to be finite."""
         real = RealImages(replace(self.spec.outer, real_augment="fresh") if fresh else self.spec.outer, self.data)
         teacher = Teacher(teacher_learner(self.spec.teacher, self.case.image_shape), None, np.zeros(self.width, np.float32), 1.0, "")
-        outer_step = self.outer_step(**settings)
-
-        def step(state, number, batch, seed, variables):
-            images = real.images(batch[0], number, seed)
-            reprs = batch[1] if real.names else replace(teacher, variables=variables).represent(images)
-            return outer_step(state, images, reprs, real.outer_key(number, seed))
-
+        rows = settings.get("rows_at_once", rows_at_once(self.spec.memory, teacher.learner, self.case.image_shape))
+        step = on_batches(self.outer_step(**settings), real, teacher, rows_at_once=rows)
         loop = Loop(step, (0, None), 1, lambda number, seed, _: real.draw(number, seed), watch=beside_the_pool)
         state = stack([init_outer(jax.random.key(1), self.distilled, **self.optimizers, pool_size=self.spec.pool.size)])
         tables = [jnp.asarray(self.data.train_images), *([] if fresh else [self.targets])]

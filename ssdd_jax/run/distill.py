@@ -1,7 +1,7 @@
 """The distillation stage: from real images to distilled sets on disk."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 
 from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.distilled import DistilledSet, Factors, compress, init_distilled, stored_coefficients
-from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_warm_up_step, warm_up_ages
+from ssdd_jax.core.outer import OuterState, Place, anywhere, init_outer, make_outer_step, make_warm_up_step, warm_up_ages
+from ssdd_jax.core.parts import in_parts
 from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import DataError
@@ -26,7 +27,9 @@ from ssdd_jax.run.encode import in_batches
 from ssdd_jax.run.feed import Table
 from ssdd_jax.run.loop import Loop, stack, unstack
 from ssdd_jax.run.memory import FEW_ROWS, TooLarge, limit_bytes, rows_at_once
+from ssdd_jax.run.real import RealImages
 from ssdd_jax.run.spec import MemorySpec
+from ssdd_jax.run.teacher import Teacher
 
 
 def beside_the_pool(state: OuterState) -> OuterState:
@@ -35,6 +38,22 @@ def beside_the_pool(state: OuterState) -> OuterState:
     The members that a step trains are finite if their `member_norm` is; reading the pool would copy it, which is changed in place.
     """
     return replace(state, pool=None)
+
+
+def on_batches(outer_step: Callable, real: RealImages, teacher: Teacher, *, rows_at_once: int = 0, place: Place = anywhere) -> Callable:
+    """Return the outer step on what is drawn: (state, step number, batch, seed, teacher's variables if needed) -> (state, metrics).
+
+    A batch has images and, unless they are augmented afresh in every step, the teacher's representations. Where the teacher runs, it
+    sees so many images at a time, see `in_parts`.
+    """
+
+    def step(state, step_number, batch, seed, variables):
+        images = real.images(batch[0], step_number, seed)
+        represent = lambda rows: replace(teacher, variables=variables).represent(place("data", rows))
+        reprs = batch[1] if real.names else in_parts(represent, images, rows_at_once)
+        return outer_step(state, images, reprs, real.outer_key(step_number, seed))
+
+    return step
 
 
 class Distiller:
@@ -231,8 +250,9 @@ class Distiller:
 
         `memory` and `support_images` are those of the settings, unless what would fit is sought.
         """
-        spec, real, teacher = self.spec, self.context.real, self.context.teacher
+        spec, shape, teacher = self.spec, self.context.data.image_shape, self.context.teacher
         spec = spec if memory is None else replace(spec, memory=memory)
+        place = placement(self.devices)
         outer_step = make_outer_step(
             learner=self.context.learner,
             optimizer=outer_optimizer(spec, self.method, start),
@@ -242,17 +262,14 @@ class Distiller:
             support_images=self.method.support_images if support_images is None else support_images,
             ridge=spec.outer.ridge,
             ridge_scale=spec.outer.ridge_scale,
-            rows_at_once=rows_at_once(spec.memory, self.context.learner, self.context.data.image_shape),
+            rows_at_once=rows_at_once(spec.memory, self.context.learner, shape),
             remat=spec.memory.remat,
-            place=placement(self.devices),
+            place=place,
         )
-
-        def step(state, step_number, batch, seed, variables):
-            images = real.images(batch[0], step_number, seed)
-            reprs = batch[1] if real.names else replace(teacher, variables=variables).represent(images)
-            return outer_step(state, images, reprs, real.outer_key(step_number, seed))
-
-        draw = lambda step_number, seed, _: real.draw(step_number, seed)
+        step = on_batches(
+            outer_step, self.context.real, teacher, rows_at_once=rows_at_once(spec.memory, teacher.learner, shape), place=place
+        )
+        draw = lambda step_number, seed, _: self.context.real.draw(step_number, seed)
         return Loop(
             step,
             (0, None),
