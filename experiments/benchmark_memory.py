@@ -1,11 +1,14 @@
-"""What an outer step takes, by setting: compiled at the shapes of configs and not run.
+"""What an outer step takes, by setting: compiled at the shapes of configs and, with --run, run once at the setting that takes least.
 
-python -m experiments.benchmark_memory [--out experiments/measurements/memory.json]
+python -m experiments.benchmark_memory [--run] [--out experiments/measurements/memory.json]
 """
 
 import argparse
 import json
+import resource
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +33,9 @@ SETTINGS = {
 }
 
 
-def measure(config: str, shape: tuple[int, int, int], settings: tuple[str, ...]) -> dict[str, int | None]:
-    """Return the bytes of a step of `ours` at every setting."""
-    found = {}
+def measure(config: str, shape: tuple[int, int, int], settings: tuple[str, ...], run: bool) -> dict[str, Any]:
+    """Return the bytes of a step of `ours` at every setting, and its loss and seconds at the last if it is to run."""
+    found: dict[str, Any] = {"bytes": {}}
     for name, memory in SETTINGS.items():
         work = Work(Case(config, "ours", shape, 50_000, 100, (CACHED, *settings)))
         step = jax.jit(work.outer_step(**memory), donate_argnums=0)
@@ -40,18 +43,29 @@ def measure(config: str, shape: tuple[int, int, int], settings: tuple[str, ...])
         batch = work.spec.outer.batch_size
         images, reprs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32), jax.ShapeDtypeStruct((batch, work.width), jnp.float32)
         key = jax.random.key(0)
-        found[name] = step_bytes(step.lower(jax.eval_shape(start, key), images, reprs, key).compile())
+        compiled = step.lower(jax.eval_shape(start, key), images, reprs, key).compile()
+        found["bytes"][name] = step_bytes(compiled)
+    if run:
+        operands = jax.block_until_ready((jax.jit(start)(key), work.normal(*images.shape), work.normal(*reprs.shape)))
+        started = time.perf_counter()
+        _, metrics = jax.block_until_ready(compiled(*operands, key))
+        found |= {"loss": float(metrics["loss"]), "seconds": time.perf_counter() - started}
+        # Of the process so far, in kB: what compiling took is among it.
+        found["resident_peak"] = 1000 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "measurements" / "memory.json")
+    parser.add_argument("--run", action="store_true", help="run a step of each case")
     options = parser.parse_args()
-    results = {"command": "python -m experiments.benchmark_memory", **hardware(), "bytes": {}}
+    results = {"command": f"python -m experiments.benchmark_memory{' --run' * options.run}", **hardware(), "cases": {}}
     for name, case in CASES.items():
-        results["bytes"][name] = measure(*case)
-        print(name, {setting: f"{size / 1e9:.2f} GB" for setting, size in results["bytes"][name].items()}, flush=True)
+        results["cases"][name] = found = measure(*case, options.run)
+        print(name, {setting: f"{size / 1e9:.2f} GB" for setting, size in found["bytes"].items()}, flush=True)
+        if options.run:
+            print(f"  a step ran: {found['seconds']:.1f} s, loss {found['loss']:.3g}", flush=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

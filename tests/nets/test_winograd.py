@@ -52,9 +52,7 @@ def test_a_precision_of_float32_rules_tiles_out(precision, tiled, monkeypatch):
     with jax.default_matmul_precision(precision):
         program = jax.jit(lambda x, k: convolve(x, k, (1, 1), PADDINGS[0])).trace(images, kernel)
     # A product of 48 channels with each of the 36 transformed taps.
-    lowered = program.lower(lowering_platforms=("cpu",)).as_text()
-    assert ("36x48x48" in lowered) == tiled
-    assert "36x48x48" not in program.lower(lowering_platforms=("cuda",)).as_text()
+    assert ("36x48x48" in program.lower(lowering_platforms=("cpu",)).as_text()) == tiled
 
 
 def test_parts_of_tiles_are_the_whole(monkeypatch):
