@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from experiments.bench.__main__ import hardware
 from experiments.bench.cases import CACHED, Case, Work
-from ssdd_jax.core.outer import init_outer
 from ssdd_jax.run.memory import step_bytes
 
 RESNET = ("student.net=resnet18", "pool.size=2")
@@ -36,17 +35,15 @@ SETTINGS = {
 def measure(config: str, shape: tuple[int, int, int], settings: tuple[str, ...], run: bool) -> dict[str, Any]:
     """Return the bytes of a step of `ours` at every setting, and its loss and seconds at the last if it is to run."""
     found: dict[str, Any] = {"bytes": {}}
+    work, key = Work(Case(config, "ours", shape, 50_000, 100, (CACHED, *settings))), jax.random.key(0)
+    batch = work.spec.outer.batch_size
+    images, reprs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32), jax.ShapeDtypeStruct((batch, work.width), jnp.float32)
     for name, memory in SETTINGS.items():
-        work = Work(Case(config, "ours", shape, 50_000, 100, (CACHED, *settings)))
         step = jax.jit(work.outer_step(**memory), donate_argnums=0)
-        start = lambda key, work=work: init_outer(key, work.distilled, **work.optimizers, pool_size=work.spec.pool.size)
-        batch = work.spec.outer.batch_size
-        images, reprs = jax.ShapeDtypeStruct((batch, *shape), jnp.float32), jax.ShapeDtypeStruct((batch, work.width), jnp.float32)
-        key = jax.random.key(0)
-        compiled = step.lower(jax.eval_shape(start, key), images, reprs, key).compile()
+        compiled = step.lower(jax.eval_shape(work.start, key), images, reprs, key).compile()
         found["bytes"][name] = step_bytes(compiled)
     if run:
-        operands = jax.block_until_ready((jax.jit(start)(key), work.normal(*images.shape), work.normal(*reprs.shape)))
+        operands = jax.block_until_ready((jax.jit(work.start)(key), work.normal(*images.shape), work.normal(*reprs.shape)))
         started = time.perf_counter()
         _, metrics = jax.block_until_ready(compiled(*operands, key))
         found |= {"loss": float(metrics["loss"]), "seconds": time.perf_counter() - started}

@@ -32,7 +32,6 @@ def step_at(precision: str, smoke: bool, num_steps: int) -> dict:
 
     from experiments.bench.cases import Case, Work, outer_step
     from experiments.bench.harness import spread
-    from ssdd_jax.core.outer import init_outer
     from ssdd_jax.run.memory import step_bytes
 
     config = "fashion_mnist:smoke" if smoke else "fashion_mnist"
@@ -46,7 +45,7 @@ def step_at(precision: str, smoke: bool, num_steps: int) -> dict:
         keys = jax.random.split(jax.random.key(0), num_steps)
         return jax.lax.scan(lambda state, key: (step(state, images, reprs, key)[0], None), state, keys)[0]
 
-    state = init_outer(jax.random.key(1), work.distilled, **work.optimizers, pool_size=work.spec.pool.size)
+    state = work.start(jax.random.key(1))
     compiled = jax.jit(many, donate_argnums=0).lower(state, images, reprs).compile()
     state, seconds = jax.block_until_ready(compiled(state, images, reprs)), []
     for _ in range(5):

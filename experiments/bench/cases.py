@@ -21,7 +21,7 @@ from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import DistilledSet, Factors, init_distilled, stored_coefficients
 from ssdd_jax.core.krr import append_bias, krr_predict
-from ssdd_jax.core.outer import image_sampler, init_outer, make_outer_step, support_rows
+from ssdd_jax.core.outer import OuterState, image_sampler, init_outer, make_outer_step, support_rows
 from ssdd_jax.core.parts import in_parts
 from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.probe import init_probe, make_probe_step
@@ -182,6 +182,10 @@ class Work:
     def optimizers(self) -> dict[str, Any]:
         return {"learner": self.learner, "optimizer": outer_optimizer(self.spec, self.method), "inner_optimizer": sgd(self.spec.pool)}
 
+    def start(self, key: jax.Array) -> OuterState:
+        """Return the state before the first step."""
+        return init_outer(key, self.distilled, **self.optimizers, pool_size=self.spec.pool.size)
+
     def outer_step(self, **settings: Any) -> Callable:
         """Build the outer step; the only place that does."""
         outer, pool = self.spec.outer, self.spec.pool
@@ -203,10 +207,10 @@ class Work:
         """Return the step with what a run does around it: batches gathered and cropped, all checked to be finite."""
         real = RealImages(replace(self.spec.outer, real_augment="fresh") if fresh else self.spec.outer, self.data)
         teacher = Teacher(teacher_learner(self.spec.teacher, self.case.image_shape), None, np.zeros(self.width, np.float32), 1.0, "")
-        rows = settings.get("rows_at_once", rows_at_once(self.spec.memory, teacher.learner, self.case.image_shape))
+        rows = settings.get("rows_at_once", rows_at_once(self.spec.memory, teacher.learner, self.case.image_shape)) if fresh else 0
         step = on_batches(self.outer_step(**settings), real, teacher, rows_at_once=rows)
         loop = Loop(step, (0, None), 1, lambda number, seed, _: real.draw(number, seed), watch=beside_the_pool)
-        state = stack([init_outer(jax.random.key(1), self.distilled, **self.optimizers, pool_size=self.spec.pool.size)])
+        state = stack([self.start(jax.random.key(1))])
         tables = [jnp.asarray(self.data.train_images), *([] if fresh else [self.targets])]
         variables = teacher.learner.init(jax.random.key(2)) if fresh else None
         return _looped(loop, lambda state: state.step[0], state, tables, jnp.zeros(1, jnp.int32), variables)
@@ -283,8 +287,7 @@ def pool_update(work: Work) -> Part:
         new, loss = pools.over_leading_axis(train)(jax.random.split(jax.random.key(0), 1), pools.take(members, chosen))
         return pools.put(members, chosen, new), loss
 
-    state = init_outer(jax.random.key(1), work.distilled, **work.optimizers, pool_size=pool.size)
-    program = Program(update, state.pool, work.normal(n, *work.case.image_shape), work.normal(n, work.width))
+    program = Program(update, work.start(jax.random.key(1)).pool, work.normal(n, *work.case.image_shape), work.normal(n, work.width))
     return Part("pool update", {OURS: program}, n * training_operations(work.layers, work.head), f"{n} rows, one of {pool.size} members")
 
 

@@ -6,6 +6,7 @@ every 4 x 4 tile of outputs is Y = A^T [ (G g G^T) * (B^T d B) ] A, with g the k
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return A^T, G and B^T along one axis: polynomials multiplied by way of their values at the points (Toom and Cook)."""
     others = [[other for other in POINTS if other != point] for point in POINTS]
     # Coefficients of the polynomials, the lowest first; the point at infinity takes the highest.
-    product = lambda roots: np.polynomial.polynomial.polyfromroots(roots)
+    product = np.polynomial.polynomial.polyfromroots
     powers = lambda count: np.vstack([np.vander(POINTS, count, increasing=True), np.eye(count)[-1]])
     scale = [1.0 / np.prod(np.subtract(point, rest)) for point, rest in zip(POINTS, others, strict=True)]
     inputs = np.vstack([*(np.append(product(rest), 0.0) for rest in others), product(POINTS)])
@@ -39,7 +40,7 @@ def convolve_by_tiles(
     """Convolve at stride 1."""
     (num_images, height, width, channels), num_outputs = images.shape, kernel.shape[-1]
     lengths = [length + sum(pad) - TAPS + 1 for length, pad in zip((height, width), padding, strict=True)]
-    tiles = [-(-length // TILE) for length in lengths]
+    tiles = _tiles(lengths)
     # Zeros at the end fill up the last tile.
     fill = [count * TILE - length for count, length in zip(tiles, lengths, strict=True)]
     padded = jnp.pad(images, ((0, 0), *((before, after + more) for (before, after), more in zip(padding, fill, strict=True)), (0, 0)))
@@ -55,4 +56,9 @@ def convolve_by_tiles(
 
 def tiles_per_image(shape: Sequence[int]) -> int:
     """Return how many tiles an image of outputs "h w C" has."""
-    return -(-shape[0] // TILE) * -(-shape[1] // TILE)
+    return prod(_tiles(shape[:2]))
+
+
+def _tiles(lengths: Sequence[int]) -> list[int]:
+    """Return how many tiles cover each length; the last may stand over."""
+    return [-(-length // TILE) for length in lengths]

@@ -250,7 +250,7 @@ class Distiller:
 
         `memory` and `support_images` are those of the settings, unless what would fit is sought.
         """
-        spec, shape, teacher = self.spec, self.context.data.image_shape, self.context.teacher
+        spec, shape, real, teacher = self.spec, self.context.data.image_shape, self.context.real, self.context.teacher
         spec = spec if memory is None else replace(spec, memory=memory)
         place = placement(self.devices)
         outer_step = make_outer_step(
@@ -266,10 +266,10 @@ class Distiller:
             remat=spec.memory.remat,
             place=place,
         )
-        step = on_batches(
-            outer_step, self.context.real, teacher, rows_at_once=rows_at_once(spec.memory, teacher.learner, shape), place=place
-        )
-        draw = lambda step_number, seed, _: self.context.real.draw(step_number, seed)
+        # Asked only where the teacher is part of the step, since it is traced to tell.
+        teacher_rows = 0 if real.names else rows_at_once(spec.memory, teacher.learner, shape)
+        step = on_batches(outer_step, real, teacher, rows_at_once=teacher_rows, place=place)
+        draw = lambda step_number, seed, _: real.draw(step_number, seed)
         return Loop(
             step,
             (0, None),
