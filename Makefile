@@ -24,7 +24,7 @@ test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -n 2 -m core $(PYTEST_ARGS)
 
 chaos: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile --chaos tests/chaos tests/run/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --chaos tests/chaos tests/runtime/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
 
 bench: .venv-bench/installed
 	OPENBLAS_NUM_THREADS=1 .venv-bench/bin/python -m experiments.bench $(BENCH_ARGS)

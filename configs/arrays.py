@@ -6,7 +6,8 @@ whose students are also read on Fashion-MNIST, padded to 32 pixels and its grey 
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, DataSpec, check_variant, default_config, smoke, to_config, two_core_students
+from ssdd_jax.settings.presets import METHODS, check_variant, default_config, smoke, to_config, two_core_students
+from ssdd_jax.settings.spec import DataSpec
 
 
 def get_config(variant=""):

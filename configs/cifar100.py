@@ -7,7 +7,8 @@ random 43.66, krr_st 47.00, ours 52.41. Not run yet.
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, DataSpec, check_variant, default_config, paper_scale, smoke, to_config
+from ssdd_jax.settings.presets import METHODS, check_variant, default_config, paper_scale, smoke, to_config
+from ssdd_jax.settings.spec import DataSpec
 
 BUDGETS = {"n25": 25, "n50": 50, "n1000": 1000, "n5000": 5000}
 

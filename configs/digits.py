@@ -6,7 +6,7 @@ So small an image leaves little for bases to factor out, and a rotation turns a 
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, check_variant, default_config, smoke
+from ssdd_jax.settings.presets import METHODS, check_variant, default_config, smoke
 
 
 def get_config(variant=""):

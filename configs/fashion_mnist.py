@@ -5,7 +5,7 @@ The files are looked for in fashion_mnist/ of --config.data.data_dir, then where
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, check_variant, default_config, paper_scale, smoke, two_core_students
+from ssdd_jax.settings.presets import METHODS, check_variant, default_config, paper_scale, smoke, two_core_students
 
 
 def cpu():

@@ -5,7 +5,7 @@ Its published validation images are the test split, since the labels of its test
 
 from dataclasses import replace
 
-from ssdd_jax.run.spec import METHODS, check_variant, default_config, paper_scale, smoke
+from ssdd_jax.settings.presets import METHODS, check_variant, default_config, paper_scale, smoke
 
 
 def get_config(variant=""):

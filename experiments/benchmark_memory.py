@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from experiments.bench.__main__ import hardware
 from experiments.bench.cases import CACHED, Case, Work
-from ssdd_jax.run.memory import step_bytes
+from ssdd_jax.runtime.memory import step_bytes
 
 RESNET = ("student.net=resnet18", "pool.size=2")
 # A config, its image shape, and settings that make its step another one.

@@ -22,8 +22,8 @@ import optax
 
 from ssdd_jax import Layout, init_distilled, init_outer, make_learner, make_outer_step
 from ssdd_jax.io.checkpoints import Checkpoints
-from ssdd_jax.run.distill import beside_the_pool
-from ssdd_jax.run.health import not_finite
+from ssdd_jax.runtime.health import not_finite
+from ssdd_jax.stages.distill import beside_the_pool
 
 SHAPE, WIDTH = (28, 28, 1), 128
 

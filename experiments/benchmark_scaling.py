@@ -42,7 +42,7 @@ def build(side, channels, base, count, bases, rows, width, widths):
     from ssdd_jax.core.distilled import Layout, init_distilled
     from ssdd_jax.core.outer import init_outer, make_outer_step
     from ssdd_jax.nets import make_learner
-    from ssdd_jax.run.devices import make_devices, placement
+    from ssdd_jax.runtime.devices import make_devices, placement
 
     shape, views = (side, side, channels), ("identity", "rot90", "rot180", "rot270")
     learner = make_learner("convnet", widths, shape, width)
@@ -158,7 +158,7 @@ def main() -> None:
     if arguments.scale:
         return measure(arguments.steps, arguments.scale)
 
-    from ssdd_jax.run.provenance import device
+    from ssdd_jax.stages.provenance import device
 
     first, second = sorted(os.sched_getaffinity(0))[:2]
     # One process, two that are not joined, two of the same rows in all, two of twice as many.

@@ -32,7 +32,7 @@ def step_at(precision: str, smoke: bool, num_steps: int) -> dict:
 
     from experiments.bench.cases import Case, Work, outer_step
     from experiments.bench.harness import spread
-    from ssdd_jax.run.memory import step_bytes
+    from ssdd_jax.runtime.memory import step_bytes
 
     config = "fashion_mnist:smoke" if smoke else "fashion_mnist"
     settings = (f"outer.precision={precision}", "methods.ours.target_kinds=('stored','network','network','network')")

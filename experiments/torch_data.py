@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssdd_jax.run.build import load_data
-from ssdd_jax.run.spec import to_spec
+from ssdd_jax.settings.parse import to_spec
+from ssdd_jax.stages.dataset import load_data
 
 
 def main(workdir: Path, file: Path) -> None:

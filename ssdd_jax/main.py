@@ -16,7 +16,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from ssdd_jax.errors import InputError, StorageError, nearest
-from ssdd_jax.run.spec import RunSpec, to_spec
+from ssdd_jax.settings.parse import to_spec
+from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.terminal import say
 
 USAGE = f"""{__doc__}
@@ -191,11 +192,11 @@ def _config_error(error: BaseException) -> str:
 
 def _execute(command: Command) -> None:
     if command.task == "verify":
-        from ssdd_jax.run.verify import verify
+        from ssdd_jax.stages.verify import verify
 
         verify(command.workdir, command.sets)
         return
-    from ssdd_jax.run import pipeline
+    from ssdd_jax.stages import pipeline
 
     if command.task == "export":
         pipeline.export(command.workdir, command.format, command.sets)
@@ -224,8 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         command = parse([arg for arg in argv if arg != "--debug"])
-        from ssdd_jax.run import hosts, stop  # from here on jax is needed
-        from ssdd_jax.run.health import NumericalError
+        from ssdd_jax.runtime import hosts, stop  # from here on jax is needed
+        from ssdd_jax.runtime.health import NumericalError
 
         if command.distributed is not None and command.spec is not None:
             where = None if command.distributed == "auto" else command.distributed
@@ -268,7 +269,7 @@ def _report(error: Any, debug: bool, cause: BaseException | None = None) -> int:
 
 def _leave(status: int, line: str) -> int:
     """Return the exit status, or end here and now where other processes of the run have to be told."""
-    hosts = sys.modules.get("ssdd_jax.run.hosts")
+    hosts = sys.modules.get("ssdd_jax.runtime.hosts")
     if hosts is not None:
         hosts.leave(status, line)
     return status

@@ -10,7 +10,7 @@ import pytest
 from ssdd_jax import expand, load_distilled
 from ssdd_jax.io.files import locked
 from ssdd_jax.main import main, parse, resolve_config, shipped_configs
-from ssdd_jax.run.pipeline import run
+from ssdd_jax.stages.pipeline import run
 
 # Few methods, so that the run is short: the smoke variants of all configs are in test_configs.py.
 ARGS = ["--config", "digits:smoke", "--config.only=krr_st,ours"]
@@ -72,8 +72,8 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a step was run although everything was complete")
 
-    monkeypatch.setattr("ssdd_jax.run.distill.Distiller.optimise", refuse)
-    monkeypatch.setattr("ssdd_jax.run.evaluate.Evaluator.evaluate", refuse)
+    monkeypatch.setattr("ssdd_jax.stages.distill.Distiller.optimise", refuse)
+    monkeypatch.setattr("ssdd_jax.stages.evaluate.Evaluator.evaluate", refuse)
     run(parse([*ARGS, "--workdir", str(workdir)]).spec, workdir)
     after = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and "report" not in file.parts}
     assert after == before

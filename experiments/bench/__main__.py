@@ -21,7 +21,7 @@ from rich.table import Table
 from experiments.bench.cases import CASES, OUTER_PARTS, STAGES, Case, Part, Work, builders
 from experiments.bench.flops import count_operations
 from experiments.bench.harness import OURS, PEAKS, cells, measure, product, result, table
-from ssdd_jax.run.provenance import device
+from ssdd_jax.stages.provenance import device
 
 OUT = Path(__file__).parents[1] / "measurements" / "bench.json"
 

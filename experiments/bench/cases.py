@@ -1,6 +1,6 @@
 """What is measured: the shapes of shipped configs on random images, and the parts of a run at these shapes.
 
-Everything is built as a run builds it, from the config by `ssdd_jax.run`; only the images are random, so no dataset is needed.
+Everything is built as a run builds it, from the config by `ssdd_jax.stages`; only the images are random, so no dataset is needed.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,32 +19,25 @@ from experiments.bench.harness import OURS, Program
 from ssdd_jax.core import pool as pools
 from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import PCA, fit_pca
+from ssdd_jax.core.batching import in_parts
 from ssdd_jax.core.distilled import DistilledSet, Factors, init_distilled, stored_coefficients
 from ssdd_jax.core.krr import append_bias, krr_predict
+from ssdd_jax.core.optimizers import outer_optimizer, sgd, student_optimizer
 from ssdd_jax.core.outer import OuterState, image_sampler, init_outer, make_outer_step, support_rows
-from ssdd_jax.core.parts import in_parts
+from ssdd_jax.core.real import RealImages
 from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.probe import init_probe, make_probe_step
 from ssdd_jax.evals.student import make_student_step
 from ssdd_jax.main import parse
+from ssdd_jax.methods.plan import plan_method
 from ssdd_jax.nets import net_widths
-from ssdd_jax.run.build import (
-    Data,
-    member_learner,
-    outer_optimizer,
-    plan_method,
-    repr_width,
-    sgd,
-    student_optimizer,
-    teacher_learner,
-    teacher_optimizer,
-)
-from ssdd_jax.run.context import PCA_BYTES
-from ssdd_jax.run.distill import beside_the_pool, on_batches
-from ssdd_jax.run.loop import Loop, stack
-from ssdd_jax.run.memory import rows_at_once
-from ssdd_jax.run.real import RealImages
-from ssdd_jax.run.teacher import Teacher
+from ssdd_jax.runtime.loop import Loop, stack
+from ssdd_jax.runtime.memory import rows_at_once
+from ssdd_jax.stages.context import PCA_BYTES
+from ssdd_jax.stages.dataset import Data
+from ssdd_jax.stages.distill import beside_the_pool, on_batches
+from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
+from ssdd_jax.stages.teacher import Teacher, teacher_optimizer
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
 
 # Variants of our outer step: a row of the table each, by settings of `make_outer_step`.
@@ -176,7 +169,7 @@ class Work:
     @cached_property
     def targets(self) -> jax.Array:
         """The representations of the table's images under every view or crop."""
-        return self.normal(TABLE_ROWS * len(RealImages(self.spec.outer, self.data).names), self.width)
+        return self.normal(TABLE_ROWS * len(self.real(self.spec.outer).names), self.width)
 
     @property
     def optimizers(self) -> dict[str, Any]:
@@ -185,6 +178,10 @@ class Work:
     def start(self, key: jax.Array) -> OuterState:
         """Return the state before the first step."""
         return init_outer(key, self.distilled, **self.optimizers, pool_size=self.spec.pool.size)
+
+    def real(self, spec: OuterSpec) -> RealImages:
+        """Return how real images enter the step."""
+        return RealImages(spec, len(self.data.train_images), self.data.normalize)
 
     def outer_step(self, **settings: Any) -> Callable:
         """Build the outer step; the only place that does."""
@@ -205,7 +202,7 @@ class Work:
 
     def outer_program(self, settings: dict[str, Any], *, fresh: bool = False) -> Program:
         """Return the step with what a run does around it: batches gathered and cropped, all checked to be finite."""
-        real = RealImages(replace(self.spec.outer, real_augment="fresh") if fresh else self.spec.outer, self.data)
+        real = self.real(replace(self.spec.outer, real_augment="fresh") if fresh else self.spec.outer)
         teacher = Teacher(teacher_learner(self.spec.teacher, self.case.image_shape), None, np.zeros(self.width, np.float32), 1.0, "")
         rows = settings.get("rows_at_once", rows_at_once(self.spec.memory, teacher.learner, self.case.image_shape)) if fresh else 0
         step = on_batches(self.outer_step(**settings), real, teacher, rows_at_once=rows)

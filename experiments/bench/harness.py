@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax.run.memory import step_bytes
+from ssdd_jax.runtime.memory import step_bytes
 
 # A measurement takes at least so long, by calling again; and threads that wait busily for more work have stopped after the pause.
 LEAST_SECONDS, PAUSE = 0.05, 0.2

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from ssdd_jax.core.augment_spec import AugmentSpec
+from ssdd_jax.settings.augment import AugmentSpec
 
 Image = Float[Array, "H W C"]
 

@@ -11,9 +11,9 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ssdd_jax.core import pool as pools
+from ssdd_jax.core.batching import in_parts
 from ssdd_jax.core.distilled import DistilledSet, expand, num_images, take_images
 from ssdd_jax.core.krr import RidgeScale, append_bias, ridge_predict
-from ssdd_jax.core.parts import in_parts
 from ssdd_jax.core.pool import Learner, MemberState, over_leading_axis
 
 Place = Callable[[str, Any], Any]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ssdd_jax.core.parts import in_parts, split
+from ssdd_jax.core.batching import in_parts, split
 from ssdd_jax.nets.winograd import PATCH, TAPS, convolve_by_tiles, tiles_per_image
 
 Images = Float[Array, "n H W c"]

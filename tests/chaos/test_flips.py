@@ -7,7 +7,7 @@ import pytest
 
 from ssdd_jax.errors import DataError
 from ssdd_jax.main import main
-from ssdd_jax.run.verify import verify
+from ssdd_jax.stages.verify import verify
 
 FLIPS = 160
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ssdd_jax.main import main, parse
-from ssdd_jax.run import hosts
+from ssdd_jax.runtime import hosts
 
 REPOSITORY = Path(__file__).parents[2]
 # Without a pretrained teacher, and small: compiling takes most of the time.

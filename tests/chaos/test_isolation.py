@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ssdd_jax.main import main, parse
-from ssdd_jax.run import pipeline
+from ssdd_jax.stages import pipeline
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = ["--config", "digits:smoke", "--config.only=krr_st", "--config.teacher.steps=4"]

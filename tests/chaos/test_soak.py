@@ -16,7 +16,7 @@ from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.run.loop import Loop, stack
+from ssdd_jax.runtime.loop import Loop, stack
 
 STEPS = 2000
 

@@ -8,8 +8,8 @@ import pytest
 
 from ssdd_jax.core.augment import augment as augment_fn
 from ssdd_jax.core.augment import color_jitter, gaussian_blur, grayscale, random_resized_crop, random_shift, shift_hue
-from ssdd_jax.core.augment_spec import AugmentSpec
 from ssdd_jax.core.views import VIEWS, apply_views
+from ssdd_jax.settings.augment import AugmentSpec
 
 pytestmark = pytest.mark.core
 

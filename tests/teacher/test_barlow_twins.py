@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from ssdd_jax.core.augment_spec import AugmentSpec
 from ssdd_jax.evals.probe import init_probe
 from ssdd_jax.nets import make_learner
+from ssdd_jax.settings.augment import AugmentSpec
 from ssdd_jax.teacher.barlow_twins import Projector, barlow_twins_loss, init_teacher, make_teacher_step
 
 pytestmark = pytest.mark.core

@@ -1,0 +1,118 @@
+"""Everything that a newcomer can add, by name: one file for it, and one row here.
+
+A row is where an object is, "module:attribute", and is imported on first use, so that reading a config needs no jax. Whoever uses this
+package as a library adds objects of their own with `register`.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ssdd_jax.errors import InputError, nearest
+
+
+class Registry(Mapping[str, Any]):
+    """Objects by name, in the order of tables; imported on first use.
+
+    Args:
+        what: one of them, in words, for messages.
+        rows: by name, where the object is: "module:attribute".
+        specs: by name, where the dataclass of its settings is, if that can be imported without the object; else it is `spec` of it.
+    """
+
+    def __init__(self, what: str, rows: Mapping[str, str], specs: Mapping[str, str] | None = None):
+        self.what, self._rows, self._specs = what, dict(rows), dict(specs or {})
+        self._objects: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        self.check(name)
+        if name not in self._objects:
+            self._objects[name] = _imported(self._rows[name])
+        return self._objects[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def check(self, name: str, where: str = "") -> None:
+        """Raise an InputError unless there is something of this name."""
+        if name not in self._rows:
+            where = where or f"{self.what} {name!r} is unknown"
+            raise InputError(f"{where}, expected one of {', '.join(self)}{nearest(str(name), self)}")
+
+    def spec(self, name: str) -> type:
+        """Return the dataclass of the settings of one of them."""
+        self.check(name)
+        return _imported(self._specs[name]) if name in self._specs else self[name].spec
+
+    def register(self, name: str, value: Any) -> None:
+        """Add an object under a name that is not taken.
+
+        Raises:
+            InputError: the name is taken, or cannot be written on a command line.
+        """
+        if name in self._rows:
+            raise InputError(f"{self.what} {name!r} is there already; choose another name")
+        if not name.isidentifier():
+            raise InputError(f"{self.what} {name!r} cannot be a setting's name, expected letters, digits and underscores")
+        self._rows[name], self._objects[name] = "", value
+
+    def remove(self, name: str) -> None:
+        """Take back what `register` has added."""
+        del self._rows[name], self._objects[name]
+
+
+def _imported(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+_SPEC = "ssdd_jax.settings.spec"
+
+NETS = Registry(
+    "network",
+    {
+        "convnet": "ssdd_jax.nets.convnet:NET",
+        "vgg11": "ssdd_jax.nets.vgg:NET",
+        "alexnet": "ssdd_jax.nets.alexnet:NET",
+        "resnet10": "ssdd_jax.nets.resnet:RESNET10",
+        "resnet18": "ssdd_jax.nets.resnet:RESNET18",
+        "mobilenet": "ssdd_jax.nets.mobilenet:NET",
+        "vit": "ssdd_jax.nets.vit:NET",
+    },
+)
+"""Students and teachers' networks: `ssdd_jax.nets.net.Net`."""
+
+STORES = Registry("store", {"plain": "ssdd_jax.core.stores.plain:STORE", "factored": "ssdd_jax.core.stores.factored:STORE"})
+"""How rows of images or targets are kept: `ssdd_jax.core.stores.store.Store`."""
+
+KERNELS = Registry("kernel", {"feature": "ssdd_jax.kernels.feature:make_kernel"})
+"""What the outer loss predicts with: makers of a `ssdd_jax.kernels.kernel.Kernel`."""
+
+METHODS = Registry("method", {"regression": "ssdd_jax.methods.regression:METHOD"}, {"regression": f"{_SPEC}:RegressionSpec"})
+"""What moves a distilled set: `ssdd_jax.methods.method.Method`."""
+
+PROTOCOLS = Registry(
+    "protocol",
+    {
+        "linear": "ssdd_jax.evals.linear:PROTOCOL",
+        "few": "ssdd_jax.evals.few:PROTOCOL",
+        "knn": "ssdd_jax.evals.knn:PROTOCOL",
+        "finetune": "ssdd_jax.evals.finetune:PROTOCOL",
+    },
+    {
+        "linear": f"{_SPEC}:LinearSpec",
+        "few": f"{_SPEC}:FewSpec",
+        "knn": f"{_SPEC}:KnnSpec",
+        "finetune": f"{_SPEC}:FinetuneSpec",
+    },
+)
+"""What reads a student: `ssdd_jax.evals.protocol.Protocol`."""
+
+LOGGERS = Registry("logger", {"console": "ssdd_jax.io.loggers:make_console"})
+"""Where lines of metrics go besides metrics.jsonl: makers of a `ssdd_jax.io.metrics.Logger`."""

@@ -1,0 +1,134 @@
+"""Many devices: one mesh, and how arrays lie on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssdd_jax.compat import make_mesh
+from ssdd_jax.core.outer import Place, anywhere
+from ssdd_jax.errors import InputError
+from ssdd_jax.runtime import hosts
+from ssdd_jax.settings.spec import RunSpec
+
+AXES = ("pool", "data")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """A mesh of all devices, "pool" by "data": members are spread over the one axis, rows over the other.
+
+    A loop takes and returns arrays of this process; in between they lie on the mesh, the state whole on every device.
+    """
+
+    mesh: Mesh
+
+    def place(self, axis: str, tree: Any) -> Any:
+        """Constrain the leading axis of the leaves to an axis of the mesh, or to none; works under jit and vmap. See `core.outer.Place`.
+
+        Rows need not divide by the devices: XLA fills them up.
+        """
+        return jax.lax.with_sharding_constraint(tree, self.whole if axis == "whole" else self._sharding(axis))
+
+    @property
+    def whole(self) -> NamedSharding:
+        """Return the sharding of what lies whole on every device."""
+        return self._sharding()
+
+    def replicate(self, tree: Any) -> Any:
+        """Return arrays of this process, equal in all processes, whole on every device."""
+        return jax.tree.map(self._replicate, tree)
+
+    def own_rows(self, size: int) -> np.ndarray:
+        """Return which of a batch's rows lie on devices of this process, in order."""
+        slices = self._sharding("data").addressable_devices_indices_map((size,)).values()
+        return np.unique(np.concatenate([np.arange(size)[index] for index in slices if index is not None]))
+
+    def spread_rows(self, batches: tuple[np.ndarray, ...], sizes: Sequence[int], axis: int) -> tuple[jax.Array, ...]:
+        """Return batches that are spread over "data", given of each batch its own rows and how many there are in all processes."""
+        return tuple(self._spread_rows(own, size, axis) for own, size in zip(batches, sizes, strict=True))
+
+    def of_processes(self, value: int) -> jax.Array:
+        """Return a number of this process and those of the others, one a device."""
+        copies = [jax.device_put(np.full(1, value, np.int32), device) for device in self.mesh.local_devices]
+        spread = NamedSharding(self.mesh, PartitionSpec(AXES))
+        return jax.make_array_from_single_device_arrays((self.mesh.size,), spread, copies)
+
+    @staticmethod
+    def local(tree: Any) -> Any:
+        """Undo `replicate`."""
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+    def _sharding(self, *spec: str | None) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+    def _spread_rows(self, own: np.ndarray, size: int, axis: int) -> jax.Array:
+        rows = self.own_rows(size)
+        # An index is one of the whole batch, of which the own rows alone are here.
+        within = lambda index: np.take(own, np.searchsorted(rows, np.arange(size)[index[axis]]), axis)
+        shape = (*own.shape[:axis], size, *own.shape[axis + 1 :])
+        return jax.make_array_from_callback(shape, self._sharding(*[None] * axis, "data"), within)
+
+    def _replicate(self, leaf: Any) -> jax.Array:
+        # Memory of numpy's may be taken for the device's as it is, and must not be given away with a donated state.
+        leaf = leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
+        # Where the leaf is on one of the devices already, its buffer is taken.
+        copies = [jax.device_put(leaf, device) for device in self.mesh.local_devices]
+        return jax.make_array_from_single_device_arrays(np.shape(leaf), self.whole, copies)
+
+
+def on_cpu() -> bool:
+    """Return whether steps run on a CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def placement(devices: Devices | None) -> Place:
+    """Return the `Place` of a mesh, or of one device."""
+    return anywhere if devices is None else devices.place
+
+
+def make_devices(pool: int = 1) -> Devices | None:
+    """Return the mesh of all devices with so many along "pool", or None where there is one device, which needs none.
+
+    It is also None where one of several processes works alone.
+    """
+    count = jax.device_count()
+    return None if count == 1 or hosts.is_alone() else Devices(make_mesh((pool, count // pool), AXES))
+
+
+def pool_axis(spec: RunSpec) -> int:
+    """Return how many devices lie along "pool" in the outer loop.
+
+    Raises:
+        InputError: so many do not fit.
+    """
+    count, members, pool = jax.device_count(), spec.pool.members_per_step, spec.devices.pool
+    if count % pool or members % pool:
+        raise InputError(
+            f"config.devices.pool is {pool}, expected a divisor of the {count} devices and of config.pool.members_per_step ({members}); "
+            "1 spreads rows alone"
+        )
+    return pool
+
+
+def check_batches(spec: RunSpec) -> None:
+    """Refuse batches that cannot be spread evenly.
+
+    Raises:
+        InputError: a batch size is no multiple of the devices that its rows are spread over.
+    """
+    count = jax.device_count()
+    sizes = {"outer": (spec.outer.batch_size, count // pool_axis(spec)), "teacher": (spec.teacher.batch_size, count)}
+    if spec.teacher.checkpoint:
+        del sizes["teacher"]
+    for section, (size, parts) in sizes.items():
+        if size % parts:
+            nearest = max(parts, parts * round(size / parts))
+            raise InputError(
+                f"config.{section}.batch_size is {size}, expected a multiple of the {parts} devices that it is spread over; "
+                f"{nearest} is the nearest"
+            )

@@ -1,0 +1,288 @@
+"""The one loop: teacher, distillation, students and probes all run through it."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssdd_jax.core.pool import over_leading_axis
+from ssdd_jax.io.checkpoints import Checkpoints
+from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.progress import Display
+from ssdd_jax.runtime import health, hosts, stop
+from ssdd_jax.runtime.devices import Devices, on_cpu
+from ssdd_jax.runtime.feed import Reader, Table
+from ssdd_jax.runtime.memory import check_fits, in_words
+
+# Dispatches after which the processes look at whether any of them was asked to stop.
+ASKED_AGO = 2
+
+Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
+
+
+def seed_groups(seeds: Sequence[int], at_once: int) -> list[tuple[int, ...]]:
+    """Return the seeds in the groups that are vmapped together."""
+    size = at_once or (1 if on_cpu() else len(seeds))
+    return [tuple(seeds[i : i + size]) for i in range(0, len(seeds), size)]
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Stack equal trees along a new leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def unstack(tree: Any) -> list[Any]:
+    """Undo `stack`."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(jax.tree.leaves(tree)[0].shape[0])]
+
+
+class Loop:
+    """A step, jitted for a group of seeds and for several steps a dispatch; the state is donated.
+
+    Args:
+        step: (state, step number, *args) -> (state, metrics), for one seed.
+        axes: of the args: 0 where every seed has its own (leading axis), None where they share it.
+        steps_per_dispatch: see `RunSpec`.
+        draw: (step number, *args) -> a tuple of integer arrays, for one seed: the rows of each of the tables that are given to
+            `run`. The step is then (state, step number, batch, *args), where batch has these rows of each table.
+        watch: state -> what of it must stay finite, beside the metrics; all of it unless said otherwise.
+        causes: what may be to blame and what to do, by the name of a metric or of a part of the watched state, in the order in which
+            a step computes them.
+        limit: a step that takes more bytes of memory is refused; None refuses none.
+        devices: the mesh that the loop runs on; None is one device. Batches are spread over it, the state is whole on every device.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        axes: tuple[int | None, ...],
+        steps_per_dispatch: int = 0,
+        draw: Callable[..., tuple] | None = None,
+        *,
+        watch: Callable[[Any], Any] = lambda state: state,
+        causes: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        devices: Devices | None = None,
+    ):
+        self.causes, self.limit, self.devices = dict(causes or {}), limit, devices
+        self.compiled: dict[Any, Any] = {}
+        """What is compiled, by the shapes of its operands."""
+        self.steps_per_dispatch = steps_per_dispatch or (1 if on_cpu() else 50)
+        self.draw = None if draw is None else over_leading_axis(draw, (None, *axes))
+
+        def step_on(state, number, tables, batch, *args):
+            if draw is None:
+                return step(state, number, *args)
+            if batch is None:
+                batch = tuple(table[rows] for table, rows in zip(tables, draw(number, *args), strict=True))
+            if devices is not None:
+                batch = devices.place("data", batch)
+            # What follows is compiled alike wherever the batch is from, and so has the same bits.
+            return step(state, number, jax.lax.optimization_barrier(batch), *args)
+
+        one_step = over_leading_axis(step_on, (0, None, None, 0, *axes))
+
+        def seeds_step(*inputs):
+            state, metrics = one_step(*inputs)
+            return state, (metrics, jax.vmap(lambda m, s: health.not_finite(m, watch(s)))(metrics, state))
+
+        # Whatever a step spreads, what it returns is whole on every device.
+        @partial(jax.jit, static_argnums=2, donate_argnums=0, **({} if devices is None else {"out_shardings": devices.whole}))
+        def dispatch(state, first, length, asked, tables, batches, *args):
+            # Whether any process was asked to stop; all of them learn it from the same dispatch.
+            asked = jax.tree.map(jnp.max, asked)
+            if length == 1:
+                state, (metrics, bad) = seeds_step(state, first, tables, batches, *args)
+                return state, metrics, jax.tree.map(lambda leaf: leaf[None], bad), asked
+            numbers = first + jnp.arange(length)
+            state, (metrics, bad) = jax.lax.scan(lambda s, x: seeds_step(s, x[0], tables, x[1], *args), state, (numbers, batches))
+            return state, jax.tree.map(lambda leaf: leaf.sum(0), metrics), bad, asked
+
+        self.dispatch = dispatch
+
+    def compile(self, *operands: Any) -> tuple[Any, float]:
+        """Compile the dispatch for operands like these, unless that is done, and return it with the seconds that it took.
+
+        The operands are those of `self.dispatch`; the result takes them without the third, the number of steps.
+
+        Raises:
+            TooLarge: it takes more memory than the limit.
+        """
+        leaves, structure = jax.tree.flatten(operands)
+        key = (structure, operands[2], *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        if key in self.compiled:
+            return self.compiled[key], 0.0
+        started = time.monotonic()
+        compiled = self.dispatch.lower(*operands).compile()
+        if self.limit is not None:
+            check_fits(compiled, self.limit)
+        self.compiled[key] = compiled
+        return compiled, time.monotonic() - started
+
+    def run(
+        self,
+        state: Any,
+        num_steps: int,
+        args: Sequence[Any],
+        *,
+        display: Display,
+        name: str,
+        tables: Sequence[Table] = (),
+        start: int = 0,
+        metrics: Metrics | None = None,
+        log_every: int = 50,
+        checkpoints: Checkpoints | None = None,
+    ) -> Any:
+        """Run steps start ... num_steps - 1 and return the last state.
+
+        Tables on the device are gathered from in the step; if any is on disk, batches are read ahead of the steps.
+        Every `log_every` steps the metrics, averaged over the steps since the last time, go to `metrics` under `name`, as a list with
+        one value a seed. Whether all is finite is told in the step, and looked at whenever something is logged or saved.
+
+        Raises:
+            TooLarge: a step takes more memory than the limit.
+            NumericalError: a metric or the state is NaN or infinite; the batch is saved beside the metrics.
+            Stopped: the run was asked to stop; the step is saved if there are `checkpoints`.
+        """
+        every = checkpoints.every if checkpoints is not None else 0
+        if not hosts.is_writer():
+            metrics = checkpoints = None
+        # Where no step is left, lines beyond it are those of a loop that goes on under the same name.
+        if metrics is not None and start < num_steps:
+            metrics.begin(name, start)
+        # What was summed up since the last line, where the steps before went by in an earlier attempt.
+        notes = checkpoints.notes if checkpoints is not None and start else {}
+        logged = notes.get("logged", start)
+        pending = [notes["sums"]] if notes.get("sums") else []
+        on_device = all(isinstance(table, jax.Array) for table in tables)
+        devices, put = self.devices, (lambda tree: tree) if self.devices is None else self.devices.replicate
+        reader = None if on_device or self.draw is None else Reader(self.draw, tables, args, None if devices is None else devices.own_rows)
+        most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.most_steps)
+        dispatches = _dispatches(start, num_steps, most, (log_every, every or num_steps))
+        flags: list[tuple[int, dict[str, jax.Array]]] = []
+        began, compiled, compiling = time.monotonic(), {}, 0.0
+
+        def check() -> None:
+            # Only here does the host wait for the device.
+            found = health.first_bad(flags)
+            flags.clear()
+            if found is not None:
+                raise health.NumericalError(self._diagnose(name, *found, tables, args, metrics, checkpoints))
+
+        planned = ((first, length, None) for first, length in dispatches) if reader is None else reader.ahead(dispatches)
+        state, args = hosts.agree((state, tuple(args)))
+        asked_so_far: deque[jax.Array] = deque()
+        state, placed_tables, placed_args = put(state), put(tuple(tables) if on_device else ()), put(args)
+        with display.task(name, num_steps) as task, closing(planned), stop.deferred():
+            for first, length, batches in planned:
+                if devices is not None and reader is not None:
+                    batches = devices.spread_rows(batches, reader.batch_sizes, axis=1 if length == 1 else 2)
+                asked = devices.of_processes(stop.requested()) if devices is not None and hosts.several() else None
+                number = put(jnp.asarray(first))
+                if length not in compiled:
+                    compiled[length], seconds = self.compile(state, number, length, asked, placed_tables, batches, *placed_args)
+                    compiling += seconds
+                    if metrics is not None and seconds and len(compiled) == 1:
+                        display.print(f"{name}: a step takes {in_words(compiled[length])} of memory")
+                state, values, bad, asked = compiled[length](state, number, asked, placed_tables, batches, *placed_args)
+                if metrics is not None and compiling and first == start:
+                    jax.block_until_ready(values)
+                    display.print(f"{name}: first step after {time.monotonic() - began:.1f} s, {compiling:.1f} s of it to compile")
+                step = first + length
+                pending.append(values)
+                flags.append((first, bad))
+                note = ""
+                if step % log_every == 0 or step == num_steps:
+                    check()
+                    numbers = {key: total / (step - logged) for key, total in _sums(pending).items()}
+                    pending, logged = [], step
+                    note = f"loss {numbers['loss'].mean():.4g}"
+                    if metrics is not None:
+                        metrics.write(name, step, {key: value.tolist() for key, value in numbers.items()})
+                stopping = stop.requested() if asked is None else _asked(asked_so_far, asked)
+                last = step == num_steps and (every or (checkpoints is not None and checkpoints.latest is not None))
+                if checkpoints is not None and (last or stopping or checkpoints.due(step)):
+                    check()
+                    sums = {key: total.tolist() for key, total in _sums(pending).items()} if pending else {}
+                    checkpoints.save(step, state, {"logged": logged, "sums": sums})
+                task.advance(step, note)
+                hosts.at(step, name)
+                if stopping:
+                    stop.request()
+                    if checkpoints is not None:
+                        # What could not be saved must not end as if it had been.
+                        checkpoints.wait()
+                    # Whoever ends takes its part of the steps that are under way with it.
+                    jax.block_until_ready(state)
+                    hosts.wait_for_writer(stoppable=False)
+                    raise stop.Stopped(f"stopped at step {step} of {name}; run the same command to go on")
+        return state if devices is None else devices.local(state)
+
+    def _diagnose(
+        self,
+        name: str,
+        number: int,
+        place: int,
+        names: list[str],
+        tables: Sequence[Table],
+        args: Sequence[Any],
+        metrics: Metrics | None,
+        checkpoints: Checkpoints | None,
+    ) -> str:
+        """Return what a user should know of a step after which something is not finite, and save its batch."""
+        batch = {}
+        if self.draw is not None:
+            drawn = [np.asarray(rows)[place] for rows in self.draw(number, *args)]
+            for i, (table, rows) in enumerate(zip(tables, drawn, strict=True)):
+                batch |= {f"rows_{i}": rows, f"batch_{i}": np.asarray(table[rows])}
+        what, cause = health.explain(names, self.causes, batch)
+        line = f"{name}: {what} at step {number + 1}; likely cause: {cause}"
+        kept = checkpoints.latest if checkpoints is not None else None
+        if kept is not None:
+            line += f"; the last checkpoint is of step {kept}, where all was finite"
+        if batch and metrics is not None:
+            file = metrics.path.with_name(f"bad_batch-{name.replace('/', '-')}.npz")
+            np.savez(file, allow_pickle=False, step=number + 1, seed_place=place, **batch)
+            line += f"; the batch is in {file}"
+        return line
+
+
+def _asked(so_far: deque[jax.Array], asked: jax.Array) -> bool:
+    """Return whether any process had been asked to stop some dispatches ago: later ones may not have run, and are not waited for."""
+    so_far.append(asked)
+    return len(so_far) > ASKED_AGO and bool(so_far.popleft())
+
+
+def _sums(values: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Add up metrics one after the other, so that the sum of a part and then the rest has the same bits."""
+    add = lambda total, value: {key: total[key] + np.asarray(value[key], np.float64) for key in total}
+    return reduce(add, values[1:], {key: np.asarray(value, np.float64) for key, value in values[0].items()})
+
+
+def _dispatches(start: int, num_steps: int, most: int, every: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first step, number of steps); one ends where something is due, so that the lengths that are compiled are few."""
+    step = start
+    while step < num_steps:
+        stop = min([num_steps, *((step // period + 1) * period for period in every)])
+        length = min(most, stop - step)
+        yield step, length
+        step += length
+
+
+def resumable(folder: Path, state: Any, display: Display, **settings: Any) -> tuple[Checkpoints, int, Any]:
+    """Open the checkpoints in `folder`, with the settings of `Checkpoints`, and return them with the newest (step, state).
+
+    Without any, that is (0, `state`).
+    """
+    checkpoints = Checkpoints(folder, **settings)
+    # Of several processes one reads, and the loop gives the others what it has read.
+    found = checkpoints.restore(state, lambda line: display.print(f"warning: {line}")) if hosts.is_writer() else None
+    step, state = (0, state) if found is None else found
+    return checkpoints, int(hosts.agree(step)), state

@@ -1,0 +1,65 @@
+"""From a ConfigDict to frozen settings: what is unknown, of another type or out of range is named."""
+
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssdd_jax.errors import InputError, nearest
+from ssdd_jax.settings.presets import METHODS
+from ssdd_jax.settings.spec import NETS, RunSpec
+
+
+def to_spec(config: Mapping[str, Any]) -> RunSpec:
+    """Return the frozen settings.
+
+    Raises:
+        InputError: a key is unknown, or a value has the wrong type or is out of range.
+    """
+    return _build(RunSpec, config.to_dict() if isinstance(config, ConfigDict) else config, "config")
+
+
+def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} is {values!r}, expected a section with {', '.join(f.name for f in fields(cls))}")
+    known = {f.name: f for f in fields(cls)}
+    for name in values:
+        if name not in known:
+            raise InputError(f"{where}.{name} is unknown; {where} has {', '.join(known)}{nearest(name, known)}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _convert(hints[name], known[name].metadata, value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        return _build(hint, value, where)
+    if typing.get_origin(hint) not in (None, tuple):  # the mapping of methods
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where} is {value!r}, expected named sections")
+        # A ConfigDict sorts its keys; tables show methods and networks in the order of METHODS and NETS, others after them.
+        known = [name for name in (*METHODS, *NETS) if name in value]
+        names = known + [name for name in value if name not in known]
+        kind = typing.get_args(hint)[1]
+        return types.MappingProxyType({name: _build(kind, value[name], f"{where}.{name}") for name in names})
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple | list):
+            raise InputError(f"{where} is {value!r}, expected a tuple such as ({', '.join(['...'] * 2)})")
+        element = typing.get_args(hint)[0]
+        return tuple(_convert(element, metadata, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        raise InputError(f"{where} is {value!r}, expected {'a whole number' if hint is int else f'a {hint.__name__}'}")
+    if "choices" in metadata and value not in metadata["choices"]:
+        expected = f"expected one of {', '.join(map(str, metadata['choices']))}"
+        raise InputError(f"{where} is {value!r}, {expected}{nearest(str(value), map(str, metadata['choices']))}")
+    low, high = metadata.get("range", (float("-inf"), float("inf")))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where} is {value}, expected a finite number")
+    if isinstance(value, int | float) and not low <= value <= high:
+        raise InputError(f"{where} is {value}, expected {f'at least {low}' if high == float('inf') else f'{low} to {high}'}")
+    return value

@@ -1,0 +1,109 @@
+"""Methods by the names of their rows, and what several configs set alike: smoke runs, small students, the paper's scale."""
+
+from dataclasses import replace
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssdd_jax.errors import InputError, nearest
+from ssdd_jax.settings.digest import json_ready
+from ssdd_jax.settings.spec import NETS, MethodSpec, NetSpec, RunSpec
+
+PLAIN = MethodSpec()
+METHODS: dict[str, MethodSpec] = {
+    # N real images with the teacher's representations: KRR-ST before its first step.
+    "random": replace(PLAIN, steps=0),
+    "krr_st": PLAIN,
+    # The controls of `basis`: its start, and as small images without bases.
+    "basis_init": MethodSpec(base_size=14, image_bases=24, repr_bases=16, steps=0),
+    "raw_small": MethodSpec(base_size=14),
+    "basis": MethodSpec(base_size=14, image_bases=24, repr_bases=16),
+    "ours": MethodSpec(base_size=14, image_bases=24, repr_bases=16, views=("identity", "rot90", "rot180", "rot270")),
+}
+
+
+def to_config(spec: Any) -> ConfigDict:
+    """Return a spec as the ConfigDict that a config file edits."""
+    return ConfigDict(json_ready(spec, tuples=True))
+
+
+def default_config(**methods: MethodSpec) -> ConfigDict:
+    """Return the defaults as a ConfigDict to edit, with all methods, or with those given."""
+    return to_config(RunSpec(methods=methods or METHODS))
+
+
+def check_variant(variant: str, known: tuple[str, ...]) -> None:
+    """Raise an InputError unless a config's variant is '' or among `known`."""
+    if variant and variant not in known:
+        raise InputError(f"variant {variant!r} is unknown, expected none or one of {', '.join(known)}{nearest(variant, known)}")
+
+
+def smoke(config: Any) -> None:
+    """Shrink a config to seconds: every stage and method runs, no number means anything."""
+    config.num_pairs = 4
+    config.seeds = (0,)
+    config.log_every = 2
+    config.checkpoints.every = 4
+    config.data.limit = 256
+    config.teacher.update(net="convnet", widths=(8, 16), steps=4, batch_size=32, warmup_steps=1, projector_width=16)
+    config.student.update(net="convnet", widths=(4, 8))
+    for student in config.evaluation.students.values():
+        student.width_factor = 1 / 16
+    config.pool.update(size=2, max_age=3)
+    config.outer.update(steps=6, batch_size=32)
+    config.evaluation.update(epochs=0, updates=5, probe_steps=5, probe_batch_size=64, low_steps=5, finetune_steps=3)
+    for method in config.methods.values():
+        method.network_steps = 20
+        method.images = 6 if method.image_bases else 0
+        method.image_bases, method.repr_bases = min(method.image_bases, 4), min(method.repr_bases, 4)
+        method.base_size = min(method.base_size, 4)
+        method.steps = min(method.steps, 6)
+
+
+def six_students(width_factor: float = 1.0) -> ConfigDict:
+    """Return the students of the paper's cross-architecture table, by label, for `config.evaluation.students`."""
+    return to_config({net: NetSpec(net, width_factor=width_factor) for net in NETS if net != "resnet10"})
+
+
+def two_core_students(config: Any) -> None:
+    """Set small students: a convnet of the pool's widths, an eighth of the published widths for resnet18, a quarter for the others.
+
+    Only the convnet is evaluated until `config.evaluation.only` is emptied.
+    """
+    config.evaluation.update(students=six_students(0.25), only="convnet")
+    config.evaluation.students.convnet.update(widths=config.student.widths, width_factor=1.0)
+    config.evaluation.students.resnet18.width_factor = 0.125
+
+
+def paper_scale(config: Any, *, num_train: int, epochs: int) -> None:
+    """Set what Yu et al. and KRR-ST share at 32 pixels: teacher (solo-learn's recipe), student, pool, outer loop and protocol.
+
+    All six students are set; only the ConvNet is evaluated until `config.evaluation.only` is emptied.
+
+    Args:
+        config: of `default_config`.
+        num_train: training images, which makes an epoch of the teacher.
+        epochs: of the teacher's pretraining; solo-learn's 1,000 on CIFAR.
+    """
+    # Published numbers are of networks that saw every training image.
+    config.data.validation = 0.0
+    per_epoch = num_train // 256
+    config.teacher.update(
+        net="resnet18",
+        widths=(),
+        steps=epochs * per_epoch,
+        batch_size=256,
+        optimizer="lars",
+        learning_rate=0.3,
+        weight_decay=1e-4,
+        warmup_steps=10 * per_epoch,
+        warmup_rate=3e-5,
+        projector_width=2048,
+        projector_layers=2,
+    )
+    for view in (config.teacher.first_view, config.teacher.second_view):
+        view.interpolation = "cubic"
+    config.student.widths = ()
+    config.pool.update(size=10, max_age=1000)
+    config.outer.update(steps=30_000, batch_size=1024)
+    config.evaluation.update(updates=0, epochs=1000, probe_steps=5000, students=six_students(), only="convnet")

@@ -1,0 +1,392 @@
+"""The settings of a run: frozen dataclasses, their defaults, which are the only ones, and their ranges."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssdd_jax.errors import InputError, nearest
+from ssdd_jax.settings.augment import AugmentSpec
+
+
+def one_of(*choices: Any, **kwargs: Any) -> Any:
+    """Declare a field whose value is among `choices`; the first is the default."""
+    return field(default=kwargs.pop("default", choices[0]), metadata={"choices": choices})
+
+
+def within(default: Any, low: float, high: float = float("inf")) -> Any:
+    """Declare a number, or a tuple of numbers, of [low, high]."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+# What jax takes for a key without 64-bit integers.
+MOST_SEED = 2**31 - 1
+CONTROLS = ("none", "teacher_init", "teacher", "full")
+# Of `ssdd_jax.nets`, which builds the networks; these in the order of tables.
+PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
+NETS = ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which images.
+
+    Attributes:
+        source: a dataset's name, or KIND:ARGUMENT, see `ssdd_jax.data.sources.open_source`.
+        data_dir: folder of the published files; '' is $SSDD_JAX_DATA, or data/ in the working directory.
+        cache: folder of prepared datasets; '' is $SSDD_JAX_CACHE, or ssdd_jax/ in the user's cache folder.
+        split: which split is distilled; the unlabelled one where there is one, such as STL-10's. The protocols read students
+            on the labelled one in any case.
+        size: side of the images; 0 leaves them, which must then all be of one size.
+        fit: how they get there: crop (the shorter side resized, bilinear and antialiased, then the middle), resize (both
+            sides, whatever the aspect ratio) or pad (zeros around smaller images).
+        channels: 3 repeats a grey channel, 1 takes the luma of RGB; 0 leaves them.
+        on_bad_image: stop at images that cannot be used, or skip and record them.
+        test: share of the training images that become the test split of a source that has none.
+        validation: share of the training images that is never trained on: settings are chosen on it.
+        limit: how many of the remaining training images to use, a fixed random choice; 0 uses all.
+        memory_gb: a split of more than so many 10^9 bytes stays on disk, and so do its representations; batches are read ahead.
+    """
+
+    source: str = "digits"
+    data_dir: str = ""
+    cache: str = ""
+    split: str = one_of("train", "unlabelled")
+    size: int = within(0, 0, 4096)
+    fit: str = one_of("crop", "resize", "pad")
+    channels: int = one_of(0, 1, 3)
+    on_bad_image: str = one_of("stop", "skip")
+    test: float = within(0.0, 0.0, 0.9)
+    validation: float = within(0.1, 0.0, 0.9)
+    limit: int = within(0, 0)
+    memory_gb: float = within(4.0, 0.0)
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """The teacher: Barlow Twins pretraining, or a published checkpoint.
+
+    Of solo-learn's recipe two things differ: a batch is drawn with replacement, not epoch by epoch, and the online probe
+    has an optimizer of its own (SGD with a cosine) instead of a share of the teacher's.
+
+    Attributes:
+        net: its network; the representation is its pooled features, as wide as the last of its widths.
+        widths: of its layers, see `ssdd_jax.nets`; () takes the published ones.
+        checkpoint: a PyTorch file of the weights (a state dict, or solo-learn's checkpoint) to use instead of pretraining.
+        optimizer: adamw, or lars as solo-learn runs it.
+        learning_rate: as it is: solo-learn multiplies its own by batch_size / 256.
+        warmup_rate: where the linear warm-up starts.
+        probe_learning_rate: of the online probe, which logs how well the labels can be read from the representation so
+            far; labels never reach the teacher.
+        precision: of the network's products, see `OuterSpec`.
+        standardize: centre the frozen teacher's representation and divide it by its one overall standard deviation.
+    """
+
+    net: str = one_of(*NETS)
+    widths: tuple[int, ...] = within((32, 64, 128), 1)
+    checkpoint: str = ""
+    steps: int = within(1000, 0)
+    batch_size: int = within(256, 2)
+    optimizer: str = one_of("adamw", "lars")
+    learning_rate: float = within(2e-3, 0.0)
+    weight_decay: float = within(1e-4, 0.0)
+    warmup_steps: int = within(50, 0)
+    warmup_rate: float = within(0.0, 0.0)
+    projector_width: int = within(256, 1)
+    projector_layers: int = within(2, 0)
+    off_diagonal: float = within(0.0051, 0.0)
+    loss_scale: float = within(0.1, 0.0)
+    precision: str = one_of(*PRECISIONS)
+    first_view: AugmentSpec = field(default_factory=AugmentSpec)
+    second_view: AugmentSpec = field(default_factory=lambda: AugmentSpec(solarize=0.2))
+    probe_learning_rate: float = within(0.1, 0.0)
+    standardize: bool = True
+    seed: int = within(0, 0, MOST_SEED)
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """A network: its name, its widths, () being the published ones, and a factor on all of them."""
+
+    net: str = one_of(*NETS)
+    widths: tuple[int, ...] = within((), 1)
+    width_factor: float = within(1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """The pool of inner models; all have the student's architecture. SGD with coupled weight decay (KRR-ST)."""
+
+    size: int = within(5, 1)
+    max_age: int = within(60, 1)
+    members_per_step: int = within(1, 1)
+    learning_rate: float = within(0.1, 0.0)
+    momentum: float = within(0.9, 0.0, 1.0)
+    weight_decay: float = within(1e-3, 0.0)
+
+
+@dataclass(frozen=True)
+class OuterSpec:
+    """What every method's outer loop shares. AdamW with a linear schedule from the method's rate to `final_rate` of it.
+
+    Attributes:
+        steps: of every method, unless it has its own.
+        batch_size: real images a step, drawn with replacement.
+        final_rate: share of the learning rate that is left at the end.
+        b1: of AdamW.
+        b2: of AdamW.
+        weight_decay: of AdamW.
+        ridge: lambda of the kernel ridge regression.
+        ridge_scale: see `ssdd_jax.core.krr.krr_predict`.
+        real_augment: how real images enter. views: under one of `real_views`, drawn an image and step; crops: as one of
+            `real_crops` fixed random crops, drawn likewise; fresh: cropped and flipped anew every step, the teacher run on the
+            result (KRR-ST). For the first two the teacher's representations are computed once.
+        real_views: exact views, e.g. ("identity",) for no augmentation, or ("identity", "hflip").
+        real_crops: R, the number of fixed crops of every image.
+        real_padding: zeros around an image before its crop.
+        real_flip: probability that a crop is flipped; 0 where left and right matter, as for digits.
+        precision: of the products in the members of the pool: tensorfloat32 where the hardware has such products (NVIDIA from Ampere
+            on; a CPU computes large 3 x 3 convolutions by Winograd's tiles instead, at 2.5 times the rounding error), float32, or
+            bfloat16, which also holds activations. The regression runs in float32 in any case.
+    """
+
+    steps: int = within(600, 0)
+    batch_size: int = within(256, 1)
+    final_rate: float = within(1e-3, 0.0, 1.0)
+    b1: float = within(0.9, 0.0, 0.99999)
+    b2: float = within(0.999, 0.0, 0.999999)
+    weight_decay: float = within(0.0, 0.0)
+    ridge: float = within(1e-6, 0.0)
+    ridge_scale: str = one_of("trace", "mean_trace", "absolute")
+    real_augment: str = one_of("views", "crops", "fresh")
+    real_views: tuple[str, ...] = ("identity",)
+    real_crops: int = within(8, 1)
+    real_padding: int = within(4, 0)
+    real_flip: float = within(0.5, 0.0, 1.0)
+    precision: str = one_of(*PRECISIONS)
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method: a parameterization, its views, and how long it is optimised.
+
+    Attributes:
+        base_size: side of the stored images or image bases; 0 is the full resolution.
+        image_bases: U; 0 stores plain images.
+        repr_bases: V; 0 stores plain representations.
+        views: predefined augmentations, the identity first.
+        target_kinds: one of stored, shared, network a view (the first stored), or ("auto",): shared where the
+            teacher's shift is at most `shared_below` of its variance, else whichever of network and stored fits more images.
+        shared_below: see `target_kinds`.
+        hidden: h of the approximation networks.
+        network_steps: Adam steps of their fit.
+        joint: last share of the outer steps in which the networks take part and are trained by the outer loss.
+        factor_scale: 'balanced', or the number that bases are multiplied and coefficients divided by.
+        images: m; 0 takes as many as the budget holds.
+        steps: outer steps; -1 takes `outer.steps`.
+        learning_rate: of the outer optimizer.
+        support_images: distilled images that take part in one step, drawn afresh; 0 takes all.
+    """
+
+    base_size: int = within(0, 0)
+    image_bases: int = within(0, 0)
+    repr_bases: int = within(0, 0)
+    views: tuple[str, ...] = ("identity",)
+    target_kinds: tuple[str, ...] = ("auto",)
+    shared_below: float = within(0.05, 0.0)
+    hidden: int = within(4, 0)
+    network_steps: int = within(2000, 1)
+    joint: float = within(0.0, 0.0, 1.0)
+    factor_scale: str = "balanced"
+    images: int = within(0, 0)
+    steps: int = within(-1, -1)
+    learning_rate: float = within(1e-2, 0.0)
+    support_images: int = within(0, 0)
+
+
+@dataclass(frozen=True)
+class RecipeSpec:
+    """How a student is pretrained (KRR-ST: SGD whose weight decay is coupled and takes every parameter, constant rate).
+
+    With warm-up or a cosine, the rate rises linearly for `warmup_epochs` and falls to zero at the last update.
+    """
+
+    optimizer: str = one_of("sgd", "adamw")
+    learning_rate: float = within(0.1, 0.0)
+    momentum: float = within(0.9, 0.0, 1.0)
+    weight_decay: float = within(1e-3, 0.0)
+    schedule: str = one_of("constant", "cosine")
+    warmup_epochs: int = within(0, 0)
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """Student pretraining and the protocols that read the student's representation, with the settings of KRR-ST.
+
+    Attributes:
+        split: 'test', or 'validation' while settings are being chosen.
+        students: networks by label, for a cross-architecture table; none means the pool's network, `config.student`.
+        datasets: further target datasets by label; the distilled set's own always comes first.
+        only: restricts the students, by label and separated by commas.
+        protocols: linear (probe with all labels), few (L-BFGS probe with few labels), knn, finetune.
+        controls: none (an untrained student), teacher_init (the untrained teacher's network; both with features of
+            standard deviation 1, since theirs is arbitrary, as the teacher's are then read), teacher, and full (a student
+            pretrained on all training images with the teacher's representations, as many updates as `updates`, or epochs).
+        epochs: of student pretraining; exactly one of `epochs` and `updates` is positive.
+        updates: of student pretraining, the same number whatever the size of the set.
+        recipe: of student pretraining.
+        vit_recipe: that of a ViT, which SGD at this rate does not train.
+        low_fractions: shares of the labels for the few-label probe, class by class.
+        low_per_class: and at least so many a class.
+        low_steps: L-BFGS iterations.
+        low_l2: weight of half the squared norm of the probe's weights (MKDT).
+        knn_neighbors: k of the k-nearest-neighbour vote, weighted by exp(cosine / temperature) (Wu et al., 2018).
+        finetune_steps: updates of the whole network with all labels.
+        finetune_padding: zeros around an image before its random crop.
+        finetune_flip: probability of a horizontal flip; 0 where left and right matter.
+    """
+
+    split: str = one_of("test", "validation")
+    students: Mapping[str, NetSpec] = field(default_factory=dict)
+    datasets: Mapping[str, DataSpec] = field(default_factory=dict)
+    only: str = ""
+    protocols: tuple[str, ...] = one_of("linear", "few", "knn", "finetune", default=("linear", "few", "knn"))
+    controls: tuple[str, ...] = one_of(*CONTROLS, default=("none", "teacher_init", "teacher"))
+    epochs: int = within(0, 0)
+    updates: int = within(300, 0)
+    batch_size: int = within(256, 1)
+    recipe: RecipeSpec = RecipeSpec()
+    vit_recipe: RecipeSpec = RecipeSpec(optimizer="adamw", learning_rate=1e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=10)
+    probe_steps: int = within(5000, 1)
+    probe_batch_size: int = within(512, 1)
+    probe_learning_rate: float = within(0.2, 0.0)
+    low_fractions: tuple[float, ...] = within((0.01, 0.05), 0.0, 1.0)
+    low_per_class: int = within(1, 1)
+    low_steps: int = within(200, 1)
+    low_l2: float = within(1e-3, 0.0)
+    knn_neighbors: int = within(20, 1)
+    knn_temperature: float = within(0.07, 1e-6)
+    finetune_steps: int = within(10_000, 1)
+    finetune_batch_size: int = within(256, 1)
+    finetune_learning_rate: float = within(0.01, 0.0)
+    finetune_weight_decay: float = within(5e-4, 0.0)
+    finetune_padding: int = within(4, 0)
+    finetune_flip: float = within(0.5, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """When a stage saves its state, and what stays.
+
+    Attributes:
+        every: outer or teacher steps between two checkpoints.
+        minutes: at most so long from one to the next, also in students' pretraining; 0 goes by steps alone.
+        keep: how many of the newest stay.
+        keep_every: those of every so many steps stay as well; 0 keeps none of them.
+    """
+
+    every: int = within(1000, 1)
+    minutes: float = within(5.0, 0.0)
+    keep: int = within(2, 2)
+    keep_every: int = within(0, 0)
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """How much of an outer step is in memory at a time. It changes results by rounding alone.
+
+    Attributes:
+        rows_at_once: so many real images, and so many support images, pass through a member together; 0 takes as many as stay in the
+            caches on a CPU, where that is also faster, and all of them on accelerators.
+        remat: support images' activations are computed again where their gradient is needed, instead of being kept.
+        limit_gb: a step that takes more than so many 10^9 bytes is refused; 0 takes what the device has.
+    """
+
+    rows_at_once: int = within(0, 0)
+    remat: bool = False
+    limit_gb: float = within(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class DevicesSpec:
+    """How a run lies on many devices; nothing but rounding depends on it.
+
+    Attributes:
+        pool: so many devices side by side have members of their own, of `pool.members_per_step`; rows are spread over the rest. More
+            than 1 saves memory and no time: XLA gathers what the convolutions of side by side members work on.
+        heartbeat_s: seconds after which a process that does not answer is taken for lost.
+    """
+
+    pool: int = within(1, 1)
+    heartbeat_s: int = within(60, 5)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A whole run. `only` restricts it to some of `methods`, by name and separated by commas.
+
+    Attributes:
+        num_pairs: N; the budget of every method is N (H W C + d) numbers.
+        seeds: of the distillations and their students.
+        seeds_at_once: how many seeds are vmapped together; 0 takes all on accelerators and one on a CPU, where
+            batched kernels turn convolutions into slow grouped ones.
+        steps_per_dispatch: outer steps in one call of the device; 0 takes 50 on accelerators and 1 on a CPU, where
+            XLA runs convolutions inside a loop several times slower.
+        log_every: steps between lines of metrics.jsonl.
+    """
+
+    name: str = "run"
+    num_pairs: int = within(10, 1)
+    seeds: tuple[int, ...] = within((0, 1, 2), 0, MOST_SEED)
+    seeds_at_once: int = within(0, 0)
+    steps_per_dispatch: int = within(0, 0)
+    log_every: int = within(50, 1)
+    only: str = ""
+    checkpoints: CheckpointSpec = CheckpointSpec()
+    devices: DevicesSpec = DevicesSpec()
+    data: DataSpec = DataSpec()
+    teacher: TeacherSpec = TeacherSpec()
+    student: NetSpec = NetSpec(widths=(16, 32, 64))
+    pool: PoolSpec = PoolSpec()
+    outer: OuterSpec = OuterSpec()
+    memory: MemorySpec = MemorySpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    methods: Mapping[str, MethodSpec] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise InputError(f"config.seeds is {self.seeds}, expected distinct whole numbers; e.g. --config.seeds='(0, 1, 2)'")
+        if self.pool.members_per_step > self.pool.size:
+            raise InputError(
+                f"config.pool.members_per_step is {self.pool.members_per_step}, expected at most config.pool.size = {self.pool.size}"
+            )
+        if (self.evaluation.epochs > 0) == (self.evaluation.updates > 0):
+            raise InputError("config.evaluation: give either epochs or updates, and set the other to 0")
+        if self.evaluation.split == "validation" and self.data.validation == 0:
+            raise InputError("config.evaluation.split is 'validation' but config.data.validation is 0; hold out a share, such as 0.1")
+        for name in self.methods:
+            if name in CONTROLS:
+                raise InputError(f"config.methods.{name} has the name of a control; expected another than {', '.join(CONTROLS)}")
+        _check_names("config.only", "methods", self.chosen_methods(), self.methods)
+        _check_names("config.evaluation.only", "students", self.chosen_students(), self.students())
+
+    def chosen_methods(self) -> tuple[str, ...]:
+        """Return the names of the methods to run."""
+        return _names(self.only) or tuple(self.methods)
+
+    def students(self) -> Mapping[str, NetSpec]:
+        """Return the students to evaluate with, by label."""
+        return self.evaluation.students or {self.student.net: self.student}
+
+    def chosen_students(self) -> tuple[str, ...]:
+        """Return the labels of the students to evaluate with."""
+        return _names(self.evaluation.only) or tuple(self.students())
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _check_names(where: str, what: str, names: tuple[str, ...], known: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"{where} names {name!r}, expected {what} among {', '.join(known)}{nearest(name, known)}")

@@ -1,0 +1,201 @@
+"""What the stages after the teacher share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssdd_jax.core.bases import PCA, fit_pca
+from ssdd_jax.core.distilled import Layout, budget_scalars, resize_images
+from ssdd_jax.core.real import RealImages
+from ssdd_jax.data import Concatenated, Images, Rows, open_prepared, select_rows
+from ssdd_jax.errors import InputError
+from ssdd_jax.io.checkpoints import Checkpoints
+from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.methods.plan import Plan, plan_method
+from ssdd_jax.progress import Display
+from ssdd_jax.runtime.encode import in_batches
+from ssdd_jax.runtime.feed import Table, to_device
+from ssdd_jax.runtime.loop import resumable
+from ssdd_jax.settings.digest import digest, json_ready
+from ssdd_jax.settings.spec import RunSpec
+from ssdd_jax.stages.dataset import Data, load_data
+from ssdd_jax.stages.networks import member_learner, repr_width
+from ssdd_jax.stages.provenance import provenance
+from ssdd_jax.stages.teacher import Teacher, cached_representations, get_teacher, teacher_digest, view_shifts
+
+# Of the numbers that a PCA is fitted to: all of CIFAR at 16 x 16 pixels.
+PCA_BYTES = 160_000_000
+
+
+@dataclass(eq=False)
+class Context:
+    """What the stages after the teacher share; what is expensive is computed on first use and kept."""
+
+    spec: RunSpec
+    data: Data
+    workdir: Path
+    metrics: Metrics
+    display: Display
+
+    def __post_init__(self):
+        self.width = repr_width(self.spec.teacher, self.data.image_shape)
+        self.learner = member_learner(self.spec, self.data.image_shape)
+        self._pcas: dict[Any, PCA] = {}
+        self._reprs: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def targets(self) -> dict[str, Data]:
+        """Return the datasets to evaluate on by label, the distilled sets' own first.
+
+        Raises:
+            InputError: one cannot be read, or its images are not of the own ones' shape.
+        """
+        targets = {self.data.name: self.labelled}
+        for label, spec in self.spec.evaluation.datasets.items():
+            where = f"config.evaluation.datasets.{label}"
+            if label in targets:
+                raise InputError(f"{where} has the name of the distilled set's own dataset, which is evaluated anyway; rename it")
+            target = load_data(spec, self.spec.evaluation.split, self.display)
+            if target.image_shape != self.data.image_shape:
+                h, _, c = self.data.image_shape
+                raise InputError(
+                    f"{where} has images of {target.image_shape}, expected {self.data.image_shape} as the distilled set's; "
+                    f"{where}.size={h} pads smaller ones and {where}.channels={c} converts their colours"
+                )
+            targets[label] = target
+        return targets
+
+    @cached_property
+    def labelled(self) -> Data:
+        """Return the own dataset with labelled training images for the protocols, where the distilled split has none but another has."""
+        spec = self.spec.data
+        if spec.split == "train" or "train" not in open_prepared(self.data.folder).splits:
+            return self.data
+        labelled = load_data(replace(spec, split="train", limit=0), self.spec.evaluation.split, self.display)
+        return replace(labelled, mean=self.data.mean, std=self.data.std)
+
+    @property
+    def budget(self) -> int:
+        """Return how many numbers every method may store."""
+        return budget_scalars(self.spec.num_pairs, self.data.image_shape, self.width)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of all checkpoints."""
+        return self.workdir / "checkpoints"
+
+    @cached_property
+    def saving(self) -> dict[str, Any]:
+        """Return the settings of all `Checkpoints`."""
+        return {**json_ready(self.spec.checkpoints), "about": provenance(self.spec, self.data.fingerprint)}
+
+    def resumable(self, folder: Path, state: Any, **settings: Any) -> tuple[Checkpoints, int, Any]:
+        """Return `ssdd_jax.runtime.loop.resumable` with the settings of this run, but those given."""
+        return resumable(folder, state, self.display, **{**self.saving, **settings})
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """Return the frozen teacher; the first call pretrains or reads it."""
+        return get_teacher(self.spec, self.data, self.teacher_digest, self.checkpoints, self.metrics, self.display, self.saving)
+
+    @cached_property
+    def teacher_digest(self) -> str:
+        """Return the name of everything that the teacher depends on, without the teacher."""
+        return teacher_digest(self.spec, self.data)
+
+    def reprs(self, split: str) -> np.ndarray:
+        """Return the teacher's representations of the training images, or of the images that students are evaluated on, memory-mapped."""
+        images = self.data.train_images if split == "train" else self.labelled.eval_images
+        name = split if split == "train" or self.labelled is self.data else f"labelled-{split}"
+        view = lambda batch, rows: self.data.normalize(batch)
+        return self._represented(images, view, f"{name}-identity")
+
+    def _represented(self, images: Images, view: Callable[[jax.Array, jax.Array], jax.Array], name: str) -> np.ndarray:
+        """Return `cached_representations`; their file is verified once a run."""
+        if name not in self._reprs:
+            self._reprs[name] = cached_representations(self.teacher, images, view, name, self.checkpoints, self.display)
+        return self._reprs[name]
+
+    @cached_property
+    def shifts(self) -> dict[str, float]:
+        """Return the teacher's shift under every view that a chosen method uses."""
+        methods = [self.spec.methods[name] for name in self.spec.chosen_methods()]
+        return view_shifts(self.teacher, self.data, tuple(dict.fromkeys(view for method in methods for view in method.views)))
+
+    @cached_property
+    def train_images(self) -> Table:
+        """Return the training images as uint8, on the device unless they stay on disk."""
+        return to_device(self.data.train_images)
+
+    @cached_property
+    def real(self) -> RealImages:
+        """Return how real images enter the outer step."""
+        return RealImages(self.spec.outer, len(self.data.train_images), self.data.normalize)
+
+    @cached_property
+    def real_targets(self) -> Table | None:
+        """Return the training images' representations under every real view, "R*n d", or None where they are computed afresh.
+
+        They are on the device if the images are.
+        """
+        if not self.real.names:
+            return None
+        files = [self._represented(self.data.train_images, partial(self.real.view, name), f"train-{name}") for name in self.real.names]
+        if isinstance(self.train_images, jax.Array):
+            return jnp.concatenate([jnp.asarray(reprs) for reprs in files])
+        return Concatenated([Rows(reprs) for reprs in files])
+
+    def pca(self, layout: Layout | None, num_components: int, name: str) -> PCA | None:
+        """Return the PCA of the base-resolution images of `layout`, or of the representations, or None for 0 components."""
+        if not num_components:
+            return None
+        key = (layout.base_shape if layout else None, num_components)
+        if key not in self._pcas:
+            what = "representations" if layout is None else "images"
+            # Every so many images are enough for a basis, and of a large dataset no more fit into memory.
+            most = max(num_components + 1, PCA_BYTES // (4 * (prod(layout.base_shape) if layout else self.width)))
+            sample = np.arange(0, len(self.data.train_images), -(-len(self.data.train_images) // most))
+            if layout is None:
+                rows = self.reprs("train")[sample]
+            else:
+                shrink = jax.jit(lambda batch: resize_images(self.data.normalize(batch), layout.base_shape).reshape(len(batch), -1))
+                rows = in_batches(shrink, select_rows(self.data.train_images, sample))
+            limit = min(len(rows) - 1, rows.shape[1])
+            if limit < 1:
+                raise InputError(f"config.methods.{name} needs bases of the training {what}, of which there is one; expected two or more")
+            fitted = fit_pca(jnp.asarray(rows), min(num_components, limit))
+            rank = int(np.sum(np.asarray(fitted.variances) > 1e-6 * float(fitted.variances[0])))
+            if num_components > min(rank, limit):
+                setting = "repr_bases" if layout is None else "image_bases"
+                raise InputError(
+                    f"config.methods.{name}.{setting} is {num_components}, expected at most {min(rank, limit)}, "
+                    f"the rank of the training {what}; lower it"
+                )
+            self._pcas[key] = fitted
+        return self._pcas[key]
+
+    def plan(self, name: str) -> Plan:
+        """Return the plan of a method, checked against the data."""
+        plan = plan_method(name, self.spec.methods[name], self.spec.num_pairs, self.data.image_shape, self.width, self.shifts)
+        if plan.num_images > len(self.data.train_images):
+            raise InputError(
+                f"config.methods.{name} has {plan.num_images} images, the training split {len(self.data.train_images)} "
+                f"to start from; lower config.methods.{name}.images or config.num_pairs"
+            )
+        return plan
+
+    def distilled_folder(self, name: str, seed: int) -> Path:
+        """Return where a distilled set lies."""
+        return self.workdir / "distilled" / name / f"seed_{seed}"
+
+    def distilled_digest(self, name: str) -> str:
+        """Return the name of everything that a distilled set depends on, but the seed."""
+        spec = self.spec
+        return digest(self.teacher_digest, spec.num_pairs, spec.student, spec.pool, spec.outer, spec.methods[name])

@@ -1,0 +1,117 @@
+"""The images of a run: training, held-out and evaluation split, and the statistics of the training images."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ssdd_jax.data import Images, Options, channel_statistics, load_dataset, take_rows, validation_rows
+from ssdd_jax.data.prepare import damaged_arrays
+from ssdd_jax.errors import DataError, InputError
+from ssdd_jax.io.files import write_json
+from ssdd_jax.progress import Display
+from ssdd_jax.settings.digest import digest
+from ssdd_jax.settings.spec import DataSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The images of a run: training, held-out and evaluation split, and the statistics of the training images.
+
+    Images are uint8 NHWC, in memory or on disk; labels are int32 "n", or None where there are none.
+    """
+
+    name: str
+    train_images: Images
+    train_labels: np.ndarray | None
+    held_out_images: Images
+    held_out_labels: np.ndarray | None
+    eval_images: Images
+    eval_labels: np.ndarray | None
+    num_classes: int
+    mean: np.ndarray
+    std: np.ndarray
+    fingerprint: str
+    digest: str
+    folder: Path
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return (H, W, C)."""
+        h, w, c = self.train_images.shape[1:]
+        return h, w, c
+
+    def normalize(self, images: Array) -> Array:
+        """Return uint8 images, or float images in [0, 1], in the student's normalized space; works under jit."""
+        return normalize(images, jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32))
+
+
+def normalize(images: Array, mean: Array, std: Array) -> Array:
+    """Return (images - mean) / std of uint8 images, or of float images in [0, 1]; mean and std are a number a channel."""
+    unit = images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
+    row = lambda values: values.reshape((1,) * (images.ndim - 1) + (-1,))
+    return (unit - row(mean)) / row(std)
+
+
+def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Data:
+    """Prepare and open the dataset and hold out the validation images; evaluate on `split`, 'test' or 'validation'.
+
+    Raises:
+        InputError: the dataset cannot be read, or has no such split.
+    """
+    options = Options(spec.size, spec.fit, spec.channels, spec.on_bad_image)
+    dataset = load_dataset(spec.source, spec.data_dir, options, Path(spec.cache) if spec.cache else None, display)
+    # What fits into memory is read anyway; `ssdd_jax.data check` looks at the rest.
+    if sum(split.images.nbytes for split in dataset.splits.values()) <= spec.memory_gb * 1e9:
+        for name in damaged_arrays(dataset.folder):
+            raise DataError(f"{name} in {str(dataset.folder)!r} is not as it was prepared; delete that folder and it is prepared again")
+    if spec.split not in dataset.splits:
+        known = ", ".join(dataset.splits)
+        raise InputError(f"config.data.split is {spec.split!r}, {dataset.name} has {known}; set config.data.split to what it has")
+
+    def part(name: str, rows: np.ndarray | None) -> tuple[Images, np.ndarray | None]:
+        images, labels = dataset.splits[name].images, dataset.splits[name].labels
+        in_memory = images.nbytes <= spec.memory_gb * 1e9
+        return take_rows(images, rows, in_memory), None if labels is None else np.array(labels if rows is None else labels[rows])
+
+    rows = np.arange(len(dataset.splits[spec.split].images))
+    if "test" in dataset.splits:
+        test = part("test", None)
+    elif spec.test > 0:
+        # Another seed than the validation images', which are drawn from what remains.
+        kept, held = validation_rows(len(rows), spec.test, seed=1)
+        test, rows = part(spec.split, rows[held]), rows[kept]
+    else:
+        raise InputError(f"{dataset.name} has no test split to evaluate on; config.data.test=0.2 sets a fifth of the images apart")
+    held_out = np.arange(0)
+    if spec.validation > 0:
+        kept, held = validation_rows(len(rows), spec.validation)
+        held_out, rows = rows[held], rows[kept]
+    if 0 < spec.limit < len(rows):
+        # Not the first ones: many datasets come class by class.
+        rows = rows[np.sort(np.random.RandomState(2).permutation(len(rows))[: spec.limit])]
+    train, held_out = part(spec.split, rows), part(spec.split, held_out)
+    evaluation = held_out if split == "validation" else test
+    identity = digest(dataset.fingerprint, spec.split, spec.test, spec.validation, spec.limit)
+    mean, std = _statistics(train[0], dataset.folder / f"statistics-{identity}.json")
+    # A channel that is the same everywhere becomes zero.
+    std = np.where(std > 0, std, 1.0)
+    return Data(
+        dataset.name, *train, *held_out, *evaluation, len(dataset.class_names), mean, std, dataset.fingerprint, identity, dataset.folder
+    )
+
+
+def _statistics(images: Images, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return `channel_statistics`, kept in a file beside the prepared images, since on disk they take long to read."""
+    if file.is_file():
+        kept = json.loads(file.read_text())
+        return np.array(kept["mean"]), np.array(kept["std"])
+    mean, std = channel_statistics(images)
+    if not isinstance(images, np.ndarray):
+        with suppress(OSError):  # where the cache is read-only, they are computed again
+            write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
+    return mean, std

@@ -1,0 +1,325 @@
+"""The stages of a run, in order: teacher, distill, evaluate, report. What is complete for the same settings is not done again."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import groupby
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from ssdd_jax.core.views import check_views
+from ssdd_jax.data.prepare import default_cache
+from ssdd_jax.data.prepare import read_manifest as read_prepared_manifest
+from ssdd_jax.data.published import statistics_warning
+from ssdd_jax.errors import InputError
+from ssdd_jax.io.artifacts import MANIFEST, read_manifest
+from ssdd_jax.io.checkpoints import Checkpoints
+from ssdd_jax.io.export import export_distilled
+from ssdd_jax.io.files import locked, write_json
+from ssdd_jax.io.metrics import Logger, Metrics
+from ssdd_jax.methods.plan import plan_method
+from ssdd_jax.progress import Display
+from ssdd_jax.report import read_results, results_tables, to_rich, write_report
+from ssdd_jax.runtime import hosts
+from ssdd_jax.runtime.compilation import use_cache
+from ssdd_jax.runtime.devices import check_batches
+from ssdd_jax.runtime.loop import seed_groups
+from ssdd_jax.settings.spec import CONTROLS, RunSpec
+from ssdd_jax.stages.context import Context
+from ssdd_jax.stages.dataset import Data, load_data
+from ssdd_jax.stages.distill import Distiller
+from ssdd_jax.stages.evaluate import Evaluator
+from ssdd_jax.stages.networks import member_learner, repr_width, student_learner, teacher_learner
+from ssdd_jax.stages.provenance import check_changes, device
+from ssdd_jax.stages.results import Results
+
+# What a run writes, and whether it is a folder.
+CONTENTS = {"checkpoints": True, "distilled": True, "report": True, "spec.json": False, "metrics.jsonl": False, "results.json": False}
+# The folders of distilled sets, by their names and seeds.
+Sets = dict[str, dict[int, Path]]
+
+
+def run(
+    spec: RunSpec,
+    workdir: Path,
+    task: str = "all",
+    sets: Sequence[Path] = (),
+    *,
+    accept_changes: bool = False,
+    logger: Logger | None = None,
+) -> dict[str, Any]:
+    """Run a task's stages in `workdir` and return the results, if the task has any.
+
+    Args:
+        spec: the settings.
+        workdir: folder of the run.
+        task: 'teacher', 'distill' (after the teacher), 'evaluate' (sets that are there already), or 'all'.
+        sets: folders of distilled sets to evaluate instead of the run's own.
+        accept_changes: go on in a workdir that was begun with other settings; what they change is made again.
+        logger: see `Metrics`.
+
+    Raises:
+        InputError: a setting does not fit the data, or is another than those that the workdir was begun with; nothing has been
+            computed then.
+    """
+    if hosts.is_writer():
+        workdir = prepare_workdir(workdir)
+    with locked(workdir) if hosts.is_writer() else nullcontext(), hosts.sharing(workdir):
+        return _run(spec, workdir, task, sets, accept_changes, logger)
+
+
+def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool, logger: Logger | None) -> dict[str, Any]:
+    display = Display(quiet=not hosts.is_writer())
+    use_cache(Path(spec.data.cache) if spec.data.cache else default_cache())
+    # One process prepares the dataset, and then the others find it, unless their cache is another one.
+    data = load_data(spec.data, spec.evaluation.split, display) if hosts.is_writer() else None
+    hosts.wait_for_writer()
+    data = data or load_data(spec.data, spec.evaluation.split, display)
+    display.print(
+        f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"
+    )
+    for warning in data_warnings(spec, data):
+        display.print(f"warning: {warning}")
+    check_sizes(spec, data.image_shape)
+    check_batches(spec)
+    context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl", logger, display.print), display)
+    if hosts.is_writer():
+        context.metrics.begin()
+    # What cannot be had is refused before anything is computed.
+    _ = context.teacher_digest
+    if task in ("all", "evaluate"):
+        _ = context.targets
+    if task == "evaluate":
+        named = named_sets(sets, spec)
+        own = own_sets(context) if named else complete_sets(context)
+    now = context.saving["about"]
+    statistics = [data.mean.tolist(), data.std.tolist()]
+    hosts.check_alike({**{name: now[name] for name in ("settings", "versions", "data_fingerprint")}, "image statistics": statistics})
+    if hosts.is_writer():
+        for line in check_changes(workdir / "spec.json", now, accept_changes):
+            display.print(line)
+        write_json(workdir / "spec.json", now)
+    hosts.wait_for_writer()
+    if task == "evaluate":
+        return by_the_writer(lambda: show_report(workdir, evaluate(context, own, named), display))
+    if task == "teacher":
+        _ = context.teacher
+        return {}
+    distill(context)
+    if task == "distill":
+        return {}
+    return by_the_writer(lambda: show_report(workdir, evaluate(context, complete_sets(context)), display))
+
+
+def by_the_writer(fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a function returns; of several processes one alone calls it, the others wait and return nothing."""
+    result = {}
+    if hosts.is_writer():
+        with hosts.alone():
+            result = fn()
+    hosts.wait_for_writer()
+    return result
+
+
+def distill(context: Context) -> None:
+    """Distil what is not there yet."""
+    spec, display = context.spec, context.display
+    plans = {name: context.plan(name) for name in spec.chosen_methods()}
+    display.print(f"budget: {spec.num_pairs} pairs = {context.budget} numbers")
+    for name, plan in plans.items():
+        kinds = ", ".join(f"{view} {kind}" for view, kind in zip(plan.layout.views, plan.layout.target_kinds, strict=True))
+        display.print(f"  {name}: {plan.num_images} images, {plan.stored_scalars} numbers; targets: {kinds}")
+    for name in plans:
+        distiller = Distiller(context, name)
+        for group in seed_groups(spec.seeds, spec.seeds_at_once):
+            distiller.distill(group)
+
+
+def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str, Any]:
+    """Evaluate what results.json does not hold yet, writing it after every row, and return it.
+
+    Args:
+        context: of the run.
+        own: the run's distilled sets that are there.
+        named: the sets that the user names; if there are any, these alone are evaluated, beside the rows that the own ones have.
+    """
+    spec, knows_teacher, named = context.spec, teacher_is_there(context), named or {}
+    if not knows_teacher:
+        context.display.print("no teacher in the workdir: its rows and repr_error are left out; --task=teacher pretrains it")
+    controls = tuple(name for name in spec.evaluation.controls if knows_teacher or name == "none")
+    evaluator = Evaluator(context, {**own, **named}, controls, knows_teacher=knows_teacher)
+    cells = evaluator.cells()
+    digests = {cell: evaluator.digest(cell) for cell in cells}
+    header = {
+        "name": spec.name,
+        "dataset": {
+            "name": context.data.name,
+            "fingerprint": context.data.fingerprint,
+            "image_shape": list(context.data.image_shape),
+            "num_classes": context.data.num_classes,
+            "split": spec.evaluation.split,
+        },
+        "budget": {"num_pairs": spec.num_pairs, "scalars": context.budget} if own else None,
+        "teacher": {"repr_width": context.width, "shifts": context.shifts if own and knows_teacher else {}},
+        "device": device(),
+    }
+    results = Results(context.workdir / "results.json", header, list(digests.values()))
+    # Sets and students that are left out keep the rows that they have.
+    methods = (*controls, *(named or spec.chosen_methods()))
+    students = (None, *spec.chosen_students())
+    missing = [c for c in cells if c.student in students and c.method in methods and digests[c] not in results]
+    group_of = {seed: group for group in seed_groups(spec.seeds, spec.seeds_at_once) for seed in group}
+    # A student is pretrained once for all datasets.
+    key = lambda cell: (cell.student, cell.method, group_of[cell.seed])
+    order = list(dict.fromkeys(map(key, missing)))
+    for _, group in groupby(sorted(missing, key=lambda cell: order.index(key(cell))), key):
+        for row in evaluator.evaluate(list(group)):
+            results.add(row)
+            if "failed" in row:
+                context.display.print(f"no scores for {row['method']}, seed {row['seed']}: {row['failed']}")
+    shutil.rmtree(evaluator.checkpoints, ignore_errors=True)
+    return results.write()
+
+
+def complete_sets(context: Context) -> Sets:
+    """Return `own_sets`.
+
+    Raises:
+        InputError: one of the chosen methods is not distilled for every seed.
+    """
+    folders = own_sets(context)
+    for name in context.spec.chosen_methods():
+        for seed in context.spec.seeds:
+            if seed not in folders.get(name, {}):
+                where = context.distilled_folder(name, seed)
+                raise InputError(f"no distilled set of these settings at {where}; run --task=distill with them first")
+    return folders
+
+
+def own_sets(context: Context) -> Sets:
+    """Return the folders of the distilled sets in the workdir that are of the present settings, by method and seed."""
+    folders: Sets = {}
+    for name in context.spec.methods:
+        identity = context.distilled_digest(name)
+        for seed in context.spec.seeds:
+            folder = context.distilled_folder(name, seed)
+            if (read_manifest(folder) or {}).get("digest") == identity:
+                folders.setdefault(name, {})[seed] = folder
+    return folders
+
+
+def named_sets(paths: Sequence[Path], spec: RunSpec) -> Sets:
+    """Return the same for folders that the user names: every seed's student is trained on the same set."""
+    folders: Sets = {}
+    for path in paths:
+        manifest = read_manifest(path)
+        if manifest is None:
+            raise InputError(f"--set {path}: no {MANIFEST} there, expected the folder of a distilled set or of an export")
+        name = f"{manifest.get('method') or manifest.get('name') or path.name}"
+        name = f"{name}-{manifest['seed']}" if "seed" in manifest else name
+        if name in folders or name in spec.methods or name in CONTROLS:
+            name = str(path)
+        if name in folders:
+            raise InputError(f"--set {path} is given twice; give it once")
+        folders[name] = dict.fromkeys(spec.seeds, path)
+    return folders
+
+
+def teacher_is_there(context: Context) -> bool:
+    """Return whether the teacher needs no pretraining."""
+    folder = context.checkpoints / f"teacher-{context.teacher_digest}"
+    if context.spec.teacher.checkpoint or not folder.is_dir():
+        return bool(context.spec.teacher.checkpoint)
+    with Checkpoints(folder) as checkpoints:
+        return (checkpoints.latest or 0) == context.spec.teacher.steps
+
+
+def show_report(workdir: Path, results: dict[str, Any], display: Display) -> dict[str, Any]:
+    """Write the report, print its tables and return the results."""
+    for note in write_report(workdir):
+        display.print(note)
+    for title, table in results_tables(results).items():
+        display.print(to_rich(*table, title=title))
+    display.print(f"report: {workdir / 'report' / 'results.md'}")
+    return results
+
+
+def report(workdir: Path) -> None:
+    """Write the report of a finished run again."""
+    show_report(workdir, read_results(workdir / "results.json"), Display())
+
+
+def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
+    """Export distilled sets, those in `workdir` if none is named, into workdir/export/FORMAT.
+
+    Raises:
+        InputError: there is no set, or the format is unknown.
+    """
+    display, own = Display(), workdir / "distilled"
+    folders = list(sets) or sorted(file.parent for file in own.rglob(MANIFEST))
+    if not folders:
+        raise InputError(f"no distilled set below {own}, expected those of a run; give its folder as --workdir, or a set's as --set")
+    destinations: dict[Path, Path] = {}
+    for folder in folders:
+        manifest = read_manifest(folder) or {}
+        name = [str(manifest["method"]), f"seed_{manifest['seed']}"] if {"method", "seed"} <= manifest.keys() else [folder.resolve().name]
+        destination = workdir.joinpath("export", fmt, *name)
+        if destination in destinations:
+            raise InputError(f"--set {folder} would replace the export of {destinations[destination]}; export them into two workdirs")
+        destinations[destination] = folder
+    for destination, folder in destinations.items():
+        display.print(f"exported {export_distilled(folder, destination, fmt)}")
+    return list(destinations)
+
+
+def data_warnings(spec: RunSpec, data: Data) -> list[str]:
+    """Return what a user should know of the data before a run: statistics other than the published ones, and images left out."""
+    manifest = read_prepared_manifest(data.folder) or {"splits": {}}
+    skipped = {name: len(about["skipped"]) for name, about in manifest["splits"].items() if about["skipped"]}
+    counts = ", ".join(f"{count} of {name}" for name, count in skipped.items())
+    left_out = f"images that cannot be used were skipped: {counts}; {data.folder / MANIFEST} lists them" if skipped else ""
+    return [line for line in (statistics_warning(spec.data.source, manifest), left_out) if line]
+
+
+def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
+    """Refuse, before anything runs, what cannot be built whatever the teacher turns out to be."""
+    teacher_learner(spec.teacher, image_shape)
+    width = repr_width(spec.teacher, image_shape)
+    member_learner(spec, image_shape)
+    if spec.outer.real_augment == "views":
+        views = spec.outer.real_views
+        try:
+            check_views(("identity", *(name for name in views if name != "identity")), image_shape)
+        except ValueError as error:
+            raise InputError(f"config.outer.real_views: {error}") from error
+        if not views or len(set(views)) != len(views):
+            raise InputError(f"config.outer.real_views is {views}, expected one or more distinct views; ('identity',) augments nothing")
+    for label, student in spec.evaluation.students.items():
+        student_learner(student, image_shape, width, f"config.evaluation.students.{label}")
+    for name in spec.chosen_methods():
+        method = spec.methods[name]
+        try:
+            valid = method.factor_scale == "balanced" or (isfinite(float(method.factor_scale)) and float(method.factor_scale) != 0)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise InputError(f"config.methods.{name}.factor_scale is {method.factor_scale!r}, expected 'balanced' or a number other than 0")
+        plan_method(name, method, spec.num_pairs, image_shape, width, dict.fromkeys(method.views, 0.0))
+
+
+def prepare_workdir(workdir: Path) -> Path:
+    """Return the run's folder, made if it is missing."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name, is_folder in CONTENTS.items():
+            if (workdir / name).exists() and (workdir / name).is_dir() != is_folder:
+                raise InputError(f"{workdir / name} is a {'file' if is_folder else 'folder'}, expected the run's own; move it away")
+        # Whoever may not write here is told before anything is computed.
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and Path(error.filename) != workdir else ""
+        raise InputError(f"--workdir {workdir}: {error.strerror}{where}; give a folder that can be written") from error
+    return workdir

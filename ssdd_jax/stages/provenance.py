@@ -1,0 +1,99 @@
+"""What a run depends on, and what may change while it goes on."""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import ssdd_jax
+from ssdd_jax.errors import InputError, StorageError
+from ssdd_jax.settings.digest import json_ready
+from ssdd_jax.settings.spec import RunSpec
+
+# What nothing that is made depends on: names, places, what is logged, saved, evaluated or chosen; and how many steps there are.
+MAY_CHANGE = re.compile(
+    r"name|seeds|seeds_at_once|steps_per_dispatch|log_every|only|checkpoints\..*|devices\..*|evaluation\..*"
+    r"|memory\..*|data\.(data_dir|cache|memory_gb)|teacher\.probe_learning_rate"
+)
+# Schedules run over all steps, so that another number of them starts from the first one, beside the checkpoints of the former.
+STEPS = re.compile(r"(teacher|outer|methods\.[^.]+)\.steps")
+
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def device() -> str:
+    """Return the hardware in words; of a CPU also the cores that this process may use, by whose number XLA orders its sums."""
+    words = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    if jax.default_backend() != "cpu":
+        return words
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{words} ({cores} cores)"
+
+
+def provenance(spec: RunSpec, fingerprint: str) -> dict[str, Any]:
+    """Return what the results depend on: settings, versions, data and the device."""
+    return {
+        "settings": json_ready(spec),
+        "data_fingerprint": fingerprint,
+        "versions": {
+            "ssdd_jax": ssdd_jax.__version__,
+            "python": sys.version.split()[0],
+            **{name: metadata.version(name) for name in VERSIONED},
+        },
+        "device": device(),
+    }
+
+
+def check_changes(file: Path, now: Mapping[str, Any], accept: bool) -> list[str]:
+    """Return lines on what has changed since a workdir was begun.
+
+    Args:
+        file: its spec.json; nothing has changed where there is none.
+        now: the `provenance` of this run.
+        accept: whether changes are accepted that would otherwise end the run.
+
+    Raises:
+        InputError: a setting has changed that what the workdir holds depends on; the message has a line each.
+        StorageError: the file cannot be read.
+    """
+    if not file.is_file():
+        return []
+    try:
+        before = json.loads(file.read_bytes())
+        settings, fingerprint = dict(_flat(before["settings"])), before["data_fingerprint"]
+        if not isinstance(fingerprint, str):
+            raise TypeError("data_fingerprint")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StorageError(
+            f"{file} cannot be read ({type(error).__name__}), expected the settings that the run was begun with; "
+            "remove it if you know that they are the same"
+        ) from error
+    # A setting that an older version did not know had its default.
+    defaults, new = dict(_flat(json_ready(RunSpec()))), dict(_flat(now["settings"]))
+    changes = {key: (settings.get(key, defaults.get(key, value)), value) for key, value in new.items()}
+    changes = {key: pair for key, pair in changes.items() if pair[0] != pair[1] and not MAY_CHANGE.fullmatch(key)}
+    steps = {key: pair for key, pair in changes.items() if STEPS.fullmatch(key)}
+    lines = [f"  config.{key}: {old!r} -> {value!r}" for key, (old, value) in changes.items() if key not in steps]
+    if fingerprint != now["data_fingerprint"]:
+        lines.append(f"  fingerprint of the data: {fingerprint[:12]} -> {now['data_fingerprint'][:12]}")
+    if lines and not accept:
+        raise InputError(
+            f"{file.parent} was begun with other settings; give another --workdir, or --accept_changes to make again here what depends "
+            "on them:\n" + "\n".join(lines)
+        )
+    notes = [f"config.{key}: {old} -> {value}; what it changes starts from its first step" for key, (old, value) in steps.items()]
+    return [*notes, *(["the workdir was begun with other settings; what depends on them is made again:", *lines] if lines else [])]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

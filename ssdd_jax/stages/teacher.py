@@ -1,0 +1,253 @@
+"""The teacher stage: pretraining or a published checkpoint, then the frozen teacher and its cached representations."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ssdd_jax.core.pool import Learner
+from ssdd_jax.core.views import VIEWS
+from ssdd_jax.data import Images, select_rows
+from ssdd_jax.errors import DataError, InputError
+from ssdd_jax.evals.probe import accuracy, init_probe, probe_logits
+from ssdd_jax.io.files import file_digest
+from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.io.torch_files import read_state_dict
+from ssdd_jax.nets.torch_weights import variables_from_torch
+from ssdd_jax.progress import Display
+from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.runtime import hosts
+from ssdd_jax.runtime.devices import make_devices
+from ssdd_jax.runtime.encode import encode_batch, encode_to_file, in_batches
+from ssdd_jax.runtime.feed import to_device
+from ssdd_jax.runtime.loop import Loop, resumable, stack, unstack
+from ssdd_jax.runtime.memory import TooLarge, limit_bytes
+from ssdd_jax.settings.digest import digest
+from ssdd_jax.settings.spec import RunSpec, TeacherSpec
+from ssdd_jax.stages.dataset import Data
+from ssdd_jax.stages.networks import repr_width, teacher_learner
+from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
+from ssdd_jax.teacher.lars import lars
+
+SHIFT_SAMPLE = 2048
+HELD_OUT = "teacher/held-out"
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A frozen teacher: representation = (apply(variables, normalized images) - centre) / scale."""
+
+    learner: Learner
+    variables: Any
+    centre: np.ndarray
+    scale: float
+    digest: str
+
+    def represent(self, images: jax.Array) -> jax.Array:
+        """Return the representations "n d" of normalized images "n H W C"."""
+        return (self.learner.apply(self.variables, images) - jnp.asarray(self.centre)[None]) / self.scale
+
+
+def teacher_optimizer(spec: TeacherSpec) -> optax.GradientTransformation:
+    """Return the teacher's optimizer: linear warm-up, then a cosine to zero; norms and biases are not decayed."""
+    warmup = min(spec.warmup_steps, max(spec.steps - 1, 0))
+    start = spec.warmup_rate if warmup else spec.learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(start, spec.learning_rate, warmup, max(spec.steps, 1))
+    if spec.optimizer == "lars":
+        return lars(schedule, weight_decay=spec.weight_decay)
+    matrices = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    return optax.adamw(schedule, weight_decay=spec.weight_decay, mask=matrices)
+
+
+def online_probe_optimizer(spec: TeacherSpec) -> optax.GradientTransformation:
+    """Return SGD whose rate falls to zero along a cosine."""
+    return optax.sgd(optax.cosine_decay_schedule(spec.probe_learning_rate, max(spec.steps, 1)), 0.9)
+
+
+def teacher_digest(spec: RunSpec, data: Data) -> str:
+    """Return the name of everything that the frozen teacher depends on.
+
+    Raises:
+        InputError: the checkpoint that the settings name cannot be read.
+    """
+    teacher = spec.teacher
+    if not teacher.checkpoint:
+        # The online probe watches and changes nothing.
+        return digest(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate), data.digest)
+    file = Path(os.path.expanduser(teacher.checkpoint))
+    if not file.is_file():
+        raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")
+    return digest(teacher.net, teacher.widths, teacher.standardize, data.digest, file_digest(file))
+
+
+def get_teacher(
+    spec: RunSpec, data: Data, name: str, folder: Path, metrics: Metrics, display: Display, saving: Mapping[str, Any]
+) -> Teacher:
+    """Return the frozen teacher: read from the published checkpoint, or pretrained, or loaded where that is complete.
+
+    `name` is its `teacher_digest`, `folder` that of all checkpoints, and `saving` has the settings of `Checkpoints`.
+
+    Raises:
+        InputError: the published checkpoint is no such file, or of another network.
+    """
+    learner = teacher_learner(spec.teacher, data.image_shape)
+    if spec.teacher.checkpoint:
+        variables = read_teacher(spec.teacher.checkpoint, spec.teacher.net, learner)
+    else:
+        variables = pretrain_teacher(spec, data, learner, folder / f"teacher-{name}", metrics, display, saving)
+    return freeze(spec, data, learner, variables, name)
+
+
+def read_teacher(file: str, net: str, learner: Learner) -> Any:
+    """Return the variables in a PyTorch checkpoint, read without PyTorch."""
+    weights = read_state_dict(os.path.expanduser(file))
+    try:
+        return variables_from_torch(net, weights, jax.eval_shape(learner.init, jax.random.key(0)))
+    except ValueError as error:
+        raise DataError(f"config.teacher.checkpoint {file}: {error}") from error
+
+
+def pretrain_teacher(
+    spec: RunSpec, data: Data, learner: Learner, folder: Path, metrics: Metrics, display: Display, saving: Mapping[str, Any]
+) -> Any:
+    """Pretrain with Barlow Twins from the newest checkpoint on, and return the encoder's variables."""
+    teacher = spec.teacher
+    optimizer, probe_optimizer = teacher_optimizer(teacher), online_probe_optimizer(teacher)
+    projector = Projector(teacher.projector_width, teacher.projector_layers)
+    pretrain = make_teacher_step(
+        encoder=learner,
+        projector=projector,
+        optimizer=optimizer,
+        views=(teacher.first_view, teacher.second_view),
+        normalize=data.normalize,
+        off_diagonal=teacher.off_diagonal,
+        scale=teacher.loss_scale,
+        probe_optimizer=probe_optimizer,
+    )
+
+    keys = lambda step_number, seed: jax.random.split(step_key(seed, Stream.TEACHER_STEP, step_number))
+    # Without labels there is nothing that the online probe could watch.
+    tables = [to_device(data.train_images), *([] if data.train_labels is None else [jnp.asarray(data.train_labels)])]
+
+    def draw(step_number, seed):
+        rows = jax.random.randint(keys(step_number, seed)[0], (teacher.batch_size,), 0, len(data.train_images))
+        return (rows,) * len(tables)
+
+    def step(state, step_number, batch, seed):
+        images, *labels = batch
+        return pretrain(state, images.astype(jnp.float32) / 255.0, keys(step_number, seed)[1], *labels)
+
+    width, probe = repr_width(teacher, data.image_shape), None
+    if data.train_labels is not None:
+        probe = init_probe(step_key(teacher.seed, Stream.ONLINE_PROBE), width, data.num_classes, probe_optimizer)
+    # The loop runs groups of seeds; the teacher is a group of one.
+    state = stack([init_teacher(step_key(teacher.seed, Stream.TEACHER_INIT), learner, projector, width, optimizer, probe)])
+    checkpoints, start, state = resumable(folder, state, display, **saving)
+    causes = {"loss": f"config.teacher.learning_rate ({teacher.learning_rate}); lower it, or warm up longer"}
+    with checkpoints:
+        loop = Loop(step, (0,), spec.steps_per_dispatch, draw, causes=causes, limit=limit_bytes(spec.memory), devices=make_devices())
+        try:
+            state = loop.run(
+                state,
+                teacher.steps,
+                (jnp.asarray([teacher.seed]),),
+                tables=tables,
+                display=display,
+                name="teacher",
+                start=start,
+                metrics=metrics,
+                log_every=spec.log_every,
+                checkpoints=checkpoints,
+            )
+        except TooLarge as error:
+            raise TooLarge(f"teacher: {error}; lower config.teacher.batch_size ({teacher.batch_size})") from error
+    (final,) = unstack(state)
+    if not hosts.is_writer():
+        return final.encoder
+    if start < teacher.steps:
+        metrics.begin(HELD_OUT, -1)
+    # A run may have been cut off between the last step and this line.
+    logged = any(record["stage"] == HELD_OUT for record in metrics.read())
+    if not logged and final.probe is not None and len(data.held_out_images):
+        reprs = in_batches(jax.jit(lambda batch: learner.apply(final.encoder, data.normalize(batch))), data.held_out_images)
+        correct = float(accuracy(probe_logits(final.probe.params, jnp.asarray(reprs)), jnp.asarray(data.held_out_labels)))
+        metrics.write(HELD_OUT, teacher.steps, {"probe_accuracy": correct})
+        display.print(f"teacher: online probe {100 * correct:.1f} % on the held-out images")
+    return final.encoder
+
+
+def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: str) -> Teacher:
+    """Return the frozen teacher, standardised over the training images if the settings say so."""
+    raw = Teacher(learner, variables, np.zeros(repr_width(spec.teacher, data.image_shape), np.float32), 1.0, name)
+    if not spec.teacher.standardize:
+        return raw
+    encode = jax.jit(lambda batch: raw.represent(data.normalize(batch)))
+    # Sums in float64, a batch at a time: the representations of a large dataset do not fit into memory.
+    total, squares, count = np.zeros(raw.centre.shape), 0.0, len(data.train_images)
+    size = encode_batch(data.train_images)
+    for start in range(0, count, size):
+        reprs = in_batches(encode, data.train_images[start : start + size]).astype(np.float64)
+        total += reprs.sum(0)
+        squares += float(np.sum(reprs**2))
+    centre = total / count
+    variance = squares / (count * centre.size) - np.mean(centre**2)
+    if not variance > 1e-12 * squares / (count * centre.size):
+        raise InputError(
+            f"the teacher represents all {count} training images alike, so that there is nothing to distil; "
+            "take more images, pretrain it longer or with another config.teacher.learning_rate, or set config.teacher.standardize=False"
+        )
+    scale = float(np.sqrt(variance))
+    # It becomes part of compiled programs, which must be the same in all processes.
+    variables, centre, scale = hosts.agree((variables, centre.astype(np.float32), scale))
+    return Teacher(learner, variables, np.asarray(centre), float(scale), name)
+
+
+def representations(teacher: Teacher, data: Data, images: Images, view: str = "identity") -> np.ndarray:
+    """Return the teacher's representations "n d" of uint8 images under an exact view."""
+    return in_batches(jax.jit(lambda batch: teacher.represent(VIEWS[view](data.normalize(batch)))), images)
+
+
+def cached_representations(
+    teacher: Teacher,
+    images: Images,
+    view: Callable[[jax.Array, jax.Array], jax.Array],
+    name: str,
+    folder: Path,
+    display: Display,
+) -> np.ndarray:
+    """Return the teacher's representations "n d" of uint8 images under a view, memory-mapped.
+
+    They are computed once, and go on where an earlier run was cut off.
+
+    Args:
+        teacher: frozen.
+        images: "n H W C".
+        view: (uint8 images, their rows) -> normalized images.
+        name: of the split and the view, which the file is called by.
+        folder: of all checkpoints.
+        display: for the progress bar.
+    """
+    file = folder / f"representations-{teacher.digest}" / f"{name}.npy"
+    encode = jax.jit(lambda batch, rows: teacher.represent(view(batch, rows)))
+    if hosts.is_writer():
+        encode_to_file(encode, images, teacher.centre.size, file, display, f"represent {name}")
+    hosts.wait_for_writer()
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+def view_shifts(teacher: Teacher, data: Data, views: tuple[str, ...]) -> dict[str, float]:
+    """Return the mean squared shift of the representation under each view, over its variance, on a sample of training images."""
+    stride = max(1, len(data.train_images) // SHIFT_SAMPLE)
+    sample = select_rows(data.train_images, np.arange(0, len(data.train_images), stride)[:SHIFT_SAMPLE])
+    base = representations(teacher, data, sample)
+    # Where all images are represented alike, any shift is too much.
+    variance = np.mean((base - base.mean(0)) ** 2, dtype=np.float64) or np.finfo(np.float64).tiny
+    ratio = lambda view: np.mean((representations(teacher, data, sample, view) - base) ** 2, dtype=np.float64) / variance
+    shifts = {view: float(min(ratio(view), np.finfo(np.float32).max)) for view in views if view != "identity"}
+    return {view: float(shift) for view, shift in hosts.agree(shifts).items()}

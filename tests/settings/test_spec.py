@@ -1,0 +1,56 @@
+import pytest
+
+from ssdd_jax.errors import InputError
+from ssdd_jax.settings.digest import digest, json_ready
+from ssdd_jax.settings.parse import to_spec
+from ssdd_jax.settings.presets import METHODS, default_config
+from ssdd_jax.settings.spec import RunSpec
+
+
+def test_defaults_survive_the_round_trip_through_a_config():
+    assert json_ready(to_spec(default_config())) == json_ready(RunSpec(methods=METHODS))
+
+
+def test_methods_keep_their_order_of_presentation():
+    assert tuple(to_spec(default_config()).methods) == tuple(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("outer.stps", 5, r"config\.outer\.stps is unknown.*did you mean 'steps'"),
+        ("outr", 5, r"config\.outr is unknown.*did you mean 'outer'"),
+        ("methods.ours.lerning_rate", 0.1, r"config\.methods\.ours\.lerning_rate is unknown.*did you mean 'learning_rate'"),
+        ("outer.steps", 1.5, r"config\.outer\.steps is 1\.5, expected a whole number"),
+        ("outer.steps", True, r"config\.outer\.steps is True, expected a whole number"),
+        ("outer.steps", -1, r"config\.outer\.steps is -1, expected at least 0"),
+        ("outer.ridge_scale", "trce", r"config\.outer\.ridge_scale is 'trce', expected one of .*did you mean 'trace'"),
+        ("data.validation", 0.95, r"config\.data\.validation is 0\.95, expected 0\.0 to 0\.9"),
+        ("seeds", (), r"config\.seeds is \(\), expected distinct"),
+        ("seeds", (1, 1), r"config\.seeds is \(1, 1\), expected distinct"),
+        ("seeds", (0, -1), r"config\.seeds\[1\] is -1, expected 0 to 2147483647"),
+        ("student.widths", 16, r"config\.student\.widths is 16, expected a tuple"),
+        ("pool.members_per_step", 9, r"members_per_step is 9, expected at most config\.pool\.size = 5"),
+        ("evaluation.epochs", 3, r"give either epochs or updates"),
+        ("only", "our", r"config\.only names 'our'.*did you mean 'ours'"),
+        ("teacher.first_view.flip", 2.0, r"first_view\.flip is 2\.0, expected 0\.0 to 1\.0"),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_was_expected(path, value, message):
+    values = json_ready(RunSpec(methods=METHODS), tuples=True)
+    *sections, key = path.split(".")
+    node = values
+    for section in sections:
+        node = node[section]
+    node[key] = value
+    with pytest.raises(InputError, match=message) as caught:
+        to_spec(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_equal_settings_have_equal_digests_and_a_changed_one_another():
+    config = default_config()
+    before = digest(to_spec(config).outer)
+    assert before == digest(to_spec(default_config()).outer)
+    config.outer.ridge = 1e-5
+    assert digest(to_spec(config).outer) != before

@@ -1,0 +1,245 @@
+"""The evaluation stage on its own: several students and datasets, foreign sets, resumption, controls."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ssdd_jax.errors import InputError
+from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.main import main, parse
+from ssdd_jax.progress import Display
+from ssdd_jax.settings.parse import to_spec
+from ssdd_jax.settings.presets import default_config, smoke, to_config
+from ssdd_jax.settings.spec import DataSpec, NetSpec, RecipeSpec
+from ssdd_jax.stages import evaluate, pipeline
+from ssdd_jax.stages.context import Context
+from ssdd_jax.stages.dataset import load_data
+
+
+def make_spec(**evaluation):
+    config = default_config()
+    config.data.source = "digits"
+    smoke(config)
+    config.only = "krr_st"
+    config.data.limit = 128
+    config.evaluation.update(**{"protocols": ("knn",), "low_fractions": (0.05,), **evaluation})
+    return to_spec(config)
+
+
+CROSS = dict(
+    students=to_config({"convnet": NetSpec(widths=(4, 8)), "vit": NetSpec("vit", (6,)), "wide": NetSpec(widths=(4, 8), width_factor=2.0)}),
+    datasets={"again": to_config(DataSpec(limit=128, validation=0.2))},
+    only="convnet,vit",
+    controls=("none", "teacher_init", "teacher", "full"),
+    protocols=("linear", "knn", "finetune"),
+)
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    """A workdir with a teacher and one distilled set."""
+    workdir = tmp_path_factory.mktemp("cross")
+    pipeline.run(make_spec(**CROSS), workdir, "distill")
+    return workdir
+
+
+@pytest.fixture
+def workdir(distilled, tmp_path):
+    return shutil.copytree(distilled, tmp_path / "run")
+
+
+def cells(results):
+    return [(row["method"], row["student"], row["dataset"], row["seed"]) for row in results["rows"]]
+
+
+def test_every_cell_has_a_row_and_a_run_that_was_cut_off_computes_only_the_rest(workdir, monkeypatch):
+    evaluated, run_cells = [], evaluate.Evaluator.evaluate
+
+    def cut_off(self, group):
+        for cell, row in zip(group, run_cells(self, group), strict=True):
+            if len(evaluated) == 7:
+                raise KeyboardInterrupt
+            evaluated.append(cell)
+            yield row
+
+    spec = make_spec(**CROSS)
+    monkeypatch.setattr(evaluate.Evaluator, "evaluate", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(spec, workdir, "evaluate")
+    first = json.loads((workdir / "results.json").read_text())
+    # Cut off between the two datasets of one student: its first row is kept.
+    assert len(first["rows"]) == len(evaluated) == 7
+    done, later = set(evaluated), []
+    monkeypatch.setattr(evaluate.Evaluator, "evaluate", lambda self, group: later.extend(group) or run_cells(self, group))
+    results = pipeline.run(spec, workdir, "evaluate")
+    assert not done & set(later)
+    assert results["rows"][:7] == first["rows"]
+    teachers = [(name, None, data, 0) for name in ("teacher_init", "teacher") for data in ("digits", "again")]
+    students = [
+        (name, student, data, 0) for student in ("convnet", "vit") for name in ("none", "full", "krr_st") for data in ("digits", "again")
+    ]
+    assert cells(results) == teachers + students
+    for row in results["rows"]:
+        assert {"linear", "knn"} <= set(row)
+        assert ("finetune" in row) == (row["student"] is not None)
+        # The error is told for sets of this teacher, on their own dataset.
+        assert ("repr_error" in row) == (row["method"] in ("full", "krr_st") and row["dataset"] == "digits")
+        assert row["split"] == "test"
+    tables = (workdir / "report" / "results.md").read_text()
+    assert "## Students: linear probe" in tables
+    assert "## Datasets: fine-tuned" in tables
+
+
+def test_other_settings_make_other_cells_and_going_back_computes_nothing(workdir, monkeypatch):
+    small = CROSS | {"controls": ("none",), "datasets": {}, "protocols": ("knn",), "only": "convnet"}
+    first = pipeline.run(make_spec(**small), workdir, "evaluate")
+    changed = pipeline.run(make_spec(**small | {"updates": 6}), workdir, "evaluate")
+    assert len(changed["rows"]) == 2
+    # The untrained student is the same, so its row is too.
+    assert changed["rows"][0] == first["rows"][0]
+    assert changed["earlier"] == first["rows"][1:]
+    monkeypatch.setattr(evaluate.Evaluator, "evaluate", None)
+    again = pipeline.run(make_spec(**small), workdir, "evaluate")
+    assert (again["rows"], again["earlier"]) == (first["rows"], changed["rows"][1:])
+
+
+def test_only_leaves_out_students_but_keeps_their_rows(workdir):
+    small = CROSS | {"controls": ("none",), "datasets": {}, "protocols": ("knn",)}
+    assert cells(pipeline.run(make_spec(**small | {"only": "wide"}), workdir, "evaluate")) == [
+        ("none", "wide", "digits", 0),
+        ("krr_st", "wide", "digits", 0),
+    ]
+    both = cells(pipeline.run(make_spec(**small | {"only": "convnet"}), workdir, "evaluate"))
+    assert both == [(name, student, "digits", 0) for student in ("convnet", "wide") for name in ("none", "krr_st")]
+
+
+def test_another_folder_evaluates_a_set_an_export_and_plain_arrays(workdir, tmp_path):
+    exported = pipeline.export(workdir, "npz")
+    assert exported == [workdir / "export" / "npz" / "krr_st" / "seed_0"]
+    draw = np.random.RandomState(0)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    np.save(foreign / "images.npy", draw.normal(size=(9, 8, 8, 1)).astype(np.float32))
+    np.save(foreign / "targets.npy", draw.normal(size=(9, 3)).astype(np.float32))
+    (foreign / "manifest.json").write_text(json.dumps({"kind": "pairs", "name": "foreign", "normalization": {"mean": [0.3], "std": [0.4]}}))
+    sets = [workdir / "distilled" / "krr_st" / "seed_0", exported[0], foreign]
+    spec = make_spec()
+    results = pipeline.run(spec, tmp_path / "elsewhere", "evaluate", sets)
+    # No teacher is there, so only what needs none is told.
+    assert [row["method"] for row in results["rows"]] == ["none", "krr_st-0", str(exported[0]), "foreign"]
+    assert not any("repr_error" in row for row in results["rows"])
+    plain, export = results["rows"][1:3]
+    assert plain["knn"] == export["knn"]
+    assert results["budget"] is None
+    # In the workdir of its teacher the same set has its error, beside that of the run itself.
+    own = pipeline.run(spec, workdir, "evaluate")
+    both = pipeline.run(spec, workdir, "evaluate", [sets[0], exported[0]])
+    names = ["krr_st", "krr_st-0", str(exported[0])]
+    assert [row["method"] for row in both["rows"]][-3:] == names
+    errors = {row["method"]: row["repr_error"] for row in both["rows"] if row["method"] in names}
+    assert errors["krr_st"] == own["rows"][-1]["repr_error"]
+    assert errors["krr_st-0"] == errors[names[2]] == pytest.approx(errors["krr_st"], rel=1e-6)
+    assert both["budget"] == own["budget"]
+
+
+def evaluator_of(workdir, **evaluation):
+    spec = make_spec(**CROSS | evaluation)
+    metrics, display = Metrics(workdir / "metrics.jsonl"), Display()
+    context = Context(spec, load_data(spec.data, "test"), workdir, metrics, display)
+    return evaluate.Evaluator(context, pipeline.own_sets(context), spec.evaluation.controls)
+
+
+@pytest.mark.parametrize(
+    ("change", "cells"),
+    [
+        # Who is changed by what, of a set's student, an untrained student, a ViT, and the teacher.
+        ({"updates": 6}, {"krr_st/convnet", "krr_st/vit"}),
+        ({"vit_recipe": to_config(RecipeSpec("adamw", 0.1))}, {"krr_st/vit"}),
+        ({"finetune_steps": 4}, {"krr_st/convnet", "none/convnet", "krr_st/vit"}),
+        ({"knn_neighbors": 3}, {"krr_st/convnet", "none/convnet", "krr_st/vit", "teacher/None"}),
+        ({"low_l2": 0.1, "controls": ("none",), "only": "vit"}, set()),
+    ],
+)
+def test_a_setting_changes_the_cells_that_depend_on_it_and_no_others(workdir, change, cells):
+    plain, changed = evaluator_of(workdir), evaluator_of(workdir, **change)
+    probes = [("krr_st", "convnet"), ("none", "convnet"), ("krr_st", "vit"), ("teacher", None)]
+    moved = set()
+    for method, student in probes:
+        cell = evaluate.Cell(method, student, "digits", 0)
+        moved |= {f"{method}/{student}"} if plain.digest(cell) != changed.digest(cell) else set()
+    assert moved == cells
+
+
+def test_every_cell_has_a_digest_of_its_own(workdir):
+    evaluator = evaluator_of(workdir)
+    digests = [evaluator.digest(cell) for cell in evaluator.cells()]
+    assert len(set(digests)) == len(digests) == 22
+
+
+def test_a_student_that_diverges_has_a_row_that_says_so_and_the_others_go_on(workdir, capsys):
+    settings = {"recipe": to_config(RecipeSpec(learning_rate=1e30)), "controls": ("none",), "updates": 60}
+    results = pipeline.run(make_spec(**settings), workdir, "evaluate")
+    assert [row["method"] for row in results["rows"]] == ["none", "krr_st"]
+    assert "knn" in results["rows"][0]
+    assert "knn" not in results["rows"][1]
+    assert "loss" in results["rows"][1]["failed"]
+    assert "no scores for krr_st, seed 0" in capsys.readouterr().out
+
+
+def test_names_of_controls_are_refused_and_foreign_sets_of_such_names_go_by_their_path(workdir, tmp_path):
+    config = default_config()
+    config.methods.none = config.methods.krr_st
+    with pytest.raises(InputError, match=r"methods\.none has the name of a control"):
+        to_spec(config)
+    manifest = {"kind": "pairs", "name": "full", "normalization": {"mean": [0.3], "std": [0.4]}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert list(pipeline.named_sets([tmp_path], make_spec())) == [str(tmp_path)]
+    with pytest.raises(InputError, match="given twice"):
+        pipeline.named_sets([tmp_path, tmp_path], make_spec())
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged: it is no JSON"):
+        pipeline.named_sets([tmp_path], make_spec())
+
+
+def test_exports_that_would_replace_each_other_are_refused(workdir, tmp_path):
+    own = workdir / "distilled" / "krr_st" / "seed_0"
+    copy = shutil.copytree(own, tmp_path / "copy")
+    with pytest.raises(InputError, match="would replace the export of"):
+        pipeline.export(workdir, "npz", [own, copy])
+    assert not (workdir / "export").exists()
+
+
+def test_sets_and_datasets_that_do_not_fit_are_named(workdir, tmp_path):
+    spec = make_spec(datasets={"again": to_config(DataSpec(size=12))})
+    with pytest.raises(InputError, match=r"datasets\.again has images of \(12, 12, 1\), expected \(8, 8, 1\).*datasets\.again\.size=8"):
+        pipeline.run(spec, workdir, "evaluate")
+    with pytest.raises(InputError, match="has the name of the distilled set's own dataset"):
+        pipeline.run(make_spec(datasets={"digits": to_config(DataSpec())}), workdir, "evaluate")
+    np.save(tmp_path / "images.npy", np.zeros((9, 12, 12, 1), np.float32))
+    np.save(tmp_path / "targets.npy", np.zeros((9, 3), np.float32))
+    (tmp_path / "manifest.json").write_text(json.dumps({"kind": "pairs", "normalization": {"mean": [0.3], "std": [0.4]}}))
+    with pytest.raises(InputError, match=r"has images of \(12, 12, 1\), the data \(8, 8, 1\)"):
+        pipeline.run(make_spec(), tmp_path / "elsewhere", "evaluate", [tmp_path])
+
+
+def test_a_damaged_results_file_is_refused_and_kept(workdir, capsys):
+    (workdir / "results.json").write_text("{not json")
+    with pytest.raises(InputError, match=r"results\.json is no results file"):
+        pipeline.run(make_spec(), workdir, "evaluate")
+    assert (workdir / "results.json").read_text() == "{not json"
+
+
+def test_the_tasks_of_the_command_line(workdir, capsys):
+    settings = ["--config.only=krr_st", "--config.evaluation.protocols=('knn',)"]
+    args = ["--config", "digits:smoke", *settings, "--workdir", str(workdir / "run")]
+    for task in ("teacher", "distill", "evaluate"):
+        assert main([*args, f"--task={task}"]) == 0, capsys.readouterr().err
+    assert (workdir / "run" / "results.json").is_file()
+    for command in (["--task=report"], ["--task=export", "--format=png"]):
+        assert main([*command, "--workdir", str(workdir / "run")]) == 0
+    assert (workdir / "run" / "export" / "png" / "krr_st" / "seed_0" / "images" / "identity-00000.png").is_file()
+    assert parse([*args, "--task=evaluate", "--set=a", "--set=b"]).sets[1].name == "b"
+    assert main(["--task=export", "--format=jpg", "--workdir", str(workdir / "run")]) == 2
+    assert "jpg" in capsys.readouterr().err
