@@ -20,7 +20,7 @@ def get_config(variant=""):
     paper = dict(base_size=16, image_bases=bases, repr_bases=bases, hidden=4)
     methods = {name: replace(method, **(paper if method.image_bases else {}), learning_rate=1e-3) for name, method in METHODS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=16)
-    methods["ours"] = replace(methods["ours"], target_kinds=("stored", "network", "network", "network"))
+    methods["ours"] = replace(methods["ours"], view_targets=("stored", "network", "network", "network"))
     # Thousands of images are more than one step can hold.
     methods = {name: replace(method, support_images=512 if num_pairs >= 1000 else 0) for name, method in methods.items()}
     config = default_config(**methods)

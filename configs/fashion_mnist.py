@@ -20,7 +20,7 @@ def cpu():
     }
     # More rows, for --config.only: networks trained inside the loop, a cheap view, and krr_st with the time of `ours`.
     methods["ours_joint"] = replace(methods["ours"], joint=1 / 3)
-    methods["ours_flip"] = replace(methods["ours"], views=("identity", "hflip"), target_kinds=("stored", "shared"))
+    methods["ours_flip"] = replace(methods["ours"], views=("identity", "hflip"), view_targets=("stored", "shared"))
     methods["krr_st_long"] = replace(methods["krr_st"], steps=1500)
     config = default_config(**methods)
     config.only = "random,krr_st,basis_init,raw_small,basis,ours"

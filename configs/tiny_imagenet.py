@@ -13,7 +13,7 @@ def get_config(variant=""):
     paper = dict(base_size=16, image_bases=400, repr_bases=400, hidden=16)
     methods = {name: replace(method, **(paper if method.image_bases else {}), learning_rate=1e-3) for name, method in METHODS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=16)
-    methods["ours"] = replace(methods["ours"], target_kinds=("stored", "network", "network", "network"))
+    methods["ours"] = replace(methods["ours"], view_targets=("stored", "network", "network", "network"))
     # Of the thousands of images that the budget holds, as many as one step takes.
     methods = {name: replace(method, support_images=512) for name, method in methods.items()}
     config = default_config(**methods)

@@ -35,7 +35,7 @@ def step_at(precision: str, smoke: bool, num_steps: int) -> dict:
     from ssdd_jax.runtime.memory import step_bytes
 
     config = "fashion_mnist:smoke" if smoke else "fashion_mnist"
-    settings = (f"outer.precision={precision}", "methods.ours.target_kinds=('stored','network','network','network')")
+    settings = (f"outer.precision={precision}", "methods.ours.view_targets=('stored','network','network','network')")
     work = Work(Case(config, "ours", (32, 32, 1), 60_000, 10, settings))
     needed = outer_step(work).needed
     step = work.outer_step()

@@ -364,7 +364,7 @@ def pca(work: Work) -> Part:
 
 
 def network_fit(work: Work) -> Part:
-    reprs, names = work.distilled.reprs, work.plan.layout.target_kinds
+    reprs, names = work.distilled.reprs, work.plan.layout.view_targets
     coefficients, hidden = stored_coefficients(reprs), work.method.hidden
     chosen = jnp.array([view for view, kind in enumerate(names) if kind == "network"])
     bases = reprs.bases if isinstance(reprs, Factors) else None

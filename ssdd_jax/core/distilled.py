@@ -17,8 +17,10 @@ from jaxtyping import Array, Float, Int
 from ssdd_jax.core.approximation import Networks, num_network_scalars, predict_shift
 from ssdd_jax.core.bases import PCA, decode, encode
 from ssdd_jax.core.views import apply_views, check_views
+from ssdd_jax.settings.spec import TARGET_KINDS
 
-TARGET_KINDS = ("stored", "shared", "network")
+VIEW_TARGETS = ("stored", "shared", "network")
+"""Where a view's targets come from."""
 
 
 @dataclass(frozen=True)
@@ -29,32 +31,36 @@ class Layout:
         image_shape: (H, W, C) of the expanded images.
         base_shape: (h, w, C) of the stored images or image bases, upsampled bilinearly to `image_shape`.
         views: names of `ssdd_jax.core.views.VIEWS`, the first 'identity'.
-        target_kinds: where each view's representations come from: 'stored' (the view has its own), 'shared' (those of
+        view_targets: where each view's representations come from: 'stored' (the view has its own), 'shared' (those of
             view 0) or 'network' (those of view 0, shifted by an approximation network). View 0 is 'stored'.
+        target_kind: what the targets are: 'representation' (a teacher's), 'labels' (one-hot, perhaps centred) or 'logits'. It picks
+            the loss that a student is trained with.
     """
 
     image_shape: tuple[int, int, int]
     base_shape: tuple[int, int, int]
     views: tuple[str, ...] = ("identity",)
-    target_kinds: tuple[str, ...] = ("stored",)
+    view_targets: tuple[str, ...] = ("stored",)
+    target_kind: str = "representation"
 
     def __post_init__(self):
         check_views(self.views, self.image_shape)
-        if len(self.target_kinds) != len(self.views) or self.target_kinds[0] != "stored" or not set(self.target_kinds) <= set(TARGET_KINDS):
+        if len(self.view_targets) != len(self.views) or self.view_targets[0] != "stored" or not set(self.view_targets) <= set(VIEW_TARGETS):
             raise ValueError(
-                f"target kinds {self.target_kinds} for views {self.views}: expected one of {', '.join(TARGET_KINDS)} a view, 'stored' first"
+                f"view targets {self.view_targets} for views {self.views}: expected one of {', '.join(VIEW_TARGETS)} a view, 'stored' first"
             )
+        if self.target_kind not in TARGET_KINDS:
+            raise ValueError(f"target kind {self.target_kind!r}: expected one of {', '.join(TARGET_KINDS)}")
         if self.base_shape[2] != self.image_shape[2] or any(b > i for b, i in zip(self.base_shape, self.image_shape, strict=True)):
             raise ValueError(f"base shape {self.base_shape}: expected at most {self.image_shape} with as many channels")
 
     def count(self, kind: str) -> int:
         """Return how many views are of this kind."""
-        return self.target_kinds.count(kind)
+        return self.view_targets.count(kind)
 
     def free(self) -> "Layout":
         """Return the layout during distillation: what networks will predict is stored until they are trained."""
-        kinds = tuple("stored" if kind == "network" else kind for kind in self.target_kinds)
-        return Layout(self.image_shape, self.base_shape, self.views, kinds)
+        return replace(self, view_targets=tuple("stored" if kind == "network" else kind for kind in self.view_targets))
 
 
 @struct.dataclass
@@ -131,7 +137,7 @@ def init_distilled(
         raise ValueError(f"init_distilled: view_reprs has shape {view_reprs.shape}, expected ({len(layout.views)}, {len(images)}, d)")
     layout = layout.free()
     small = resize_images(images, layout.base_shape)
-    reprs = view_reprs[jnp.array([i for i, kind in enumerate(layout.target_kinds) if kind == "stored"])]
+    reprs = view_reprs[jnp.array([i for i, kind in enumerate(layout.view_targets) if kind == "stored"])]
     return DistilledSet(
         images=small if image_pca is None else _factorize(small.reshape(len(small), -1), image_pca, factor_scale),
         reprs=reprs if repr_pca is None else _factorize(reprs, repr_pca, factor_scale),
@@ -168,7 +174,7 @@ def view_coefficients(distilled: DistilledSet) -> Float[Array, "A m V"]:
     stored = stored_coefficients(distilled.reprs)
     shifts = None if distilled.networks is None else predict_shift(distilled.networks, stored[0])
     rows, num_stored, num_networks = [], 0, 0
-    for kind in distilled.layout.target_kinds:
+    for kind in distilled.layout.view_targets:
         if kind == "stored":
             rows.append(stored[num_stored])
             num_stored += 1
@@ -217,15 +223,15 @@ def compress(distilled: DistilledSet, layout: Layout, networks: Networks | None 
         95
     """
     old = distilled.layout
-    if (old.image_shape, old.base_shape, old.views) != (layout.image_shape, layout.base_shape, layout.views):
-        raise ValueError(f"compress: the set is laid out as {old}, the result as {layout}; only the target kinds may differ")
+    if replace(old, view_targets=layout.view_targets) != layout:
+        raise ValueError(f"compress: the set is laid out as {old}, the result as {layout}; only the view targets may differ")
     if distilled.networks is not None:
         raise ValueError("compress: the set is compressed already")
     if layout.count("network") != (0 if networks is None else len(networks.w1)):
         raise ValueError(f"compress: {layout.count('network')} views of kind 'network', expected one network each; call fit_networks")
-    pairs = list(zip(old.target_kinds, layout.target_kinds, strict=True))
+    pairs = list(zip(old.view_targets, layout.view_targets, strict=True))
     if any(new == "stored" and was != "stored" for was, new in pairs):
-        raise ValueError(f"compress: {layout.target_kinds} stores a view that {old.target_kinds} does not have")
+        raise ValueError(f"compress: {layout.view_targets} stores a view that {old.view_targets} does not have")
     stored_before = [new for was, new in pairs if was == "stored"]
     keep = jnp.array([row for row, kind in enumerate(stored_before) if kind == "stored"])
     kept = _with_coefficients(distilled.reprs, stored_coefficients(distilled.reprs)[keep])

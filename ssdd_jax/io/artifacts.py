@@ -167,5 +167,5 @@ def load_distilled(path: str | Path) -> DistilledSet:
         members = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
         return _PARTS[name](**members) if members else None
 
-    layout = Layout(**{key: tuple(value) for key, value in manifest["layout"].items()})
+    layout = Layout(**{key: tuple(value) if isinstance(value, list) else value for key, value in manifest["layout"].items()})
     return DistilledSet(images=part("images"), reprs=part("reprs"), networks=part("networks"), layout=layout)

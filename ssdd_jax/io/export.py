@@ -18,6 +18,7 @@ from ssdd_jax.errors import DataError, InputError, nearest
 from ssdd_jax.io.artifacts import MANIFEST, load_distilled, read_manifest, write_folder
 from ssdd_jax.io.files import sha256
 from ssdd_jax.io.torch_files import read_torch
+from ssdd_jax.settings.spec import TARGET_KINDS
 
 FORMATS = ("safetensors", "npz", "png", "pt")
 KIND, FORMAT = "ssdd_jax export", 1
@@ -89,6 +90,12 @@ class Pairs:
     images: np.ndarray
     targets: np.ndarray
     manifest: dict[str, Any]
+
+    @property
+    def target_kind(self) -> str:
+        """Return what the targets are: 'representation' where the manifest does not say otherwise."""
+        layout = self.manifest.get("layout") or {}
+        return self.manifest.get("target_kind") or layout.get("target_kind") or TARGET_KINDS[0]
 
 
 def export_distilled(source: str | Path, destination: str | Path, fmt: str) -> Path:

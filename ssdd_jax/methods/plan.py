@@ -22,7 +22,7 @@ class Plan:
 def plan_method(
     name: str, method: MethodSpec, num_pairs: int, image_shape: tuple[int, int, int], width: int, shifts: Mapping[str, float]
 ) -> Plan:
-    """Choose the target kinds and the number of images that the budget holds.
+    """Choose the views' targets and the number of images that the budget holds.
 
     Args:
         name: of the method, for messages.
@@ -31,7 +31,7 @@ def plan_method(
         image_shape: (H, W, C).
         width: d.
         shifts: mean squared shift of the teacher's representation under each view, divided by its variance; used
-            where the target kinds are automatic.
+            where the views' targets are automatic.
 
     Raises:
         InputError: the budget does not hold the bases and one image, or a size does not fit the data.
@@ -47,14 +47,14 @@ def plan_method(
         raise InputError(f"{where}.repr_bases is {method.repr_bases}, expected at most {width}, the width of the teacher's representation")
     budget = budget_scalars(num_pairs, image_shape, width)
     sizes = {"num_image_bases": method.image_bases, "num_repr_bases": method.repr_bases, "hidden": method.hidden}
-    auto = method.target_kinds == ("auto",)
+    auto = method.view_targets == ("auto",)
     try:
         if auto:
             shared = [view for view in method.views[1:] if shifts[view] <= method.shared_below]
             kinds_of = lambda costly: ("stored", *("shared" if view in shared else costly for view in method.views[1:]))
             layouts = [Layout(image_shape, base_shape, method.views, kinds_of(costly)) for costly in ("stored", "network")]
         else:
-            layouts = [Layout(image_shape, base_shape, method.views, method.target_kinds)]
+            layouts = [Layout(image_shape, base_shape, method.views, method.view_targets)]
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     # Stored coefficients are exact, so networks must save something to be chosen.

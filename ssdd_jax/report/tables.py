@@ -255,6 +255,6 @@ def _targets(view: str, group: Sequence[Row]) -> str:
     first = group[0]
     if view not in first["views"]:
         return NOTHING
-    kind = first["target_kinds"][first["views"].index(view)]
+    kind = first["view_targets"][first["views"].index(view)]
     r2 = [row["approximation"][view] for row in group if view in (row["approximation"] or {})]
     return f"{kind}, R² {_bare(statistics.fmean(r2), 2)}" if r2 else kind

@@ -20,6 +20,8 @@ def within(default: Any, low: float, high: float = float("inf")) -> Any:
 
 # What jax takes for a key without 64-bit integers.
 MOST_SEED = 2**31 - 1
+TARGET_KINDS = ("representation", "labels", "logits")
+"""What the targets of a distilled set are."""
 CONTROLS = ("none", "teacher_init", "teacher", "full")
 # Of `ssdd_jax.nets`, which builds the networks; these in the order of tables.
 PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
@@ -174,9 +176,9 @@ class MethodSpec:
         image_bases: U; 0 stores plain images.
         repr_bases: V; 0 stores plain representations.
         views: predefined augmentations, the identity first.
-        target_kinds: one of stored, shared, network a view (the first stored), or ("auto",): shared where the
+        view_targets: one of stored, shared, network a view (the first stored), or ("auto",): shared where the
             teacher's shift is at most `shared_below` of its variance, else whichever of network and stored fits more images.
-        shared_below: see `target_kinds`.
+        shared_below: see `view_targets`.
         hidden: h of the approximation networks.
         network_steps: Adam steps of their fit.
         joint: last share of the outer steps in which the networks take part and are trained by the outer loss.
@@ -191,7 +193,7 @@ class MethodSpec:
     image_bases: int = within(0, 0)
     repr_bases: int = within(0, 0)
     views: tuple[str, ...] = ("identity",)
-    target_kinds: tuple[str, ...] = ("auto",)
+    view_targets: tuple[str, ...] = ("auto",)
     shared_below: float = within(0.05, 0.0)
     hidden: int = within(4, 0)
     network_steps: int = within(2000, 1)

@@ -65,7 +65,7 @@ class Distiller:
         self.total = num_steps(self.spec, self.method)
         layout = self.plan.layout
         self.joint = round(self.method.joint * self.total) if layout.count("network") else 0
-        self.network_views = [view for view, kind in zip(layout.views, layout.target_kinds, strict=True) if kind == "network"]
+        self.network_views = [view for view, kind in zip(layout.views, layout.view_targets, strict=True) if kind == "network"]
         self.devices = make_devices(pool_axis(self.spec))
         # One loop a phase: the schedule of the joint phase goes on where the free one ends.
         self.loops = {"free": self._loop(0), "joint": self._loop(self.total - self.joint)}
@@ -302,7 +302,7 @@ class Distiller:
     def _compress(self, distilled: DistilledSet, seed: jax.Array) -> tuple[DistilledSet, jax.Array]:
         """Fit the approximation networks, drop what they replace, and return the set with R^2 "A"."""
         layout, reprs = self.plan.layout, distilled.reprs
-        free = [view for view, kind in zip(layout.views, distilled.layout.target_kinds, strict=True) if kind == "stored"]
+        free = [view for view, kind in zip(layout.views, distilled.layout.view_targets, strict=True) if kind == "stored"]
         coefficients = stored_coefficients(reprs)
         networks, r2 = fit_networks(
             step_key(seed, Stream.NETWORKS),

@@ -471,4 +471,4 @@ def describe(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a set's manifest says about its size and its making; nothing for a control."""
     layout = manifest.get("layout") or {}
     found = {key: manifest.get(key) for key in ("num_images", "num_views", "stored_scalars", "steps", "seconds", "approximation")}
-    return {**found, "views": layout.get("views"), "target_kinds": layout.get("target_kinds")} if manifest else {}
+    return {**found, "views": layout.get("views"), "view_targets": layout.get("view_targets")} if manifest else {}

@@ -129,7 +129,7 @@ def distill(context: Context) -> None:
     plans = {name: context.plan(name) for name in spec.chosen_methods()}
     display.print(f"budget: {spec.num_pairs} pairs = {context.budget} numbers")
     for name, plan in plans.items():
-        kinds = ", ".join(f"{view} {kind}" for view, kind in zip(plan.layout.views, plan.layout.target_kinds, strict=True))
+        kinds = ", ".join(f"{view} {kind}" for view, kind in zip(plan.layout.views, plan.layout.view_targets, strict=True))
         display.print(f"  {name}: {plan.num_images} images, {plan.stored_scalars} numbers; targets: {kinds}")
     for name in plans:
         distiller = Distiller(context, name)

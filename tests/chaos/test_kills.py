@@ -15,7 +15,7 @@ import pytest
 # Long enough for every stage to be hit, two seeds and a joint phase included.
 ARGS = [sys.executable, "-m", "ssdd_jax.main", "--config", "digits:smoke", "--config.only=krr_st,ours", "--config.seeds=(0, 1)"]
 ARGS += ["--config.teacher.steps=150", "--config.outer.steps=120", "--config.methods.ours.joint=0.3", "--config.methods.ours.steps=120"]
-ARGS += ["--config.methods.ours.target_kinds=('stored', 'network', 'network', 'network')", "--config.methods.ours.network_steps=200"]
+ARGS += ["--config.methods.ours.view_targets=('stored', 'network', 'network', 'network')", "--config.methods.ours.network_steps=200"]
 ARGS += ["--config.methods.ours.images=4"]
 ARGS += ["--config.pool.max_age=40", "--config.pool.size=4", "--config.checkpoints.every=10", "--config.checkpoints.minutes=0.01"]
 ARGS += ["--config.evaluation.updates=300", "--config.evaluation.protocols=('linear','few','knn','finetune')", "--config.log_every=5"]

@@ -143,7 +143,7 @@ def test_every_view_expands_to_its_images_and_its_kind_of_target():
 def test_expand_after_compress_with_perfect_networks_is_the_identity(repr_bases):
     layout = Layout(SHAPE, BASE, VIEW_NAMES, ("stored", "network", "network", "network"))
     before = make_set(layout, count=5, repr_bases=repr_bases)
-    assert before.layout.target_kinds == ("stored",) * 4
+    assert before.layout.view_targets == ("stored",) * 4
     coefficients = np.asarray(view_coefficients(before), np.float64)
     first, shifts = coefficients[0], coefficients[1:] - coefficients[:1]
     # As many hidden units as images, all active: linear interpolation of the five shifts in random features.
@@ -167,7 +167,7 @@ def test_compress_to_stored_targets_is_the_identity():
 
 def test_compress_keeps_the_coefficients_of_the_views_that_stay_stored():
     before = make_set()
-    assert before.layout.target_kinds == ("stored", "stored", "shared", "stored")
+    assert before.layout.view_targets == ("stored", "stored", "shared", "stored")
     assert before.reprs.coefficients.shape[0] == 3
     after = finished()
     np.testing.assert_array_equal(after.reprs.coefficients, before.reprs.coefficients[jnp.array([0, 2])])
@@ -305,7 +305,7 @@ def test_compress_refuses_what_it_cannot_do():
     full, networks = make_set(), init_networks(jax.random.key(0), 1, 4, 3)
     with pytest.raises(ValueError, match="1 views of kind 'network', expected one network each; call fit_networks"):
         compress(full, LAYOUT)
-    with pytest.raises(ValueError, match="only the target kinds may differ"):
+    with pytest.raises(ValueError, match="only the view targets may differ"):
         compress(full, Layout(SHAPE, SHAPE, VIEW_NAMES, KINDS), networks)
     with pytest.raises(ValueError, match="compressed already"):
         compress(finished(), LAYOUT, networks)

@@ -118,7 +118,7 @@ def oracle_step(distilled, variables, images=REAL_IMAGES, reprs=REAL_REPRS, ridg
         base_shape=layout.base_shape,
         image_shape=layout.image_shape,
         views=layout.views,
-        kinds=layout.target_kinds,
+        kinds=layout.view_targets,
         ridge=ridge,
     )
 
@@ -179,7 +179,7 @@ def test_the_oracles_gradient_equals_its_finite_differences(views, kinds):
         ridge = 1e-2 * trace / np.sum(krr_oracle.with_bias(now.reshape(len(now), -1)) ** 2)
         return oracle.outer_step(*moved.values(), blocks, *real, ridge=ridge, **settings)[0]
 
-    assert layout.target_kinds == kinds
+    assert layout.view_targets == kinds
     for (part, name), gradient in flat(gradients).items():
         index = np.unravel_index(np.argmax(np.abs(gradient)), gradient.shape)
         step = np.zeros(gradient.shape)

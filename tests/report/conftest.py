@@ -48,7 +48,7 @@ RESULTS = {
                 "num_images": NUM_IMAGES[method],
                 "num_views": len(LAYOUTS[method].views),
                 "views": list(LAYOUTS[method].views),
-                "target_kinds": list(LAYOUTS[method].target_kinds),
+                "view_targets": list(LAYOUTS[method].view_targets),
                 "stored_scalars": STORED[method],
                 "steps": 2000,
                 "approximation": {"rot90": 0.6 + 0.2 * seed} if method == "ours" else None,

@@ -142,7 +142,7 @@ def test_views_table(results):
 
 def test_views_table_of_two_methods_marks_what_one_lacks(results):
     row = next(row for row in results["rows"] if row["method"] == "krr_st")
-    row |= {"views": ["identity", "hflip"], "target_kinds": ["stored", "stored"], "num_views": 2}
+    row |= {"views": ["identity", "hflip"], "view_targets": ["stored", "stored"], "num_views": 2}
     header, rows = views_table(results)
     assert header[2:] == ["ours", "krr_st"]
     assert rows == [["rot90", "1.30", "network, R² .70", "–"], ["dim", ".02", "shared", "–"], ["hflip", "–", "–", "stored"]]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import PCA
-from ssdd_jax.core.distilled import TARGET_KINDS, compress, expand, init_distilled, num_stored_scalars, stored_coefficients
+from ssdd_jax.core.distilled import VIEW_TARGETS, compress, expand, init_distilled, num_stored_scalars, stored_coefficients
 from ssdd_jax.core.outer import init_outer, make_outer_step
 from ssdd_jax.core.views import VIEWS
 from ssdd_jax.errors import InputError
@@ -40,13 +40,13 @@ def plannings(draw, side=12, most_bases=24, most_width=32):
     """Draw the arguments of `plan_method` but the name: many that fit, and some that do not."""
     shape = (draw(st.integers(1, side)), draw(st.integers(1, side)), draw(st.sampled_from([1, 3, 4])))
     others = draw(st.lists(st.sampled_from([view for view in VIEWS if view != "identity"]), unique=True, max_size=3))
-    explicit = st.tuples(st.just("stored"), *[st.sampled_from(TARGET_KINDS)] * len(others))
+    explicit = st.tuples(st.just("stored"), *[st.sampled_from(VIEW_TARGETS)] * len(others))
     method = MethodSpec(
         base_size=draw(st.integers(0, min(shape[:2]) + 1)),
         image_bases=draw(st.integers(0, most_bases)),
         repr_bases=draw(st.integers(0, most_bases)),
         views=("identity", *others),
-        target_kinds=draw(st.just(("auto",)) | explicit),
+        view_targets=draw(st.just(("auto",)) | explicit),
         hidden=draw(st.integers(0, 5)),
         images=draw(st.just(0) | st.integers(1, 20)),
     )
@@ -56,8 +56,8 @@ def plannings(draw, side=12, most_bases=24, most_width=32):
 
 def possible_kinds(method, shifts):
     """Return the target kinds that the plan may choose from."""
-    if method.target_kinds != ("auto",):
-        return [method.target_kinds]
+    if method.view_targets != ("auto",):
+        return [method.view_targets]
     kind = lambda view, costly: "shared" if shifts[view] <= method.shared_below else costly
     return [("stored", *(kind(view, costly) for view in method.views[1:])) for costly in ("stored", "network")]
 
@@ -109,9 +109,9 @@ def test_a_plan_is_refused_in_one_line_where_no_set_can_be_and_else_fills_the_bu
         assert "\n" not in refusal
         return
     kinds = possible_kinds(method, shifts)
-    assert plan.layout.target_kinds in kinds
+    assert plan.layout.view_targets in kinds
     assert plan.budget == num_pairs * (prod(shape) + width)
-    assert plan.stored_scalars == cost(plan.num_images, plan.layout.target_kinds, method, shape, width) <= plan.budget
+    assert plan.stored_scalars == cost(plan.num_images, plan.layout.view_targets, method, shape, width) <= plan.budget
     if method.images:
         assert plan.num_images == method.images
     else:
@@ -122,8 +122,8 @@ def test_a_plan_is_refused_in_one_line_where_no_set_can_be_and_else_fills_the_bu
 def build(key, images, view_reprs, image_pca, repr_pca, *, layout, hidden):
     """Return the finished set as the distillation makes it where it does no steps."""
     distilled = init_distilled(images, view_reprs, layout, image_pca=image_pca, repr_pca=repr_pca)
-    stored = [view for view, kind in zip(layout.views, distilled.layout.target_kinds, strict=True) if kind == "stored"]
-    predicted = [view for view, kind in zip(layout.views, layout.target_kinds, strict=True) if kind == "network"]
+    stored = [view for view, kind in zip(layout.views, distilled.layout.view_targets, strict=True) if kind == "stored"]
+    predicted = [view for view, kind in zip(layout.views, layout.view_targets, strict=True) if kind == "network"]
     networks = None
     if predicted:
         coefficients = stored_coefficients(distilled.reprs)
@@ -180,7 +180,7 @@ def steps(draw):
 
 PLAIN = {"pool_size": 1, "members_per_step": 1, "support_images": 0, "max_age": 1, "ridge": 0.0}
 ROTATED = MethodSpec(
-    image_bases=2, repr_bases=2, images=3, hidden=0, views=("identity", "rot90", "hflip"), target_kinds=("stored", "network", "shared")
+    image_bases=2, repr_bases=2, images=3, hidden=0, views=("identity", "rot90", "hflip"), view_targets=("stored", "network", "shared")
 )
 
 
@@ -233,7 +233,7 @@ for view in ("first_view", "second_view"):
     TINY += "".join(f" teacher.{view}.{name}=0.0" for name in ("jitter", "blur", "gray", "solarize"))
     TINY += f" teacher.{view}.min_crop_scale=1.0"
 NETWORKS = "only=ours num_pairs=9 methods.ours.image_bases=1 methods.ours.repr_bases=1 methods.ours.images=1 methods.ours.hidden=0 "
-NETWORKS += "methods.ours.network_steps=1 methods.ours.views=('identity','hflip') methods.ours.target_kinds=('stored','network') "
+NETWORKS += "methods.ours.network_steps=1 methods.ours.views=('identity','hflip') methods.ours.view_targets=('stored','network') "
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_no_plan_exceeds_its_budget_and_one_more_image_would(num_pairs, side, ch
     sizes = {"num_image_bases": bases, "num_repr_bases": repr_bases, "hidden": hidden}
     assert plan.stored_scalars <= plan.budget
     assert count_stored_scalars(plan.num_images + 1, plan.layout, width, **sizes) > plan.budget
-    assert ("shared" in plan.layout.target_kinds) == (shift <= method.shared_below)
+    assert ("shared" in plan.layout.view_targets) == (shift <= method.shared_below)
 
 
 def test_automatic_kinds_take_networks_only_where_they_fit_more_images():
@@ -92,8 +92,8 @@ def test_automatic_kinds_take_networks_only_where_they_fit_more_images():
     shifts = {"rot90": 1.5, "rot180": 0.01, "rot270": 1.4}
     few = plan_method("ours", method, 8, (28, 28, 1), 128, shifts)
     many = plan_method("ours", method, 20, (28, 28, 1), 128, shifts)
-    assert few.layout.target_kinds == ("stored", "stored", "shared", "stored")
-    assert many.layout.target_kinds == ("stored", "network", "shared", "network")
+    assert few.layout.view_targets == ("stored", "stored", "shared", "stored")
+    assert many.layout.view_targets == ("stored", "network", "shared", "network")
     # One network costs V (2 h + 1) + h numbers, stored coefficients V an image.
     assert few.num_images * 16 < 16 * 17 + 8 < many.num_images * 16
 
@@ -108,7 +108,7 @@ def test_automatic_kinds_take_networks_only_where_they_fit_more_images():
         ({"images": 11}, "images is 11, expected at most 10"),
         ({"views": ("rot90",)}, "expected distinct names of which the first is 'identity'"),
         ({"views": ("identity", "rot45")}, "unknown view 'rot45'"),
-        ({"views": ("identity", "hflip"), "target_kinds": ("stored", "stord")}, "expected one of stored, shared, network"),
+        ({"views": ("identity", "hflip"), "view_targets": ("stored", "stord")}, "expected one of stored, shared, network"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_in_one_line(changes, message):
