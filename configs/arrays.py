@@ -6,7 +6,7 @@ whose students are also read on Fashion-MNIST, padded to 32 pixels and its grey 
 
 from dataclasses import replace
 
-from ssdd_jax.settings.presets import METHODS, check_variant, default_config, smoke, to_config, two_core_students
+from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke, to_config, two_core_students
 from ssdd_jax.settings.spec import DataSpec
 
 
@@ -16,12 +16,12 @@ def get_config(variant=""):
     bases = dict(base_size=8, image_bases=128 if large else 96, repr_bases=48 if large else 24, learning_rate=0.02)
     # With many images a step takes a random part of them: about as many rows as the features are wide, views counted.
     methods = {
-        "random": METHODS["random"],
-        "krr_st": replace(METHODS["krr_st"], learning_rate=0.03),
-        "basis_init": replace(METHODS["basis_init"], **bases),
-        "raw_small": replace(METHODS["raw_small"], base_size=8, learning_rate=0.05, support_images=128 if large else 0),
-        "basis": replace(METHODS["basis"], **bases, support_images=128 if large else 0),
-        "ours": replace(METHODS["ours"], **bases, support_images=64),
+        "random": PRESETS["random"],
+        "krr_st": replace(PRESETS["krr_st"], learning_rate=0.03),
+        "basis_init": replace(PRESETS["basis_init"], **bases),
+        "raw_small": replace(PRESETS["raw_small"], base_size=8, learning_rate=0.05, support_images=128 if large else 0),
+        "basis": replace(PRESETS["basis"], **bases, support_images=128 if large else 0),
+        "ours": replace(PRESETS["ours"], **bases, support_images=64),
     }
     config = default_config(**methods)
     config.name = "arrays"

@@ -7,7 +7,7 @@ random 43.66, krr_st 47.00, ours 52.41. Not run yet.
 
 from dataclasses import replace
 
-from ssdd_jax.settings.presets import METHODS, check_variant, default_config, paper_scale, smoke, to_config
+from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, paper_scale, smoke, to_config
 from ssdd_jax.settings.spec import DataSpec
 
 BUDGETS = {"n25": 25, "n50": 50, "n1000": 1000, "n5000": 5000}
@@ -18,7 +18,7 @@ def get_config(variant=""):
     num_pairs = BUDGETS.get(variant, 100)
     bases = min(2 * num_pairs, 400)
     paper = dict(base_size=16, image_bases=bases, repr_bases=bases, hidden=4)
-    methods = {name: replace(method, **(paper if method.image_bases else {}), learning_rate=1e-3) for name, method in METHODS.items()}
+    methods = {name: replace(method, **(paper if method.image_bases else {}), learning_rate=1e-3) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=16)
     methods["ours"] = replace(methods["ours"], view_targets=("stored", "network", "network", "network"))
     # Thousands of images are more than one step can hold.

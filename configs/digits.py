@@ -6,13 +6,13 @@ So small an image leaves little for bases to factor out, and a rotation turns a 
 
 from dataclasses import replace
 
-from ssdd_jax.settings.presets import METHODS, check_variant, default_config, smoke
+from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke
 
 
 def get_config(variant=""):
     check_variant(variant, ("smoke",))
     bases = dict(base_size=8, image_bases=16, repr_bases=12)
-    methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=0.02) for name, method in METHODS.items()}
+    methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=0.02) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=4)
     config = default_config(**methods)
     config.name = "digits"

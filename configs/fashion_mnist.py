@@ -5,18 +5,18 @@ The files are looked for in fashion_mnist/ of --config.data.data_dir, then where
 
 from dataclasses import replace
 
-from ssdd_jax.settings.presets import METHODS, check_variant, default_config, paper_scale, smoke, two_core_students
+from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, paper_scale, smoke, two_core_students
 
 
 def cpu():
     """N = 10, small networks: all methods, three seeds, within 30 minutes on two cores."""
     methods = {
-        "random": METHODS["random"],
-        "krr_st": replace(METHODS["krr_st"], learning_rate=0.1),
-        "basis_init": METHODS["basis_init"],
-        "raw_small": replace(METHODS["raw_small"], learning_rate=0.05),
-        "basis": replace(METHODS["basis"], learning_rate=0.02),
-        "ours": replace(METHODS["ours"], learning_rate=0.02, hidden=8),
+        "random": PRESETS["random"],
+        "krr_st": replace(PRESETS["krr_st"], learning_rate=0.1),
+        "basis_init": PRESETS["basis_init"],
+        "raw_small": replace(PRESETS["raw_small"], learning_rate=0.05),
+        "basis": replace(PRESETS["basis"], learning_rate=0.02),
+        "ours": replace(PRESETS["ours"], learning_rate=0.02, hidden=8),
     }
     # More rows, for --config.only: networks trained inside the loop, a cheap view, and krr_st with the time of `ours`.
     methods["ours_joint"] = replace(methods["ours"], joint=1 / 3)
@@ -36,7 +36,7 @@ def cpu():
 def gpu():
     """N = 100 at the paper's scale: ResNet18 teacher, 32 pixels, ConvNet 128-256-512, 30,000 steps."""
     bases = dict(base_size=16, image_bases=100, repr_bases=100, hidden=4)
-    methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=1e-3) for name, method in METHODS.items()}
+    methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=1e-3) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=16)
     config = default_config(**methods)
     config.num_pairs = 100

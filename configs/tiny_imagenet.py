@@ -5,13 +5,13 @@ Its published validation images are the test split, since the labels of its test
 
 from dataclasses import replace
 
-from ssdd_jax.settings.presets import METHODS, check_variant, default_config, paper_scale, smoke
+from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, paper_scale, smoke
 
 
 def get_config(variant=""):
     check_variant(variant, ("smoke",))
     paper = dict(base_size=16, image_bases=400, repr_bases=400, hidden=16)
-    methods = {name: replace(method, **(paper if method.image_bases else {}), learning_rate=1e-3) for name, method in METHODS.items()}
+    methods = {name: replace(method, **(paper if method.image_bases else {}), learning_rate=1e-3) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=16)
     methods["ours"] = replace(methods["ours"], view_targets=("stored", "network", "network", "network"))
     # Of the thousands of images that the budget holds, as many as one step takes.

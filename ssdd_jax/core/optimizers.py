@@ -2,7 +2,7 @@
 
 import optax
 
-from ssdd_jax.settings.spec import MethodSpec, PoolSpec, RecipeSpec, RunSpec
+from ssdd_jax.settings.spec import PoolSpec, RecipeSpec, RegressionSpec, RunSpec
 
 
 def sgd(spec: PoolSpec | RecipeSpec, schedule: optax.Schedule | None = None) -> optax.GradientTransformation:
@@ -24,13 +24,13 @@ def student_optimizer(spec: RecipeSpec, updates: int, updates_per_epoch: int) ->
     return sgd(spec, schedule)
 
 
-def outer_optimizer(spec: RunSpec, method: MethodSpec, start: int = 0) -> optax.GradientTransformation:
+def outer_optimizer(spec: RunSpec, method: RegressionSpec, start: int = 0) -> optax.GradientTransformation:
     """Return AdamW whose linear schedule is `start` steps in."""
     steps = num_steps(spec, method)
     linear = optax.linear_schedule(method.learning_rate, method.learning_rate * spec.outer.final_rate, max(steps, 1))
     return optax.adamw(lambda count: linear(count + start), spec.outer.b1, spec.outer.b2, weight_decay=spec.outer.weight_decay)
 
 
-def num_steps(spec: RunSpec, method: MethodSpec) -> int:
+def num_steps(spec: RunSpec, method: RegressionSpec) -> int:
     """Return the outer steps of a method."""
     return spec.outer.steps if method.steps < 0 else method.steps

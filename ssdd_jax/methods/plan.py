@@ -6,7 +6,7 @@ from math import prod
 
 from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars, max_images
 from ssdd_jax.errors import InputError
-from ssdd_jax.settings.spec import MethodSpec
+from ssdd_jax.settings.spec import RegressionSpec
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Plan:
 
 
 def plan_method(
-    name: str, method: MethodSpec, num_pairs: int, image_shape: tuple[int, int, int], width: int, shifts: Mapping[str, float]
+    name: str, method: RegressionSpec, num_pairs: int, image_shape: tuple[int, int, int], width: int, shifts: Mapping[str, float]
 ) -> Plan:
     """Choose the views' targets and the number of images that the budget holds.
 

@@ -10,7 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.settings.presets import METHODS
+from ssdd_jax.registry import Registry
+from ssdd_jax.settings.presets import PRESETS
 from ssdd_jax.settings.spec import NETS, RunSpec
 
 
@@ -34,17 +35,29 @@ def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
     return cls(**{name: _convert(hints[name], known[name].metadata, value, f"{where}.{name}") for name, value in values.items()})
 
 
+def _sections(kind: Any, registry: Registry | None, value: Any, where: str) -> Mapping[str, Any]:
+    """Return named sections: all of one type, or each of the type that a registry has for its `kind`, or else for its name."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where} is {value!r}, expected named sections")
+
+    def cls(name: str, section: Any) -> Any:
+        if registry is None:
+            return kind
+        chosen = section.get("kind", name) if isinstance(section, Mapping) else name
+        registry.check(chosen, f"{where}.{name}.kind is {chosen!r}" if chosen != name else f"{where}.{name} is unknown")
+        return registry.spec(chosen)
+
+    # A ConfigDict sorts its keys; tables show methods and networks in the order of PRESETS and NETS, others after them.
+    known = [name for name in (*PRESETS, *NETS) if name in value]
+    names = known + [name for name in value if name not in known]
+    return types.MappingProxyType({name: _build(cls(name, value[name]), value[name], f"{where}.{name}") for name in names})
+
+
 def _convert(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> Any:
     if is_dataclass(hint):
         return _build(hint, value, where)
-    if typing.get_origin(hint) not in (None, tuple):  # the mapping of methods
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where} is {value!r}, expected named sections")
-        # A ConfigDict sorts its keys; tables show methods and networks in the order of METHODS and NETS, others after them.
-        known = [name for name in (*METHODS, *NETS) if name in value]
-        names = known + [name for name in value if name not in known]
-        kind = typing.get_args(hint)[1]
-        return types.MappingProxyType({name: _build(kind, value[name], f"{where}.{name}") for name in names})
+    if typing.get_origin(hint) not in (None, tuple):
+        return _sections(typing.get_args(hint)[1], metadata.get("registry"), value, where)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, tuple | list):
             raise InputError(f"{where} is {value!r}, expected a tuple such as ({', '.join(['...'] * 2)})")

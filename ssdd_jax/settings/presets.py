@@ -7,18 +7,18 @@ from ml_collections import ConfigDict
 
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.settings.digest import json_ready
-from ssdd_jax.settings.spec import NETS, MethodSpec, NetSpec, RunSpec
+from ssdd_jax.settings.spec import NETS, NetSpec, RegressionSpec, RunSpec
 
-PLAIN = MethodSpec()
-METHODS: dict[str, MethodSpec] = {
+PLAIN = RegressionSpec()
+PRESETS: dict[str, RegressionSpec] = {
     # N real images with the teacher's representations: KRR-ST before its first step.
     "random": replace(PLAIN, steps=0),
     "krr_st": PLAIN,
     # The controls of `basis`: its start, and as small images without bases.
-    "basis_init": MethodSpec(base_size=14, image_bases=24, repr_bases=16, steps=0),
-    "raw_small": MethodSpec(base_size=14),
-    "basis": MethodSpec(base_size=14, image_bases=24, repr_bases=16),
-    "ours": MethodSpec(base_size=14, image_bases=24, repr_bases=16, views=("identity", "rot90", "rot180", "rot270")),
+    "basis_init": RegressionSpec(base_size=14, image_bases=24, repr_bases=16, steps=0),
+    "raw_small": RegressionSpec(base_size=14),
+    "basis": RegressionSpec(base_size=14, image_bases=24, repr_bases=16),
+    "ours": RegressionSpec(base_size=14, image_bases=24, repr_bases=16, views=("identity", "rot90", "rot180", "rot270")),
 }
 
 
@@ -27,9 +27,9 @@ def to_config(spec: Any) -> ConfigDict:
     return ConfigDict(json_ready(spec, tuples=True))
 
 
-def default_config(**methods: MethodSpec) -> ConfigDict:
+def default_config(**methods: RegressionSpec) -> ConfigDict:
     """Return the defaults as a ConfigDict to edit, with all methods, or with those given."""
-    return to_config(RunSpec(methods=methods or METHODS))
+    return to_config(RunSpec(methods=methods or PRESETS))
 
 
 def check_variant(variant: str, known: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdd_jax.errors import InputError, nearest
+from ssdd_jax.registry import METHODS
 from ssdd_jax.settings.augment import AugmentSpec
 
 
@@ -168,10 +169,11 @@ class OuterSpec:
 
 
 @dataclass(frozen=True)
-class MethodSpec:
-    """A method: a parameterization, its views, and how long it is optimised.
+class RegressionSpec:
+    """The method of KRR-ST and of Yu et al.: a parameterization, its views, and how long kernel ridge regression moves it.
 
     Attributes:
+        kind: among `ssdd_jax.registry.METHODS`; it picks the settings that a section has.
         base_size: side of the stored images or image bases; 0 is the full resolution.
         image_bases: U; 0 stores plain images.
         repr_bases: V; 0 stores plain representations.
@@ -189,6 +191,7 @@ class MethodSpec:
         support_images: distilled images that take part in one step, drawn afresh; 0 takes all.
     """
 
+    kind: str = one_of("regression")
     base_size: int = within(0, 0)
     image_bases: int = within(0, 0)
     repr_bases: int = within(0, 0)
@@ -352,7 +355,7 @@ class RunSpec:
     outer: OuterSpec = OuterSpec()
     memory: MemorySpec = MemorySpec()
     evaluation: EvaluationSpec = EvaluationSpec()
-    methods: Mapping[str, MethodSpec] = field(default_factory=dict)
+    methods: Mapping[str, Any] = field(default_factory=dict, metadata={"registry": METHODS})
 
     def __post_init__(self):
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):

@@ -3,16 +3,16 @@ import pytest
 from ssdd_jax.errors import InputError
 from ssdd_jax.settings.digest import digest, json_ready
 from ssdd_jax.settings.parse import to_spec
-from ssdd_jax.settings.presets import METHODS, default_config
+from ssdd_jax.settings.presets import PRESETS, default_config
 from ssdd_jax.settings.spec import RunSpec
 
 
 def test_defaults_survive_the_round_trip_through_a_config():
-    assert json_ready(to_spec(default_config())) == json_ready(RunSpec(methods=METHODS))
+    assert json_ready(to_spec(default_config())) == json_ready(RunSpec(methods=PRESETS))
 
 
 def test_methods_keep_their_order_of_presentation():
-    assert tuple(to_spec(default_config()).methods) == tuple(METHODS)
+    assert tuple(to_spec(default_config()).methods) == tuple(PRESETS)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_methods_keep_their_order_of_presentation():
     ],
 )
 def test_a_bad_setting_is_named_with_what_was_expected(path, value, message):
-    values = json_ready(RunSpec(methods=METHODS), tuples=True)
+    values = json_ready(RunSpec(methods=PRESETS), tuples=True)
     *sections, key = path.split(".")
     node = values
     for section in sections:

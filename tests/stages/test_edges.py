@@ -21,7 +21,7 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.main import main
 from ssdd_jax.methods.plan import plan_method
 from ssdd_jax.nets import make_learner
-from ssdd_jax.settings.spec import MethodSpec
+from ssdd_jax.settings.spec import RegressionSpec
 
 WIDTH = 3
 
@@ -41,7 +41,7 @@ def plannings(draw, side=12, most_bases=24, most_width=32):
     shape = (draw(st.integers(1, side)), draw(st.integers(1, side)), draw(st.sampled_from([1, 3, 4])))
     others = draw(st.lists(st.sampled_from([view for view in VIEWS if view != "identity"]), unique=True, max_size=3))
     explicit = st.tuples(st.just("stored"), *[st.sampled_from(VIEW_TARGETS)] * len(others))
-    method = MethodSpec(
+    method = RegressionSpec(
         base_size=draw(st.integers(0, min(shape[:2]) + 1)),
         image_bases=draw(st.integers(0, most_bases)),
         repr_bases=draw(st.integers(0, most_bases)),
@@ -98,9 +98,9 @@ def planned(planning):
 
 @given(plannings())
 @settings(max_examples=300)
-@example((MethodSpec(views=("identity", "zoom_br")), 5, (1, 4, 1), 2, {"zoom_br": 1.0}))
-@example((MethodSpec(views=("identity", "rot90")), 5, (4, 3, 1), 2, {"rot90": 1.0}))
-@example((MethodSpec(image_bases=1, repr_bases=1, hidden=0, views=("identity", "dim")), 60, (1, 1, 1), 1, {"dim": 2.0}))
+@example((RegressionSpec(views=("identity", "zoom_br")), 5, (1, 4, 1), 2, {"zoom_br": 1.0}))
+@example((RegressionSpec(views=("identity", "rot90")), 5, (4, 3, 1), 2, {"rot90": 1.0}))
+@example((RegressionSpec(image_bases=1, repr_bases=1, hidden=0, views=("identity", "dim")), 60, (1, 1, 1), 1, {"dim": 2.0}))
 def test_a_plan_is_refused_in_one_line_where_no_set_can_be_and_else_fills_the_budget(planning):
     method, num_pairs, shape, width, shifts = planning
     plan, refusal = planned(planning)
@@ -179,7 +179,7 @@ def steps(draw):
 
 
 PLAIN = {"pool_size": 1, "members_per_step": 1, "support_images": 0, "max_age": 1, "ridge": 0.0}
-ROTATED = MethodSpec(
+ROTATED = RegressionSpec(
     image_bases=2, repr_bases=2, images=3, hidden=0, views=("identity", "rot90", "hflip"), view_targets=("stored", "network", "shared")
 )
 
@@ -187,7 +187,7 @@ ROTATED = MethodSpec(
 # Every example compiles, so a failing one is not made smaller.
 @given(steps())
 @settings(max_examples=5, phases=[Phase.explicit, Phase.generate])
-@example(((MethodSpec(images=3), 1000, (2, 2, 1), WIDTH, {}), PLAIN, 1, True))
+@example(((RegressionSpec(images=3), 1000, (2, 2, 1), WIDTH, {}), PLAIN, 1, True))
 @example(((ROTATED, 1000, (4, 4, 3), WIDTH, {}), {**PLAIN, "pool_size": 2, "members_per_step": 2}, 9, True))
 def test_an_outer_step_on_a_planned_set_stays_finite_and_counts_what_it_did_to_a_singular_kernel(drawn):
     planning, step, batch, equal = drawn

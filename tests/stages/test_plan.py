@@ -9,7 +9,7 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.main import config_folder
 from ssdd_jax.methods.plan import plan_method
 from ssdd_jax.settings.parse import to_spec
-from ssdd_jax.settings.spec import MethodSpec
+from ssdd_jax.settings.spec import RegressionSpec
 from ssdd_jax.stages.networks import repr_width
 
 ROTATIONS = ("identity", "rot90", "rot180", "rot270")
@@ -53,7 +53,7 @@ def test_every_method_of_every_config_fits_its_budget_and_nearly_fills_it(name, 
 
 
 def test_krr_st_stores_exactly_its_pairs():
-    plan = plan_method("krr_st", MethodSpec(), 100, (32, 32, 3), 512, {})
+    plan = plan_method("krr_st", RegressionSpec(), 100, (32, 32, 3), 512, {})
     assert (plan.num_images, plan.stored_scalars) == (100, 358_400)
 
 
@@ -68,7 +68,7 @@ def test_krr_st_stores_exactly_its_pairs():
     shift=st.floats(0, 2),
 )
 def test_no_plan_exceeds_its_budget_and_one_more_image_would(num_pairs, side, channels, width, bases, repr_bases, hidden, shift):
-    method = MethodSpec(image_bases=bases, repr_bases=repr_bases, views=ROTATIONS, hidden=hidden)
+    method = RegressionSpec(image_bases=bases, repr_bases=repr_bases, views=ROTATIONS, hidden=hidden)
     shape = (side, side, channels)
     if bases > side * side * channels or repr_bases > width:
         with pytest.raises(InputError, match="expected at most"):
@@ -88,7 +88,7 @@ def test_no_plan_exceeds_its_budget_and_one_more_image_would(num_pairs, side, ch
 
 
 def test_automatic_kinds_take_networks_only_where_they_fit_more_images():
-    method = MethodSpec(base_size=14, image_bases=24, repr_bases=16, views=ROTATIONS, hidden=8)
+    method = RegressionSpec(base_size=14, image_bases=24, repr_bases=16, views=ROTATIONS, hidden=8)
     shifts = {"rot90": 1.5, "rot180": 0.01, "rot270": 1.4}
     few = plan_method("ours", method, 8, (28, 28, 1), 128, shifts)
     many = plan_method("ours", method, 20, (28, 28, 1), 128, shifts)
@@ -113,5 +113,5 @@ def test_automatic_kinds_take_networks_only_where_they_fit_more_images():
 )
 def test_a_plan_that_cannot_be_is_refused_in_one_line(changes, message):
     with pytest.raises(InputError, match=message) as caught:
-        plan_method("krr_st", replace(MethodSpec(), **changes), 10, (28, 28, 1), 128, {"rot90": 1.0, "rot45": 1.0, "hflip": 0.0})
+        plan_method("krr_st", replace(RegressionSpec(), **changes), 10, (28, 28, 1), 128, {"rot90": 1.0, "rot45": 1.0, "hflip": 0.0})
     assert "\n" not in str(caught.value)

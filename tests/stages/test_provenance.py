@@ -5,11 +5,11 @@ import pytest
 
 from ssdd_jax.errors import InputError, StorageError
 from ssdd_jax.main import main
-from ssdd_jax.settings.presets import METHODS
-from ssdd_jax.settings.spec import MethodSpec, RunSpec
+from ssdd_jax.settings.presets import PRESETS
+from ssdd_jax.settings.spec import RegressionSpec, RunSpec
 from ssdd_jax.stages.provenance import check_changes, provenance
 
-SPEC = RunSpec(methods=METHODS)
+SPEC = RunSpec(methods=PRESETS)
 
 
 def begun(folder, spec=SPEC, **others):
@@ -41,7 +41,7 @@ def test_a_workdir_goes_on_with_the_same_settings(tmp_path):
         ),
         ({"data": {"source": "cifar10"}}, ["  config.data.source: 'digits' -> 'cifar10'"]),
         (
-            {"methods": {**METHODS, "ours": dataclasses.replace(METHODS["ours"], learning_rate=1.0)}},
+            {"methods": {**PRESETS, "ours": dataclasses.replace(PRESETS["ours"], learning_rate=1.0)}},
             ["  config.methods.ours.learning_rate: 0.01 -> 1.0"],
         ),
     ],
@@ -61,8 +61,8 @@ def test_what_was_made_depends_on_is_refused_with_a_line_each(tmp_path, sections
     [
         {"evaluation": {"updates": 5}, "log_every": 3, "seeds": (4,), "only": "ours", "checkpoints": {"every": 7}},
         {"data": {"data_dir": "elsewhere", "memory_gb": 0.0}},
-        {"methods": {**METHODS, "new": MethodSpec(image_bases=3)}},
-        {"methods": {"ours": METHODS["ours"]}},
+        {"methods": {**PRESETS, "new": RegressionSpec(image_bases=3)}},
+        {"methods": {"ours": PRESETS["ours"]}},
     ],
 )
 def test_what_nothing_that_was_made_depends_on_may_change(tmp_path, sections):
