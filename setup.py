@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
 PLOTS = ["matplotlib"]
-DEMO = ["scikit-learn", *PLOTS]
+DEMO = PLOTS
 
 # Read as text: an import would need every dependency before pip has installed one.
 VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "ssdd_jax" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
@@ -39,6 +39,8 @@ setup(
         "safetensors",
         "rich",
         "jaxtyping",
+        # k-means, and the digits.
+        "scikit-learn",
     ],
     extras_require={
         "demo": DEMO,

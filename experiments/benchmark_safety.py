@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -20,10 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ssdd_jax import Layout, init_distilled, init_outer, make_learner, make_outer_step
+from ssdd_jax import Layout, feature_kernel, init_distilled, init_outer, make_learner, make_outer_step
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.runtime.health import not_finite
-from ssdd_jax.stages.distill import beside_the_pool
 
 SHAPE, WIDTH = (28, 28, 1), 128
 
@@ -49,13 +49,13 @@ def main() -> None:
     layout = Layout(SHAPE, SHAPE, views, ("stored",) * 4)
     start = init_distilled(images[:10], jnp.stack([reprs[:10]] * 4), layout)
     learner = make_learner("convnet", tuple(arguments.widths), SHAPE, WIDTH)
-    settings = dict(learner=learner, optimizer=optax.adam(1e-3), inner_optimizer=optax.sgd(0.1, 0.9))
+    settings = dict(kernel=feature_kernel(learner), optimizer=optax.adam(1e-3), inner_optimizer=optax.sgd(0.1, 0.9))
     state = init_outer(jax.random.key(2), start, pool_size=5, **settings)
     step = make_outer_step(max_age=60, **settings)
 
     def checked_step(*inputs):
         new, metrics = step(*inputs)
-        return new, metrics, not_finite(metrics, beside_the_pool(new))
+        return new, metrics, not_finite(metrics, replace(new, pool=None))
 
     plain, checked = jax.jit(step), jax.jit(checked_step)
     runs = [lambda fn=fn: fn(state, images, reprs, jax.random.key(3)) for fn in (plain, checked)]

@@ -41,14 +41,17 @@ def build(side, channels, base, count, bases, rows, width, widths):
     from ssdd_jax.core.bases import PCA
     from ssdd_jax.core.distilled import Layout, init_distilled
     from ssdd_jax.core.outer import init_outer, make_outer_step
+    from ssdd_jax.core.stores.factored import factored
+    from ssdd_jax.kernels.feature import feature_kernel
     from ssdd_jax.nets import make_learner
     from ssdd_jax.runtime.devices import make_devices, placement
 
     shape, views = (side, side, channels), ("identity", "rot90", "rot180", "rot270")
     learner = make_learner("convnet", widths, shape, width)
-    settings = dict(learner=learner, optimizer=optax.adamw(1e-3), inner_optimizer=optax.sgd(0.1, 0.9))
     devices = make_devices()
-    step = make_outer_step(max_age=1000, place=placement(devices), **settings)
+    kernel = feature_kernel(learner, shard=placement(devices))
+    settings = dict(kernel=kernel, optimizer=optax.adamw(1e-3), inner_optimizer=optax.sgd(0.1, 0.9))
+    step = make_outer_step(max_age=1000, shard=placement(devices), **settings)
 
     def inputs():
         draw = lambda seed, *of: jax.random.normal(jax.random.key(seed), of)
@@ -56,7 +59,7 @@ def build(side, channels, base, count, bases, rows, width, widths):
         pca = lambda seed, n: PCA(jnp.zeros(n), draw(seed, bases, n) / n**0.5, jnp.ones(bases))
         layout = Layout(shape, (base, base, channels), views, ("stored",) * 4)
         images, reprs = draw(0, count, *shape), draw(1, 4, count, width)
-        start = init_distilled(images, reprs, layout, image_pca=pca(2, size), repr_pca=pca(3, width))
+        start = init_distilled(images, reprs, layout, image_store=factored(pca(2, size)), repr_store=factored(pca(3, width)))
         state = init_outer(jax.random.key(4), start, pool_size=2, **settings)
         return state, draw(5, rows, *shape), draw(6, rows, width), jnp.zeros((), jnp.int32)
 

@@ -91,7 +91,7 @@ NETS = Registry(
 STORES = Registry("store", {"plain": "ssdd_jax.core.stores.plain:STORE", "factored": "ssdd_jax.core.stores.factored:STORE"})
 """How rows of images or targets are kept: `ssdd_jax.core.stores.store.Store`."""
 
-KERNELS = Registry("kernel", {"feature": "ssdd_jax.kernels.feature:make_kernel"})
+KERNELS = Registry("kernel", {"feature": "ssdd_jax.kernels.feature:feature_kernel"})
 """What the outer loss predicts with: makers of a `ssdd_jax.kernels.kernel.Kernel`."""
 
 METHODS = Registry("method", {"regression": "ssdd_jax.methods.regression:METHOD"}, {"regression": f"{_SPEC}:RegressionSpec"})

@@ -18,24 +18,24 @@ from experiments.bench.flops import convnet_layers, count_operations, feature_wi
 from experiments.bench.harness import OURS, Program
 from ssdd_jax.core import pool as pools
 from ssdd_jax.core.approximation import fit_networks
-from ssdd_jax.core.bases import PCA, fit_pca
+from ssdd_jax.core.bases import fit_pca
 from ssdd_jax.core.batching import in_parts
-from ssdd_jax.core.distilled import DistilledSet, Factors, init_distilled, stored_coefficients
+from ssdd_jax.core.distilled import DistilledSet, init_distilled
 from ssdd_jax.core.krr import append_bias, krr_predict
-from ssdd_jax.core.optimizers import outer_optimizer, sgd, student_optimizer
+from ssdd_jax.core.optimizers import sgd, student_optimizer
 from ssdd_jax.core.outer import OuterState, image_sampler, init_outer, make_outer_step, support_rows
 from ssdd_jax.core.real import RealImages
 from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.probe import init_probe, make_probe_step
 from ssdd_jax.evals.student import make_student_step
 from ssdd_jax.main import parse
-from ssdd_jax.methods.plan import plan_method
+from ssdd_jax.methods import regression
+from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.nets import net_widths
 from ssdd_jax.runtime.loop import Loop, stack
 from ssdd_jax.runtime.memory import rows_at_once
 from ssdd_jax.stages.context import PCA_BYTES
 from ssdd_jax.stages.dataset import Data
-from ssdd_jax.stages.distill import beside_the_pool, on_batches
 from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
 from ssdd_jax.stages.teacher import Teacher, teacher_optimizer
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
@@ -138,7 +138,8 @@ class Work:
         self.widths = net_widths(self.spec.student.net, self.spec.student.widths, case.image_shape, self.spec.student.width_factor)
         # Every view shifts the teacher's representation by its whole variance, so that none is shared.
         shifts = dict.fromkeys(self.method.views, 1.0)
-        self.plan = plan_method(case.method, self.method, self.spec.num_pairs, case.image_shape, self.width, shifts)
+        sizes = Sizes(self.spec.num_pairs, case.image_shape, self.width, case.num_classes, shifts)
+        self.plan = regression.plan(case.method, self.method, sizes)
         draw = np.random.RandomState(0)
         images = draw.randint(0, 256, (TABLE_ROWS, *case.image_shape), np.uint8)
         labels = draw.randint(0, case.num_classes, TABLE_ROWS).astype(np.int32)
@@ -157,13 +158,12 @@ class Work:
         """The set before its first step."""
         case, method, layout = self.case, self.method, self.plan.layout
         pca = jax.jit(lambda rows, count: fit_pca(rows, count), static_argnums=1)
-        bases: Callable[[int, int], PCA | None] = lambda p, count: pca(self.normal(TABLE_ROWS, p), count) if count else None
+        bases = lambda p: lambda count: pca(self.normal(TABLE_ROWS, p), count)
         return init_distilled(
             self.normal(self.plan.num_images, *case.image_shape),
             self.normal(len(layout.views), self.plan.num_images, self.width),
             layout,
-            image_pca=bases(prod(layout.base_shape), method.image_bases),
-            repr_pca=bases(self.width, method.repr_bases),
+            **regression.make_stores(case.method, method, bases(prod(layout.base_shape)), bases(self.width)),
         )
 
     @cached_property
@@ -171,30 +171,24 @@ class Work:
         """The representations of the table's images under every view or crop."""
         return self.normal(TABLE_ROWS * len(self.real(self.spec.outer).names), self.width)
 
-    @property
-    def optimizers(self) -> dict[str, Any]:
-        return {"learner": self.learner, "optimizer": outer_optimizer(self.spec, self.method), "inner_optimizer": sgd(self.spec.pool)}
-
     def start(self, key: jax.Array) -> OuterState:
         """Return the state before the first step."""
-        return init_outer(key, self.distilled, **self.optimizers, pool_size=self.spec.pool.size)
+        settings = {name: self.step_settings()[name] for name in ("kernel", "optimizer", "inner_optimizer")}
+        return init_outer(key, self.distilled, **settings, pool_size=self.spec.pool.size)
 
     def real(self, spec: OuterSpec) -> RealImages:
         """Return how real images enter the step."""
         return RealImages(spec, len(self.data.train_images), self.data.normalize)
 
-    def outer_step(self, **settings: Any) -> Callable:
-        """Build the outer step; the only place that does."""
-        outer, pool = self.spec.outer, self.spec.pool
-        return make_outer_step(
-            **self.optimizers,
-            max_age=pool.max_age,
-            members_per_step=pool.members_per_step,
-            support_images=self.method.support_images,
-            ridge=outer.ridge,
-            ridge_scale=outer.ridge_scale,
-            **{"rows_at_once": self.rows_at_once, "remat": self.spec.memory.remat, **settings},
-        )
+    def step_settings(self, rows_at_once: int | None = None, remat: bool | None = None) -> dict[str, Any]:
+        """Return the settings of the outer step as a run maps them, but for those of memory that are given."""
+        memory = self.spec.memory if remat is None else replace(self.spec.memory, remat=remat)
+        run, rows = replace(self.spec, memory=memory), self.rows_at_once if rows_at_once is None else rows_at_once
+        return regression.step_settings(self.method, run, regression.make_kernel(self.method, run, self.learner, chunk_size=rows))
+
+    def outer_step(self, **memory: Any) -> Callable:
+        """Build the outer step."""
+        return make_outer_step(**self.step_settings(**memory))
 
     def featurize(self, variables: Any, images: jax.Array) -> jax.Array:
         """Return the features of images as the outer step computes them."""
@@ -205,8 +199,9 @@ class Work:
         real = self.real(replace(self.spec.outer, real_augment="fresh") if fresh else self.spec.outer)
         teacher = Teacher(teacher_learner(self.spec.teacher, self.case.image_shape), None, np.zeros(self.width, np.float32), 1.0, "")
         rows = settings.get("rows_at_once", rows_at_once(self.spec.memory, teacher.learner, self.case.image_shape)) if fresh else 0
-        step = on_batches(self.outer_step(**settings), real, teacher, rows_at_once=rows)
-        loop = Loop(step, (0, None), 1, lambda number, seed, _: real.draw(number, seed), watch=beside_the_pool)
+        represent = lambda variables, images: in_parts(lambda part: teacher.represent_with(variables, part), images, rows)
+        step = regression.on_batches(self.outer_step(**settings), real, represent)
+        loop = Loop(step, (0, None), 1, lambda number, seed, _: real.draw(number, seed), watch=lambda state: replace(state, pool=None))
         state = stack([self.start(jax.random.key(1))])
         tables = [jnp.asarray(self.data.train_images), *([] if fresh else [self.targets])]
         variables = teacher.learner.init(jax.random.key(2)) if fresh else None
@@ -223,7 +218,7 @@ def _looped(loop: Loop, number: Callable[[Any], Any], state: Any, tables: Any, *
 
 def _decoding(factors: Any, rows: int) -> int:
     """Return the operations of decoding so many rows, and of both gradients."""
-    return 3 * 2 * rows * prod(factors.bases.shape) if isinstance(factors, Factors) else 0
+    return 0 if factors.bases is None else 3 * 2 * rows * prod(factors.bases.shape)
 
 
 def outer_step(work: Work) -> Part:
@@ -365,12 +360,11 @@ def pca(work: Work) -> Part:
 
 def network_fit(work: Work) -> Part:
     reprs, names = work.distilled.reprs, work.plan.layout.view_targets
-    coefficients, hidden = stored_coefficients(reprs), work.method.hidden
+    coefficients, hidden = reprs.codes, work.method.hidden
     chosen = jnp.array([view for view, kind in enumerate(names) if kind == "network"])
-    bases = reprs.bases if isinstance(reprs, Factors) else None
     settings = dict(hidden=hidden, num_steps=NETWORK_STEPS)
     fit = lambda state, first, views, bases: (state, fit_networks(jax.random.key(0), first, views, bases=bases, **settings))
-    inputs = (coefficients[0], coefficients[chosen], bases)
+    inputs = (coefficients[0], coefficients[chosen], reprs.bases)
     shapes = f"{NETWORK_STEPS} steps of {len(chosen)} networks of width {hidden}, {coefficients.shape[1]} images"
     return Part("network fit", {OURS: Program(fit, (), *inputs)}, count_operations(fit, (), *inputs).total, shapes)
 

@@ -13,7 +13,9 @@ from ssdd_jax.core.bases import fit_pca
 from ssdd_jax.core.distilled import Layout, init_distilled
 from ssdd_jax.core.outer import OuterState, make_outer_step
 from ssdd_jax.core.pool import MemberState
+from ssdd_jax.core.stores.factored import factored
 from ssdd_jax.core.views import ROTATIONS
+from ssdd_jax.kernels.feature import feature_kernel
 from ssdd_jax.nets import make_learner
 from ssdd_jax.nets.torch_weights import variables_from_torch
 
@@ -33,18 +35,17 @@ def parity() -> dict[str, dict[str, float]]:
     }
 
 
-def _errors(widths: tuple[int, ...], factored: bool, memory_layout: torch.memory_format) -> dict[str, float]:
+def _errors(widths: tuple[int, ...], with_bases: bool, memory_layout: torch.memory_format) -> dict[str, float]:
     draw = np.random.RandomState(0)
     torch.manual_seed(0)
     normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)
-    views = ROTATIONS if factored else ("identity",)
-    layout = Layout(SHAPE, (8, 8, 3) if factored else SHAPE, views, ("stored",) * len(views))
-    pcas = (
-        {"image_pca": fit_pca(jnp.asarray(normal(50, 8 * 8 * 3)), 6), "repr_pca": fit_pca(jnp.asarray(normal(50, OUTPUTS)), 5)}
-        if factored
-        else {}
-    )
-    distilled = init_distilled(jnp.asarray(normal(IMAGES, *SHAPE)), jnp.asarray(normal(len(views), IMAGES, OUTPUTS)), layout, **pcas)
+    views = ROTATIONS if with_bases else ("identity",)
+    layout = Layout(SHAPE, (8, 8, 3) if with_bases else SHAPE, views, ("stored",) * len(views))
+    stores = {}
+    if with_bases:
+        bases = lambda width, count: factored(fit_pca(jnp.asarray(normal(50, width)), count))
+        stores = {"image_store": bases(8 * 8 * 3, 6), "repr_store": bases(OUTPUTS, 5)}
+    distilled = init_distilled(jnp.asarray(normal(IMAGES, *SHAPE)), jnp.asarray(normal(len(views), IMAGES, OUTPUTS)), layout, **stores)
     images, reprs = normal(BATCH, *SHAPE), normal(BATCH, OUTPUTS)
 
     outer = Outer(distilled_tensors(distilled), lambda: ConvNet(widths, SHAPE, OUTPUTS), layout=memory_layout, ridge=RIDGE)
@@ -69,9 +70,10 @@ def _errors(widths: tuple[int, ...], factored: bool, memory_layout: torch.memory
         distilled=distilled,
         opt_state=optimizer.init(distilled),
         pool=jax.tree.map(lambda leaf: leaf[None], member),
-        ridge_raises=jnp.zeros((), jnp.int32),
+        ridge_increases=jnp.zeros((), jnp.int32),
     )
-    settings: dict[str, Any] = dict(learner=learner, optimizer=optimizer, inner_optimizer=inner, max_age=1000, ridge=RIDGE)
+    kernel = feature_kernel(learner, ridge=RIDGE)
+    settings: dict[str, Any] = dict(kernel=kernel, optimizer=optimizer, inner_optimizer=inner, max_age=1000)
     new, metrics = jax.jit(make_outer_step(**settings))(state, jnp.asarray(images), jnp.asarray(reprs), jax.random.key(0))
 
     loss = outer.step(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(reprs))

@@ -27,11 +27,6 @@ class Networks:
     b2: Float[Array, "A V"]
 
 
-def num_network_scalars(num_coefficients: int, hidden: int) -> int:
-    """Return the size of one network, 2 V h + h + V."""
-    return 2 * num_coefficients * hidden + hidden + num_coefficients
-
-
 def init_networks(key: PRNGKeyArray, num_networks: int, num_coefficients: int, hidden: int) -> Networks:
     """Return networks whose last layer is zero, so that they start by predicting no shift."""
     limit = jnp.sqrt(6.0 / num_coefficients)

@@ -1,21 +1,23 @@
 """The distilled set: a small pytree from which support images and their representations are expanded.
 
-There is one type for every parameterization. Images and representations are each either a plain array or a product of
-coefficients and bases, so KRR-ST (plain, plain), the bases of Yu et al. (factored, factored) and the rows between them
-are settings, and what a method stores is the number of scalars in the pytree.
+There is one type for every parameterization: images and representations are each in a store of `ssdd_jax.core.stores`, so KRR-ST
+(plain, plain), the bases of Yu et al. (factored, factored) and the rows between them are settings, and what a method stores is the
+number of scalars in the pytree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from ssdd_jax.core.approximation import Networks, num_network_scalars, predict_shift
-from ssdd_jax.core.bases import PCA, decode, encode
+from ssdd_jax.core.approximation import Networks, init_networks, predict_shift
+from ssdd_jax.core.stores.plain import Plain
+from ssdd_jax.core.stores.store import Start, Store
 from ssdd_jax.core.views import apply_views, check_views
 from ssdd_jax.settings.spec import TARGET_KINDS
 
@@ -64,31 +66,18 @@ class Layout:
 
 
 @struct.dataclass
-class Factors:
-    """Rows kept as coefficients of bases: coefficients @ bases + mean.
-
-    Attributes:
-        mean: "p". bases: "r p". coefficients: "m r", or "T m r" for the representations of T views.
-    """
-
-    mean: Float[Array, " p"]
-    bases: Float[Array, "r p"]
-    coefficients: Float[Array, "*T m r"]
-
-
-@struct.dataclass
 class DistilledSet:
     """A distilled set of m images under A views.
 
     Attributes:
-        images: "m h w C", or factors with p = h w C. In the student's normalized pixel space.
-        reprs: "T m d" with T stored views (view 0 first), or factors with p = d.
+        images: store of "m h w C", or of rows of h w C numbers. In the student's normalized pixel space.
+        reprs: store of the targets "T m d" of T stored views, view 0 first.
         networks: approximation networks of the views of kind 'network', or None when there is no such view.
         layout: what the arrays mean.
     """
 
-    images: Float[Array, "m h w C"] | Factors
-    reprs: Float[Array, "T m d"] | Factors
+    images: Store
+    reprs: Store
     networks: Networks | None
     layout: Layout = struct.field(pytree_node=False)
 
@@ -98,24 +87,13 @@ def resize_images(images: Float[Array, "n H W C"], shape: Sequence[int]) -> Floa
     return images if images.shape[1:3] == tuple(shape[:2]) else jax.image.resize(images, (len(images), *shape), "linear")
 
 
-def _factorize(rows: Float[Array, "*T m p"], pca: PCA, factor_scale: float | str) -> Factors:
-    coefficients = encode(rows, pca.mean, pca.bases)
-    if factor_scale == "balanced":
-        rms = lambda x: jnp.sqrt(jnp.mean(x**2) + 1e-12)
-        scale = jnp.sqrt(rms(coefficients) / rms(pca.bases))
-    else:
-        scale = jnp.asarray(factor_scale, rows.dtype)
-    return Factors(mean=pca.mean, bases=pca.bases * scale, coefficients=coefficients / scale)
-
-
 def init_distilled(
     images: Float[Array, "m H W C"],
     view_reprs: Float[Array, "A m d"],
     layout: Layout,
     *,
-    image_pca: PCA | None = None,
-    repr_pca: PCA | None = None,
-    factor_scale: float | str = "balanced",
+    image_store: Start = Plain,
+    repr_store: Start = Plain,
 ) -> DistilledSet:
     """Start a distilled set from real images and the teacher's representations of their views.
 
@@ -123,10 +101,9 @@ def init_distilled(
         images: "m H W C" real images.
         view_reprs: "A m d", the teacher's representation of every view of every image.
         layout: of the finished set; views of kind 'network' keep their own representations until `compress`.
-        image_pca: of real images at base resolution, flattened; None stores plain images.
-        repr_pca: of real representations; None stores plain representations.
-        factor_scale: bases are multiplied and coefficients divided by it. 'balanced' gives both the same
-            root mean square, so that one learning rate moves both by the same relative amount.
+        image_store: how images at base resolution are kept, such as `Plain` or `factored(pca)` with principal components of
+            flattened real images of that size.
+        repr_store: how representations are kept.
 
     Raises:
         ValueError: shapes do not match the layout.
@@ -139,8 +116,8 @@ def init_distilled(
     small = resize_images(images, layout.base_shape)
     reprs = view_reprs[jnp.array([i for i, kind in enumerate(layout.view_targets) if kind == "stored"])]
     return DistilledSet(
-        images=small if image_pca is None else _factorize(small.reshape(len(small), -1), image_pca, factor_scale),
-        reprs=reprs if repr_pca is None else _factorize(reprs, repr_pca, factor_scale),
+        images=image_store(small),
+        reprs=repr_store(reprs),
         networks=None,
         layout=layout,
     )
@@ -151,27 +128,16 @@ def reconstruct_images(distilled: DistilledSet) -> Float[Array, "m H W C"]:
 
     Example:
         >>> layout = Layout((8, 8, 1), (4, 4, 1))
-        >>> reconstruct_images(DistilledSet(jnp.zeros((5, 4, 4, 1)), jnp.zeros((1, 5, 3)), None, layout)).shape
+        >>> reconstruct_images(DistilledSet(Plain(jnp.zeros((5, 4, 4, 1))), Plain(jnp.zeros((1, 5, 3))), None, layout)).shape
         (5, 8, 8, 1)
     """
     images, layout = distilled.images, distilled.layout
-    if isinstance(images, Factors):
-        images = decode(images.coefficients, images.mean, images.bases).reshape(-1, *layout.base_shape)
-    return resize_images(images, layout.image_shape)
-
-
-def stored_coefficients(reprs: Float[Array, "T m d"] | Factors) -> Float[Array, "T m V"]:
-    """Return the coefficients of the stored views; for plain representations, the representations themselves."""
-    return reprs.coefficients if isinstance(reprs, Factors) else reprs
-
-
-def _with_coefficients(reprs: Float[Array, "T m d"] | Factors, coefficients: Float[Array, "S k V"]):
-    return replace(reprs, coefficients=coefficients) if isinstance(reprs, Factors) else coefficients
+    return resize_images(images.decode(images.codes).reshape(-1, *layout.base_shape), layout.image_shape)
 
 
 def view_coefficients(distilled: DistilledSet) -> Float[Array, "A m V"]:
-    """Return every view's representation coefficients; for plain representations, the representations themselves."""
-    stored = stored_coefficients(distilled.reprs)
+    """Return the codes of every view's representations: coefficients, or of plain ones the representations themselves."""
+    stored = distilled.reprs.codes
     shifts = None if distilled.networks is None else predict_shift(distilled.networks, stored[0])
     rows, num_stored, num_networks = [], 0, 0
     for kind in distilled.layout.view_targets:
@@ -193,16 +159,12 @@ def expand(distilled: DistilledSet) -> tuple[Float[Array, "A m H W C"], Float[Ar
 
     Example:
         >>> layout = Layout((8, 8, 1), (4, 4, 1), ("identity", "hflip"), ("stored", "shared"))
-        >>> images, reprs = expand(DistilledSet(jnp.zeros((5, 4, 4, 1)), jnp.zeros((1, 5, 3)), None, layout))
+        >>> images, reprs = expand(DistilledSet(Plain(jnp.zeros((5, 4, 4, 1))), Plain(jnp.zeros((1, 5, 3))), None, layout))
         >>> images.shape, reprs.shape
         ((2, 5, 8, 8, 1), (2, 5, 3))
     """
-    coefficients = view_coefficients(distilled)
-    reprs = distilled.reprs
-    return (
-        apply_views(reconstruct_images(distilled), distilled.layout.views),
-        decode(coefficients, reprs.mean, reprs.bases) if isinstance(reprs, Factors) else coefficients,
-    )
+    codes = view_coefficients(distilled)
+    return apply_views(reconstruct_images(distilled), distilled.layout.views), distilled.reprs.decode(codes)
 
 
 def compress(distilled: DistilledSet, layout: Layout, networks: Networks | None = None) -> DistilledSet:
@@ -218,7 +180,7 @@ def compress(distilled: DistilledSet, layout: Layout, networks: Networks | None 
 
     Example:
         >>> layout = Layout((8, 8, 1), (4, 4, 1), ("identity", "hflip"), ("stored", "stored"))
-        >>> full = DistilledSet(jnp.zeros((5, 4, 4, 1)), jnp.zeros((2, 5, 3)), None, layout)
+        >>> full = DistilledSet(Plain(jnp.zeros((5, 4, 4, 1))), Plain(jnp.zeros((2, 5, 3))), None, layout)
         >>> num_stored_scalars(compress(full, Layout((8, 8, 1), (4, 4, 1), layout.views, ("stored", "shared"))))
         95
     """
@@ -234,53 +196,71 @@ def compress(distilled: DistilledSet, layout: Layout, networks: Networks | None 
         raise ValueError(f"compress: {layout.view_targets} stores a view that {old.view_targets} does not have")
     stored_before = [new for was, new in pairs if was == "stored"]
     keep = jnp.array([row for row, kind in enumerate(stored_before) if kind == "stored"])
-    kept = _with_coefficients(distilled.reprs, stored_coefficients(distilled.reprs)[keep])
-    return DistilledSet(images=distilled.images, reprs=kept, networks=networks, layout=layout)
+    return DistilledSet(images=distilled.images, reprs=distilled.reprs.take(keep, axis=0), networks=networks, layout=layout)
 
 
 def take_images(distilled: DistilledSet, index: Int[Array, " k"]) -> DistilledSet:
     """Return the set of the chosen images alone; bases, means and networks are shared, and differentiable as such."""
-    images = distilled.images
-    images = replace(images, coefficients=images.coefficients[index]) if isinstance(images, Factors) else images[index]
-    reprs = _with_coefficients(distilled.reprs, stored_coefficients(distilled.reprs)[:, index])
-    return replace(distilled, images=images, reprs=reprs)
+    return replace(distilled, images=distilled.images.take(index, axis=0), reprs=distilled.reprs.take(index, axis=1))
 
 
 def num_images(distilled: DistilledSet) -> int:
     """Return m."""
-    return (distilled.images.coefficients if isinstance(distilled.images, Factors) else distilled.images).shape[0]
+    return distilled.images.codes.shape[0]
 
 
-def num_stored_scalars(distilled: DistilledSet) -> int:
+def num_stored_scalars(distilled: Any) -> int:
     """Return how many numbers the set stores: bases, coefficients, means, networks, all of them.
 
     Example:
-        >>> num_stored_scalars(DistilledSet(jnp.zeros((5, 4, 4, 1)), jnp.zeros((1, 5, 3)), None, Layout((4, 4, 1), (4, 4, 1))))
+        >>> layout = Layout((4, 4, 1), (4, 4, 1))
+        >>> num_stored_scalars(DistilledSet(Plain(jnp.zeros((5, 4, 4, 1))), Plain(jnp.zeros((1, 5, 3))), None, layout))
         95
     """
     return sum(prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(distilled))
 
 
-def count_stored_scalars(
-    num_images: int, layout: Layout, repr_width: int, *, num_image_bases: int = 0, num_repr_bases: int = 0, hidden: int = 0
-) -> int:
-    """Return `num_stored_scalars` of a finished set from its sizes alone; 0 bases mean plain arrays.
+def finished_shapes(
+    num_images: int, layout: Layout, repr_width: int, *, image_store: Start = Plain, repr_store: Start = Plain, hidden: int = 0
+) -> DistilledSet:
+    """Return the finished set of so many images as shapes alone, as `init_distilled` and `compress` make it; nothing is computed.
 
-    cost = U p + p + m U (or m p) + V d + d + T m V (or T m d) + networks (2 V h + h + V).
+    Args:
+        num_images: m.
+        layout: of the finished set.
+        repr_width: d.
+        image_store: see `init_distilled`; it may return zeros in place of what is fitted to data.
+        repr_store: likewise.
+        hidden: width of the approximation networks.
     """
-    p = prod(layout.base_shape)
-    width = num_repr_bases or repr_width
-    images = num_image_bases * (p + num_images) + p if num_image_bases else num_images * p
-    reprs = (num_repr_bases + 1) * repr_width if num_repr_bases else 0
-    return images + reprs + layout.count("stored") * num_images * width + layout.count("network") * num_network_scalars(width, hidden)
+
+    def make() -> DistilledSet:
+        images, reprs = jnp.zeros((num_images, *layout.image_shape)), jnp.zeros((len(layout.views), num_images, repr_width))
+        start = init_distilled(images, reprs, layout, image_store=image_store, repr_store=repr_store)
+        count = layout.count("network")
+        networks = init_networks(jax.random.key(0), count, start.reprs.codes.shape[-1], hidden) if count else None
+        return compress(start, layout, networks)
+
+    return jax.eval_shape(make)
 
 
-def max_images(budget: int, layout: Layout, repr_width: int, *, num_image_bases: int = 0, num_repr_bases: int = 0, hidden: int = 0) -> int:
-    """Return the largest m whose finished set stores at most `budget` numbers; 0 or less when not even the bases fit."""
-    cost = lambda m: count_stored_scalars(
-        m, layout, repr_width, num_image_bases=num_image_bases, num_repr_bases=num_repr_bases, hidden=hidden
-    )
-    return (budget - cost(0)) // (cost(1) - cost(0))
+def max_images(budget: int, cost: Callable[[int], int]) -> int:
+    """Return the largest m >= 1 with cost(m) <= budget, or 0 where not even one image fits.
+
+    Args:
+        budget: how many numbers may be stored.
+        cost: number of images -> numbers stored, which grows with every image.
+    """
+    first = cost(1)
+    if first > budget:
+        return 0
+    # Exact where every image costs the same.
+    most = 1 + (budget - first) // (cost(2) - first)
+    while cost(most) > budget:
+        most -= 1
+    while cost(most + 1) <= budget:
+        most += 1
+    return most
 
 
 def budget_scalars(num_pairs: int, image_shape: Sequence[int], repr_width: int) -> int:

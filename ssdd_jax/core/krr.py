@@ -16,8 +16,8 @@ from ssdd_jax.core.bases import HIGHEST
 
 RidgeScale = Literal["absolute", "trace", "mean_trace"]
 
-MOST_RAISES = 8
-"""How many times the ridge is raised for a kernel that is singular to float32: from 1e-7 of the trace to beyond it."""
+MAX_RIDGE_INCREASES = 8
+"""How many times the ridge is increased for a kernel that is singular to float32: from 1e-7 of the trace to beyond it."""
 
 
 def append_bias(features: Float[Array, "n q"]) -> Float[Array, "n q1"]:
@@ -43,11 +43,11 @@ def ridge_strength(trace: Float[Array, ""], num_rows: int, ridge: float, ridge_s
 def solve_regularized(
     kernel: Float[Array, "n n"], rhs: Float[Array, "n d"], strength: Float[Array, ""]
 ) -> tuple[Float[Array, "n d"], Int[Array, ""]]:
-    """Return (K + lambda I)^-1 R, and how many times lambda had to be raised for a Cholesky factor.
+    """Return (K + lambda I)^-1 R, and how many times lambda had to be increased for a Cholesky factor.
 
     A kernel that is singular to float32 has none, or one with a pivot that is nothing but rounding (at most the machine epsilon of the
-    largest diagonal element), and would give NaN or noise without a word: lambda is then raised to ten times as much, and to the
-    machine epsilon of the trace at least, until there is one. A lambda of more than that from the start is never raised. `strength`,
+    largest diagonal element), and would silently give NaN or noise: lambda is then increased to ten times as much, and to the
+    machine epsilon of the trace at least, until there is one. A lambda of more than that from the start is never increased. `strength`,
     lambda, is constant under differentiation; the gradient solves with the same factor and does not differentiate it.
     """
     identity = jnp.eye(kernel.shape[0], dtype=kernel.dtype)
@@ -57,19 +57,19 @@ def solve_regularized(
     # Also true of a factor of NaN.
     singular = lambda factor: ~(jnp.min(jnp.diagonal(factor)) ** 2 > limits.eps * jnp.max(jnp.diagonal(fixed)))
 
-    def raised(state):
-        strength, _, raises = state
+    def increased(state):
+        strength, _, increases = state
         strength = jnp.maximum(10 * strength, jnp.maximum(limits.eps * trace, limits.tiny))
-        return strength, factorize(strength), raises + 1
+        return strength, factorize(strength), increases + 1
 
     # Features that are not finite have no factor whatever the ridge.
-    retry = lambda state: singular(state[1]) & (state[2] < MOST_RAISES) & jnp.isfinite(trace)
+    retry = lambda state: singular(state[1]) & (state[2] < MAX_RIDGE_INCREASES) & jnp.isfinite(trace)
     strength = jax.lax.stop_gradient(strength)
     start = (strength, factorize(strength), jnp.zeros((), jnp.int32))
-    strength, factor, raises = jax.lax.while_loop(retry, raised, start)
+    strength, factor, increases = jax.lax.while_loop(retry, increased, start)
     product = lambda vectors: jnp.matmul(kernel, vectors, precision=HIGHEST) + strength * vectors
     solved = jax.lax.custom_linear_solve(product, rhs, lambda _, vectors: cho_solve((factor, True), vectors), symmetric=True)
-    return solved, raises
+    return solved, increases
 
 
 def ridge_predict(
@@ -80,7 +80,7 @@ def ridge_predict(
     ridge: float,
     ridge_scale: RidgeScale,
 ) -> tuple[Float[Array, "b d"], Int[Array, ""]]:
-    """Return P = F_t F_s^T (F_s F_s^T + lambda I)^-1 Y_s = F_t (F_s^T F_s + lambda I)^-1 F_s^T Y_s, and `solve_regularized`'s raises.
+    """Return P = F_t F_s^T (F_s F_s^T + lambda I)^-1 Y_s = F_t (F_s^T F_s + lambda I)^-1 F_s^T Y_s, and how often lambda was increased.
 
     The smaller of the two systems is solved, n x n (dual) or q x q (primal), and the factors of the first form are multiplied in the
     order that takes fewer operations. Both are chosen by the static shapes.
@@ -92,14 +92,14 @@ def ridge_predict(
     strength = ridge_strength(jnp.trace(kernel), num_rows, ridge, ridge_scale)
     product = partial(jnp.matmul, precision=HIGHEST)
     if primal:
-        weights, raises = solve_regularized(kernel, product(f_support.T, y_support), strength)
-        return product(f_target, weights), raises
-    solved, raises = solve_regularized(kernel, y_support, strength)
+        weights, increases = solve_regularized(kernel, product(f_support.T, y_support), strength)
+        return product(f_target, weights), increases
+    solved, increases = solve_regularized(kernel, y_support, strength)
     by_kernel = num_targets * num_rows * (width + num_outputs)
     by_weights = width * num_outputs * (num_rows + num_targets)
     if by_kernel < by_weights:
-        return product(gram(f_target, f_support), solved), raises
-    return product(f_target, product(f_support.T, solved)), raises
+        return product(gram(f_target, f_support), solved), increases
+    return product(f_target, product(f_support.T, solved)), increases
 
 
 def krr_predict(
@@ -112,7 +112,7 @@ def krr_predict(
 ) -> Float[Array, "b d"]:
     """Predict the targets' representations by kernel ridge regression: K_ts (K_ss + lambda I)^-1 Y_s, with K = F F^T.
 
-    Where K_ss + lambda I is singular to float32 (no ridge, or equal support rows), lambda is raised until it is not.
+    Where K_ss + lambda I is singular to float32 (no ridge, or equal support rows), lambda is increased until it is not.
 
     Args:
         f_support: "n q" features of the support set; append a bias column with `append_bias` if you want an intercept.

@@ -12,25 +12,37 @@ import numpy as np
 import safetensors.numpy
 
 from ssdd_jax.core.approximation import Networks
-from ssdd_jax.core.distilled import DistilledSet, Factors, Layout, num_images, num_stored_scalars
+from ssdd_jax.core.distilled import DistilledSet, Layout, num_images, num_stored_scalars
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import file_digest, json_bytes, sha256, write_bytes
+from ssdd_jax.registry import STORES
 
 FORMAT = 1
 TENSORS, MANIFEST, SUMS = "distilled.safetensors", "manifest.json", "SHA256SUMS"
-_PARTS = {"images": Factors, "reprs": Factors, "networks": Networks}
+STORED = ("images", "reprs")
+
+
+def _names(part: str, cls: type) -> dict[str, str]:
+    """Return the fields of a part's dataclass and what their arrays are called: 'images.bases' and so on, 'images' where there is one."""
+    fields = [field.name for field in dataclasses.fields(cls)]
+    return {field: part if len(fields) == 1 else f"{part}.{field}" for field in fields}
 
 
 def _flatten(distilled: DistilledSet) -> dict[str, np.ndarray]:
-    """Name every array: 'images' or 'images.bases' and so on."""
+    """Name every array."""
     arrays = {}
-    for part in _PARTS:
+    for part in (*STORED, "networks"):
         value = getattr(distilled, part)
-        if dataclasses.is_dataclass(value):
-            arrays |= {f"{part}.{field.name}": getattr(value, field.name) for field in dataclasses.fields(value)}
-        elif value is not None:
-            arrays[part] = value
+        if value is not None:
+            arrays |= {name: getattr(value, field) for field, name in _names(part, type(value)).items()}
     return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+
+
+def _store_name(store: Any) -> str:
+    for name, kind in STORES.items():
+        if kind.type is type(store):
+            return name
+    raise ValueError(f"save_distilled: a {type(store).__name__} could not be read again; add it with STORES.register first")
 
 
 def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> Path:
@@ -60,6 +72,7 @@ def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> 
     manifest = {
         "format": FORMAT,
         "layout": dataclasses.asdict(compact.layout),
+        "stores": {part: _store_name(getattr(compact, part)) for part in STORED},
         "image_axes": "NHWC",
         "num_images": num_images(compact),
         "num_views": len(compact.layout.views),
@@ -161,11 +174,13 @@ def load_distilled(path: str | Path) -> DistilledSet:
         raise DataError(f"{path / TENSORS} is damaged: its sha256 is not the manifest's; copy or distill it again")
     arrays = {name: jnp.asarray(array) for name, array in safetensors.numpy.load(content).items()}
 
-    def part(name: str) -> Any:
-        if name in arrays:
-            return arrays[name]
-        members = {key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")}
-        return _PARTS[name](**members) if members else None
+    # Before they were named there were two.
+    stores = manifest.get("stores") or {part: "plain" if part in arrays else "factored" for part in STORED}
+
+    def part(name: str, cls: type) -> Any:
+        return cls(**{field: arrays[key] for field, key in _names(name, cls).items()})
 
     layout = Layout(**{key: tuple(value) if isinstance(value, list) else value for key, value in manifest["layout"].items()})
-    return DistilledSet(images=part("images"), reprs=part("reprs"), networks=part("networks"), layout=layout)
+    images, reprs = (part(name, STORES[stores[name]].type) for name in STORED)
+    networks = part("networks", Networks) if layout.count("network") else None
+    return DistilledSet(images=images, reprs=reprs, networks=networks, layout=layout)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ssdd_jax.core.distilled import Factors, num_images
+from ssdd_jax.core.distilled import num_images
 from ssdd_jax.errors import InputError, StorageError
 from ssdd_jax.io.artifacts import load_distilled, read_manifest
 from ssdd_jax.io.files import write_bytes
@@ -169,7 +169,7 @@ def _method_section(workdir: Path, folder: Path, method: str, seeds: Sequence[in
     mean, std = normalization["mean"], normalization["std"]
     pictures = {"images": figures.images_picture(distilled, mean, std)}
     captions = {"images": _all_or_first(num_images(distilled), figures.MAX_IMAGES, "distilled images")}
-    if isinstance(distilled.images, Factors):
+    if distilled.images.bases is not None:
         shown = _all_or_first(len(distilled.images.bases), figures.MAX_BASES, "image bases")
         pictures["bases"] = figures.bases_picture(distilled.images.bases, distilled.layout.base_shape)
         captions["bases"] = f"{shown}, each stretched to its own range; mid-grey is 0"

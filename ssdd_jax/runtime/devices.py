@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssdd_jax.compat import make_mesh
-from ssdd_jax.core.outer import Place, anywhere
+from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.errors import InputError
 from ssdd_jax.runtime import hosts
-from ssdd_jax.settings.spec import RunSpec
+from ssdd_jax.settings.spec import DevicesSpec
 
 AXES = ("pool", "data")
 
@@ -86,9 +86,9 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def placement(devices: Devices | None) -> Place:
-    """Return the `Place` of a mesh, or of one device."""
-    return anywhere if devices is None else devices.place
+def placement(devices: Devices | None) -> Shard:
+    """Return the `Shard` of a mesh, or of one device."""
+    return unsharded if devices is None else devices.place
 
 
 def make_devices(pool: int = 1) -> Devices | None:
@@ -100,35 +100,17 @@ def make_devices(pool: int = 1) -> Devices | None:
     return None if count == 1 or hosts.is_alone() else Devices(make_mesh((pool, count // pool), AXES))
 
 
-def pool_axis(spec: RunSpec) -> int:
+def pool_axis(spec: DevicesSpec, members_per_step: int) -> int:
     """Return how many devices lie along "pool" in the outer loop.
 
     Raises:
         InputError: so many do not fit.
     """
-    count, members, pool = jax.device_count(), spec.pool.members_per_step, spec.devices.pool
-    if count % pool or members % pool:
+    count, pool = jax.device_count(), spec.pool
+    if count % pool or members_per_step % pool:
         raise InputError(
-            f"config.devices.pool is {pool}, expected a divisor of the {count} devices and of config.pool.members_per_step ({members}); "
+            f"config.devices.pool is {pool}, expected a divisor of the {count} devices and of "
+            f"config.pool.members_per_step ({members_per_step}); "
             "1 spreads rows alone"
         )
     return pool
-
-
-def check_batches(spec: RunSpec) -> None:
-    """Refuse batches that cannot be spread evenly.
-
-    Raises:
-        InputError: a batch size is no multiple of the devices that its rows are spread over.
-    """
-    count = jax.device_count()
-    sizes = {"outer": (spec.outer.batch_size, count // pool_axis(spec)), "teacher": (spec.teacher.batch_size, count)}
-    if spec.teacher.checkpoint:
-        del sizes["teacher"]
-    for section, (size, parts) in sizes.items():
-        if size % parts:
-            nearest = max(parts, parts * round(size / parts))
-            raise InputError(
-                f"config.{section}.batch_size is {size}, expected a multiple of the {parts} devices that it is spread over; "
-                f"{nearest} is the nearest"
-            )

@@ -70,6 +70,8 @@ def _convert(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> 
     if "choices" in metadata and value not in metadata["choices"]:
         expected = f"expected one of {', '.join(map(str, metadata['choices']))}"
         raise InputError(f"{where} is {value!r}, {expected}{nearest(str(value), map(str, metadata['choices']))}")
+    if "registry" in metadata and value != "":
+        metadata["registry"].check(value, f"{where} is {value!r}")
     low, high = metadata.get("range", (float("-inf"), float("inf")))
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{where} is {value}, expected a finite number")

@@ -13,6 +13,9 @@ PLAIN = RegressionSpec()
 PRESETS: dict[str, RegressionSpec] = {
     # N real images with the teacher's representations: KRR-ST before its first step.
     "random": replace(PLAIN, steps=0),
+    # Real images that stand for the others, likewise with the teacher's representations.
+    "kmeans": replace(PLAIN, selection="kmeans", steps=0),
+    "herding": replace(PLAIN, selection="herding", steps=0),
     "krr_st": PLAIN,
     # The controls of `basis`: its start, and as small images without bases.
     "basis_init": RegressionSpec(base_size=14, image_bases=24, repr_bases=16, steps=0),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.registry import METHODS
+from ssdd_jax.registry import KERNELS, METHODS, STORES, Registry
 from ssdd_jax.settings.augment import AugmentSpec
 
 
@@ -19,11 +19,18 @@ def within(default: Any, low: float, high: float = float("inf")) -> Any:
     return field(default=default, metadata={"range": (low, high)})
 
 
+def named(registry: Registry, default: str) -> Any:
+    """Declare a name in a registry."""
+    return field(default=default, metadata={"registry": registry})
+
+
 # What jax takes for a key without 64-bit integers.
 MOST_SEED = 2**31 - 1
 TARGET_KINDS = ("representation", "labels", "logits")
 """What the targets of a distilled set are."""
 CONTROLS = ("none", "teacher_init", "teacher", "full")
+# Those that are made with the teacher.
+TEACHER_CONTROLS = ("teacher_init", "teacher", "full")
 # Of `ssdd_jax.nets`, which builds the networks; these in the order of tables.
 PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
 NETS = ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit")
@@ -174,6 +181,11 @@ class RegressionSpec:
 
     Attributes:
         kind: among `ssdd_jax.registry.METHODS`; it picks the settings that a section has.
+        selection: the real images that the set starts from: random ones, those nearest to the centres of k-means on the teacher's
+            representations, or those whose mean representation comes nearest to that of all (herding).
+        kernel: among `ssdd_jax.registry.KERNELS`.
+        image_store: how images are kept, among `ssdd_jax.registry.STORES`; '' is factored where there are bases, else plain.
+        repr_store: how representations are kept, likewise.
         base_size: side of the stored images or image bases; 0 is the full resolution.
         image_bases: U; 0 stores plain images.
         repr_bases: V; 0 stores plain representations.
@@ -192,6 +204,10 @@ class RegressionSpec:
     """
 
     kind: str = one_of("regression")
+    selection: str = one_of("random", "kmeans", "herding")
+    kernel: str = named(KERNELS, "feature")
+    image_store: str = named(STORES, "")
+    repr_store: str = named(STORES, "")
     base_size: int = within(0, 0)
     image_bases: int = within(0, 0)
     repr_bases: int = within(0, 0)

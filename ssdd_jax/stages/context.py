@@ -1,6 +1,6 @@
 """What the stages after the teacher share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax.core.bases import PCA, fit_pca
-from ssdd_jax.core.distilled import Layout, budget_scalars, resize_images
+from ssdd_jax.core.distilled import budget_scalars, resize_images
 from ssdd_jax.core.real import RealImages
 from ssdd_jax.data import Concatenated, Images, Rows, open_prepared, select_rows
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
-from ssdd_jax.methods.plan import Plan, plan_method
+from ssdd_jax.methods.method import TEACHER
+from ssdd_jax.methods.plan import Plan, Sizes
 from ssdd_jax.progress import Display
+from ssdd_jax.registry import METHODS
 from ssdd_jax.runtime.encode import in_batches
 from ssdd_jax.runtime.feed import Table, to_device
 from ssdd_jax.runtime.loop import resumable
@@ -127,7 +129,7 @@ class Context:
     def shifts(self) -> dict[str, float]:
         """Return the teacher's shift under every view that a chosen method uses."""
         methods = [self.spec.methods[name] for name in self.spec.chosen_methods()]
-        return view_shifts(self.teacher, self.data, tuple(dict.fromkeys(view for method in methods for view in method.views)))
+        return view_shifts(self.teacher, self.data, tuple(dict.fromkeys(view for method in methods for view in views_of(method))))
 
     @cached_property
     def train_images(self) -> Table:
@@ -152,20 +154,32 @@ class Context:
             return jnp.concatenate([jnp.asarray(reprs) for reprs in files])
         return Concatenated([Rows(reprs) for reprs in files])
 
-    def pca(self, layout: Layout | None, num_components: int, name: str) -> PCA | None:
-        """Return the PCA of the base-resolution images of `layout`, or of the representations, or None for 0 components."""
-        if not num_components:
-            return None
-        key = (layout.base_shape if layout else None, num_components)
+    @cached_property
+    def train_labels(self) -> Table:
+        """Return the training images' labels "n"."""
+        return jnp.asarray(self.data.train_labels)
+
+    def normalized_images(self, rows: np.ndarray) -> jax.Array:
+        """Return some training images, normalized."""
+        return self.data.normalize(jnp.asarray(self.data.train_images[rows]))
+
+    @cached_property
+    def represent(self) -> Callable[[jax.Array], np.ndarray]:
+        """Return the function from normalized images to the teacher's representations, in batches."""
+        return partial(in_batches, jax.jit(self.teacher.represent))
+
+    def pca(self, base_shape: tuple[int, int, int] | None, num_components: int, name: str) -> PCA:
+        """Return the PCA of the training images at `base_shape`, flattened, or of the representations."""
+        key = (base_shape, num_components)
         if key not in self._pcas:
-            what = "representations" if layout is None else "images"
+            what = "representations" if base_shape is None else "images"
             # Every so many images are enough for a basis, and of a large dataset no more fit into memory.
-            most = max(num_components + 1, PCA_BYTES // (4 * (prod(layout.base_shape) if layout else self.width)))
+            most = max(num_components + 1, PCA_BYTES // (4 * (prod(base_shape) if base_shape else self.width)))
             sample = np.arange(0, len(self.data.train_images), -(-len(self.data.train_images) // most))
-            if layout is None:
+            if base_shape is None:
                 rows = self.reprs("train")[sample]
             else:
-                shrink = jax.jit(lambda batch: resize_images(self.data.normalize(batch), layout.base_shape).reshape(len(batch), -1))
+                shrink = jax.jit(lambda batch: resize_images(self.data.normalize(batch), base_shape).reshape(len(batch), -1))
                 rows = in_batches(shrink, select_rows(self.data.train_images, sample))
             limit = min(len(rows) - 1, rows.shape[1])
             if limit < 1:
@@ -173,7 +187,7 @@ class Context:
             fitted = fit_pca(jnp.asarray(rows), min(num_components, limit))
             rank = int(np.sum(np.asarray(fitted.variances) > 1e-6 * float(fitted.variances[0])))
             if num_components > min(rank, limit):
-                setting = "repr_bases" if layout is None else "image_bases"
+                setting = "repr_bases" if base_shape is None else "image_bases"
                 raise InputError(
                     f"config.methods.{name}.{setting} is {num_components}, expected at most {min(rank, limit)}, "
                     f"the rank of the training {what}; lower it"
@@ -181,9 +195,15 @@ class Context:
             self._pcas[key] = fitted
         return self._pcas[key]
 
+    def sizes(self, shifts: Mapping[str, float]) -> Sizes:
+        """Return what plans depend on, given the teacher's shifts."""
+        return Sizes(self.spec.num_pairs, self.data.image_shape, self.width, self.data.num_classes, shifts)
+
     def plan(self, name: str) -> Plan:
         """Return the plan of a method, checked against the data."""
-        plan = plan_method(name, self.spec.methods[name], self.spec.num_pairs, self.data.image_shape, self.width, self.shifts)
+        spec = self.spec.methods[name]
+        method = METHODS[spec.kind]
+        plan = method.plan(name, spec, self.sizes(self.shifts if TEACHER in method.needs else {}))
         if plan.num_images > len(self.data.train_images):
             raise InputError(
                 f"config.methods.{name} has {plan.num_images} images, the training split {len(self.data.train_images)} "
@@ -197,5 +217,13 @@ class Context:
 
     def distilled_digest(self, name: str) -> str:
         """Return the name of everything that a distilled set depends on, but the seed."""
-        spec = self.spec
-        return digest(self.teacher_digest, spec.num_pairs, spec.student, spec.pool, spec.outer, spec.methods[name])
+        spec = self.spec.methods[name]
+        method = METHODS[spec.kind]
+        made_from = self.teacher_digest if TEACHER in method.needs else self.data.digest
+        sections = [getattr(self.spec, section) for section in method.sections]
+        return digest(made_from, self.budget, sections, spec, method.version)
+
+
+def views_of(method: Any) -> tuple[str, ...]:
+    """Return the views that a method's settings ask for; the identity alone where they have none."""
+    return getattr(method, "views", ("identity",))

@@ -5,33 +5,27 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import groupby
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ssdd_jax.core.views import check_views
 from ssdd_jax.data.prepare import default_cache
-from ssdd_jax.data.prepare import read_manifest as read_prepared_manifest
-from ssdd_jax.data.published import statistics_warning
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.artifacts import MANIFEST, read_manifest
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import locked, write_json
 from ssdd_jax.io.metrics import Logger, Metrics
-from ssdd_jax.methods.plan import plan_method
 from ssdd_jax.progress import Display
 from ssdd_jax.report import read_results, results_tables, to_rich, write_report
 from ssdd_jax.runtime import hosts
 from ssdd_jax.runtime.compilation import use_cache
-from ssdd_jax.runtime.devices import check_batches
 from ssdd_jax.runtime.loop import seed_groups
-from ssdd_jax.settings.spec import CONTROLS, RunSpec
+from ssdd_jax.settings.spec import CONTROLS, TEACHER_CONTROLS, RunSpec
+from ssdd_jax.stages.checks import check_batches, check_sizes, data_warnings
 from ssdd_jax.stages.context import Context
-from ssdd_jax.stages.dataset import Data, load_data
-from ssdd_jax.stages.distill import Distiller
+from ssdd_jax.stages.dataset import load_data
+from ssdd_jax.stages.distill import distill
 from ssdd_jax.stages.evaluate import Evaluator
-from ssdd_jax.stages.networks import member_learner, repr_width, student_learner, teacher_learner
 from ssdd_jax.stages.provenance import check_changes, device
 from ssdd_jax.stages.results import Results
 
@@ -82,7 +76,7 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_c
     )
     for warning in data_warnings(spec, data):
         display.print(f"warning: {warning}")
-    check_sizes(spec, data.image_shape)
+    check_sizes(spec, data)
     check_batches(spec)
     context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl", logger, display.print), display)
     if hosts.is_writer():
@@ -104,8 +98,10 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_c
     hosts.wait_for_writer()
     if task == "evaluate":
         return by_the_writer(lambda: show_report(workdir, evaluate(context, own, named), display))
-    if task == "teacher":
+    # Methods ask for a teacher if they need one; its controls need one whatever the methods.
+    if task == "teacher" or (task == "all" and set(spec.evaluation.controls) & set(TEACHER_CONTROLS)):
         _ = context.teacher
+    if task == "teacher":
         return {}
     distill(context)
     if task == "distill":
@@ -121,20 +117,6 @@ def by_the_writer(fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             result = fn()
     hosts.wait_for_writer()
     return result
-
-
-def distill(context: Context) -> None:
-    """Distil what is not there yet."""
-    spec, display = context.spec, context.display
-    plans = {name: context.plan(name) for name in spec.chosen_methods()}
-    display.print(f"budget: {spec.num_pairs} pairs = {context.budget} numbers")
-    for name, plan in plans.items():
-        kinds = ", ".join(f"{view} {kind}" for view, kind in zip(plan.layout.views, plan.layout.view_targets, strict=True))
-        display.print(f"  {name}: {plan.num_images} images, {plan.stored_scalars} numbers; targets: {kinds}")
-    for name in plans:
-        distiller = Distiller(context, name)
-        for group in seed_groups(spec.seeds, spec.seeds_at_once):
-            distiller.distill(group)
 
 
 def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str, Any]:
@@ -272,41 +254,6 @@ def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
     for destination, folder in destinations.items():
         display.print(f"exported {export_distilled(folder, destination, fmt)}")
     return list(destinations)
-
-
-def data_warnings(spec: RunSpec, data: Data) -> list[str]:
-    """Return what a user should know of the data before a run: statistics other than the published ones, and images left out."""
-    manifest = read_prepared_manifest(data.folder) or {"splits": {}}
-    skipped = {name: len(about["skipped"]) for name, about in manifest["splits"].items() if about["skipped"]}
-    counts = ", ".join(f"{count} of {name}" for name, count in skipped.items())
-    left_out = f"images that cannot be used were skipped: {counts}; {data.folder / MANIFEST} lists them" if skipped else ""
-    return [line for line in (statistics_warning(spec.data.source, manifest), left_out) if line]
-
-
-def check_sizes(spec: RunSpec, image_shape: tuple[int, int, int]) -> None:
-    """Refuse, before anything runs, what cannot be built whatever the teacher turns out to be."""
-    teacher_learner(spec.teacher, image_shape)
-    width = repr_width(spec.teacher, image_shape)
-    member_learner(spec, image_shape)
-    if spec.outer.real_augment == "views":
-        views = spec.outer.real_views
-        try:
-            check_views(("identity", *(name for name in views if name != "identity")), image_shape)
-        except ValueError as error:
-            raise InputError(f"config.outer.real_views: {error}") from error
-        if not views or len(set(views)) != len(views):
-            raise InputError(f"config.outer.real_views is {views}, expected one or more distinct views; ('identity',) augments nothing")
-    for label, student in spec.evaluation.students.items():
-        student_learner(student, image_shape, width, f"config.evaluation.students.{label}")
-    for name in spec.chosen_methods():
-        method = spec.methods[name]
-        try:
-            valid = method.factor_scale == "balanced" or (isfinite(float(method.factor_scale)) and float(method.factor_scale) != 0)
-        except ValueError:
-            valid = False
-        if not valid:
-            raise InputError(f"config.methods.{name}.factor_scale is {method.factor_scale!r}, expected 'balanced' or a number other than 0")
-        plan_method(name, method, spec.num_pairs, image_shape, width, dict.fromkeys(method.views, 0.0))
 
 
 def prepare_workdir(workdir: Path) -> Path:

@@ -51,7 +51,15 @@ class Teacher:
 
     def represent(self, images: jax.Array) -> jax.Array:
         """Return the representations "n d" of normalized images "n H W C"."""
-        return (self.learner.apply(self.variables, images) - jnp.asarray(self.centre)[None]) / self.scale
+        return self.represent_with(self.variables, images)
+
+    def represent_with(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Return the representations with other variables, such as traced ones."""
+        return (self.learner.apply(variables, images) - jnp.asarray(self.centre)[None]) / self.scale
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a set's manifest says of the teacher."""
+        return {"digest": self.digest, "centre": self.centre.tolist(), "scale": self.scale}
 
 
 def teacher_optimizer(spec: TeacherSpec) -> optax.GradientTransformation:

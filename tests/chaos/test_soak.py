@@ -56,8 +56,9 @@ def test_two_thousand_steps_compile_nothing_again_and_keep_memory_and_files_boun
     images, reprs = jax.random.normal(key, (200, 8, 8, 1)), jax.random.normal(key, (200, 6))
     layout = Layout(image_shape=(8, 8, 1), base_shape=(4, 4, 1))
     pca = fit_pca(jax.random.normal(key, (100, 16)), 4)
-    start = init_distilled(images[:5], reprs[None, :5], layout, image_pca=pca, repr_pca=fit_pca(reprs, 3))
-    settings = dict(learner=make_learner("convnet", (4, 8), (8, 8, 1), 6), optimizer=optax.adam(1e-3), inner_optimizer=optax.sgd(0.01, 0.9))
+    start = init_distilled(images[:5], reprs[None, :5], layout, image_store=factored(pca), repr_store=factored(fit_pca(reprs, 3)))
+    kernel = feature_kernel(make_learner("convnet", (4, 8), (8, 8, 1), 6))
+    settings = dict(kernel=kernel, optimizer=optax.adam(1e-3), inner_optimizer=optax.sgd(0.01, 0.9))
     outer_step = make_outer_step(max_age=20, **settings)
     draw = lambda step, seed: (jax.random.randint(step_key(seed, Stream.OUTER_STEP, step), (16,), 0, 200),) * 2
     step = lambda state, number, batch, seed: outer_step(state, *batch, step_key(seed, Stream.OUTER_STEP, number))

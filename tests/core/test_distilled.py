@@ -5,16 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.outer import bilinear
+from oracles.storage import count_stored_scalars
 
 from ssdd_jax.core.approximation import Networks, init_networks
-from ssdd_jax.core.bases import fit_pca
+from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import (
     DistilledSet,
     Layout,
     budget_scalars,
     compress,
-    count_stored_scalars,
     expand,
+    finished_shapes,
     init_distilled,
     max_images,
     num_images,
@@ -25,7 +26,10 @@ from ssdd_jax.core.distilled import (
     view_coefficients,
 )
 from ssdd_jax.core.outer import outer_loss
+from ssdd_jax.core.stores.factored import factored
+from ssdd_jax.core.stores.plain import Plain
 from ssdd_jax.core.views import VIEWS
+from ssdd_jax.kernels.feature import feature_kernel
 from ssdd_jax.nets import make_learner
 
 pytestmark = pytest.mark.core
@@ -40,20 +44,24 @@ def draw(*shape, seed=0):
     return jnp.asarray(np.random.RandomState(seed).normal(size=shape), jnp.float32)
 
 
+def unfitted(num_bases, width):
+    zeros = lambda: PCA(jnp.zeros(width), jnp.zeros((num_bases, width)), jnp.zeros(width))
+    return factored(zeros) if num_bases else Plain
+
+
 def pca_of(rows, num_components):
     return fit_pca(rows.reshape(-1, rows.shape[-1]), num_components)
 
 
-def make_set(layout=LAYOUT, count=5, image_bases=7, repr_bases=4, **settings):
+def make_set(layout=LAYOUT, count=5, image_bases=7, repr_bases=4, factor_scale="balanced"):
     images, reprs = draw(count, *layout.image_shape) + 2.0, draw(len(layout.views), count, WIDTH, seed=1) + 3.0
     pixels = resize_images(draw(40, *layout.image_shape, seed=2) + 2.0, layout.base_shape).reshape(40, -1)
     return init_distilled(
         images,
         reprs,
         layout,
-        image_pca=fit_pca(pixels, image_bases) if image_bases else None,
-        repr_pca=fit_pca(draw(40, WIDTH, seed=3) + 3.0, repr_bases) if repr_bases else None,
-        **settings,
+        image_store=factored(fit_pca(pixels, image_bases), factor_scale) if image_bases else Plain,
+        repr_store=factored(fit_pca(draw(40, WIDTH, seed=3) + 3.0, repr_bases), factor_scale) if repr_bases else Plain,
     )
 
 
@@ -100,7 +108,11 @@ def test_full_rank_reconstructs_images_and_representations_exactly():
     original, original_reprs = draw(5, *SHAPE) + 2.0, draw(4, 5, WIDTH, seed=1) + 3.0
     np.testing.assert_allclose(reprs, original_reprs, rtol=1e-4, atol=1e-4)
     full = init_distilled(
-        original[:3], original_reprs[:, :3], layout, image_pca=fit_pca(original.reshape(5, -1), 4), repr_pca=pca_of(original_reprs, 6)
+        original[:3],
+        original_reprs[:, :3],
+        layout,
+        image_store=factored(fit_pca(original.reshape(5, -1), 4)),
+        repr_store=factored(pca_of(original_reprs, 6)),
     )
     np.testing.assert_allclose(expand(full)[0][0], original[:3], rtol=1e-3, atol=1e-4)
 
@@ -109,14 +121,14 @@ def test_full_rank_reconstructs_images_and_representations_exactly():
 def test_image_error_equals_the_discarded_variance(image_bases):
     images = draw(30, *SHAPE) + 5.0
     pca = fit_pca(images.reshape(30, -1), image_bases)
-    distilled = init_distilled(images, draw(1, 30, WIDTH), Layout(SHAPE, SHAPE), image_pca=pca)
+    distilled = init_distilled(images, draw(1, 30, WIDTH), Layout(SHAPE, SHAPE), image_store=factored(pca))
     error = jnp.mean(jnp.sum((reconstruct_images(distilled) - images) ** 2, (1, 2, 3)))
     np.testing.assert_allclose(error, pca.variances[image_bases:].sum(), rtol=1e-3)
 
 
 def test_images_are_upsampled_bilinearly_with_half_pixel_centres():
     small = draw(3, 4, 4, 1)
-    distilled = DistilledSet(small, draw(1, 3, WIDTH), None, Layout((8, 12, 1), (4, 4, 1)))
+    distilled = DistilledSet(Plain(small), Plain(draw(1, 3, WIDTH)), None, Layout((8, 12, 1), (4, 4, 1)))
     expected = np.einsum("yi,nijc,xj->nyxc", bilinear(4, 8), np.asarray(small), bilinear(4, 12))
     np.testing.assert_allclose(reconstruct_images(distilled), expected, rtol=1e-5, atol=1e-6)
 
@@ -189,6 +201,8 @@ def test_stored_scalars_equal_the_hand_formula(kinds, image_bases, repr_bases):
     sizes = {"num_image_bases": image_bases, "num_repr_bases": repr_bases, "hidden": hidden}
     assert num_stored_scalars(distilled) == by_hand
     assert count_stored_scalars(m, layout, d, **sizes) == by_hand
+    shapes = finished_shapes(m, layout, d, image_store=unfitted(image_bases, p), repr_store=unfitted(repr_bases, d), hidden=hidden)
+    assert shapes == jax.eval_shape(lambda: distilled)
     assert num_images(distilled) == m
 
 
@@ -198,7 +212,8 @@ def test_stored_scalars_of_the_published_setting():
     assert budget == 358_400
     means = 16 * 16 * 3 + 512
     # The published count leaves the means out.
-    assert max_images(budget + means, layout, 512, num_image_bases=200, num_repr_bases=200, hidden=4) == 242
+    stores = {"image_store": unfitted(200, 16 * 16 * 3), "repr_store": unfitted(200, 512)}
+    assert max_images(budget + means, lambda m: num_stored_scalars(finished_shapes(m, layout, 512, hidden=4, **stores))) == 242
 
 
 @given(
@@ -213,10 +228,10 @@ def test_stored_scalars_of_the_published_setting():
 def test_the_budget_holds_max_images_and_not_one_more(budget, kinds, repr_width, image_bases, repr_bases, hidden):
     layout = Layout(SHAPE, BASE, VIEW_NAMES[: len(kinds)], kinds)
     sizes = {"num_image_bases": image_bases, "num_repr_bases": repr_bases, "hidden": hidden}
-    most = max_images(budget, layout, repr_width, **sizes)
     cost = lambda m: count_stored_scalars(m, layout, repr_width, **sizes)
-    assert cost(max(most + 1, 0)) > budget
-    assert most < 0 or cost(most) <= budget
+    most = max_images(budget, cost)
+    assert cost(most + 1) > budget
+    assert most == 0 or cost(most) <= budget
 
 
 def every_kind_of_set():
@@ -238,7 +253,8 @@ def test_every_leaf_receives_a_gradient_from_the_outer_loss(name, key):
         "params": jax.tree.map(lambda leaf: draw(*leaf.shape), shapes["params"]),
         "batch_stats": jax.tree.map(lambda leaf: jnp.abs(draw(*leaf.shape)) + 0.5, shapes["batch_stats"]),
     }
-    loss = lambda d: outer_loss(d, variables, draw(6, *SHAPE, seed=8), draw(6, WIDTH, seed=9), learner=learner, ridge=1e-2)
+    kernel = feature_kernel(learner, ridge=1e-2)
+    loss = lambda d: outer_loss(d, variables, draw(6, *SHAPE, seed=8), draw(6, WIDTH, seed=9), kernel=kernel)[0]
     for path, gradient in leaves(jax.jit(jax.grad(loss))(distilled)).items():
         assert bool(jnp.isfinite(gradient).all()), path
         # No stored coefficient, pixel or basis entry is dead; a hidden unit may be.

@@ -24,6 +24,8 @@ from ssdd_jax.core.outer import (
     warm_up_ages,
 )
 from ssdd_jax.core.pool import train_member
+from ssdd_jax.core.stores.factored import factored
+from ssdd_jax.kernels.feature import feature_kernel
 from ssdd_jax.nets import conv, make_learner
 
 pytestmark = pytest.mark.core
@@ -69,6 +71,7 @@ def with_one_draw(learner):
 
 
 LEARNER = with_one_draw(make_learner("convnet", (4, 8), SHAPE, WIDTH))
+KERNEL = feature_kernel(LEARNER)
 # Three prototypes and a little noise.
 REAL_IMAGES = 2 * draw(3, *SHAPE, seed=8)[jnp.arange(16) % 3] + 0.3 * draw(16, *SHAPE, seed=10)
 REAL_REPRS = jnp.tanh(REAL_IMAGES.reshape(16, -1) @ draw(128, WIDTH, seed=9) / 8) + 1.0
@@ -79,7 +82,11 @@ def make_set(views=("identity", "rot90"), kinds=("stored", "stored"), count=5, c
     reprs = draw(len(views), count, WIDTH, seed=1) + 1.0
     pixels = resize_images(draw(40, *SHAPE, seed=2), BASE).reshape(40, -1)
     start = init_distilled(
-        contrast * draw(count, *SHAPE), reprs, layout, image_pca=fit_pca(pixels, 7), repr_pca=fit_pca(draw(40, WIDTH, seed=3) + 1.0, 4)
+        contrast * draw(count, *SHAPE),
+        reprs,
+        layout,
+        image_store=factored(fit_pca(pixels, 7)),
+        repr_store=factored(fit_pca(draw(40, WIDTH, seed=3) + 1.0, 4)),
     )
     if "network" not in kinds:
         return start
@@ -200,7 +207,7 @@ def test_loss_and_gradient_equal_the_float64_oracle(views, kinds, widths, count,
     features = learner.features(variables, support_rows(distilled)[0])
     assert form == ("primal" if features.shape[0] > features.shape[1] + 1 else "dual")
     expected, gradients = oracle_step(distilled, variables)
-    loss_fn = lambda d: outer_loss(d, variables, REAL_IMAGES, REAL_REPRS, learner=learner)
+    loss_fn = lambda d: outer_loss(d, variables, REAL_IMAGES, REAL_REPRS, kernel=feature_kernel(learner))[0]
     loss, ours = jax.jit(jax.value_and_grad(loss_fn))(distilled)
     assert float(loss) == pytest.approx(expected, rel=1e-4)
     ours, gradients = flat(ours), flat(gradients)
@@ -211,7 +218,7 @@ def test_loss_and_gradient_equal_the_float64_oracle(views, kinds, widths, count,
 
 def test_one_member_a_step_equals_a_step_written_by_hand(key):
     distilled = make_set()
-    state = init_outer(key, distilled, learner=LEARNER, optimizer=OUTER, inner_optimizer=INNER, pool_size=1)
+    state = init_outer(key, distilled, kernel=KERNEL, optimizer=OUTER, inner_optimizer=INNER, pool_size=1)
     state = dataclasses.replace(
         state, pool=dataclasses.replace(state.pool, variables=jax.tree.map(lambda x: x[None], variables_of(LEARNER)))
     )
@@ -248,11 +255,13 @@ def test_one_member_a_step_equals_a_step_written_by_hand(key):
 
 def start(key, pool_size=3, distilled=None):
     distilled = make_set() if distilled is None else distilled
-    return init_outer(key, distilled, learner=LEARNER, optimizer=OUTER, inner_optimizer=INNER, pool_size=pool_size)
+    return init_outer(key, distilled, kernel=KERNEL, optimizer=OUTER, inner_optimizer=INNER, pool_size=pool_size)
 
 
 def build(**settings):
-    return make_outer_step(**{"learner": LEARNER, "optimizer": OUTER, "inner_optimizer": INNER, "max_age": 100, "ridge": 1e-2, **settings})
+    of_kernel = {name: settings.pop(name) for name in ("rows_at_once", "remat") if name in settings}
+    kernel = feature_kernel(LEARNER, ridge=1e-2, **of_kernel)
+    return make_outer_step(**{"kernel": kernel, "optimizer": OUTER, "inner_optimizer": INNER, "max_age": 100, **settings})
 
 
 @functools.cache
@@ -267,7 +276,8 @@ def train(member, rows, targets):
 
 @jax.jit
 def loss_and_gradient(distilled, variables):
-    return jax.value_and_grad(outer_loss)(distilled, variables, REAL_IMAGES, REAL_REPRS, learner=LEARNER, ridge=1e-2)
+    loss_fn = lambda d: outer_loss(d, variables, REAL_IMAGES, REAL_REPRS, kernel=feature_kernel(LEARNER, ridge=1e-2))[0]
+    return jax.value_and_grad(loss_fn)(distilled)
 
 
 def run(state, step, num_steps, seed=0):
@@ -410,7 +420,7 @@ def test_the_support_is_every_view_of_every_image():
 
 def test_warm_up_trains_every_member_to_its_age_and_no_further(key):
     state, ages = start(key), jnp.array([2, 0, 1])
-    warm_up = jax.jit(make_warm_up_step(learner=LEARNER, inner_optimizer=INNER))
+    warm_up = jax.jit(make_warm_up_step(kernel=KERNEL, inner_optimizer=INNER))
     before = state
     for _ in range(3):
         for member in range(3):
@@ -426,7 +436,7 @@ def test_warm_up_trains_every_member_to_its_age_and_no_further(key):
 
 def test_warm_up_on_some_images_trains_on_those_that_its_key_draws(key):
     state, ages = start(key), jnp.array([1, 1, 1])
-    warm_up = jax.jit(make_warm_up_step(learner=LEARNER, inner_optimizer=INNER, support_images=2))
+    warm_up = jax.jit(make_warm_up_step(kernel=KERNEL, inner_optimizer=INNER, support_images=2))
     drawn = take_images(state.distilled, jax.random.permutation(key, 5)[:2])
     expected, _ = train(member_of(state.pool, 1), *support_rows(drawn))
     trained = member_of(warm_up(state, 1, ages, key)[0].pool, 1)

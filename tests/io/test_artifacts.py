@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssdd_jax import DistilledSet, Factors, Layout, Networks, expand, load_distilled, num_stored_scalars, save_distilled
+from ssdd_jax import DistilledSet, Factors, Layout, Networks, Plain, expand, load_distilled, num_stored_scalars, save_distilled
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.artifacts import MANIFEST, SUMS, TENSORS, read_manifest
 
@@ -21,7 +21,8 @@ def compact_set(key):
 
 
 def plain_set(key):
-    return DistilledSet(jax.random.normal(key, (4, 8, 8, 3)), jax.random.normal(key, (1, 4, 6)), None, Layout((8, 8, 3), (8, 8, 3)))
+    images, reprs = Plain(jax.random.normal(key, (4, 8, 8, 3))), Plain(jax.random.normal(key, (1, 4, 6)))
+    return DistilledSet(images, reprs, None, Layout((8, 8, 3), (8, 8, 3)))
 
 
 @pytest.mark.parametrize("make", [compact_set, plain_set])
@@ -62,7 +63,7 @@ def test_any_flipped_byte_is_noticed(tmp_path, key):
 
 def test_nan_is_never_written(tmp_path, key):
     distilled = plain_set(key)
-    bad = DistilledSet(distilled.images.at[0, 0, 0, 0].set(jnp.nan), distilled.reprs, None, distilled.layout)
+    bad = DistilledSet(Plain(distilled.images.rows.at[0, 0, 0, 0].set(jnp.nan)), distilled.reprs, None, distilled.layout)
     with pytest.raises(ValueError, match="images holds NaN or infinity, nothing was written"):
         save_distilled(tmp_path / "set", bad)
     assert not (tmp_path / "set").exists()

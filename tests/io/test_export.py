@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd_jax import VIEWS, DistilledSet, Factors, Layout, Networks, expand, load_distilled, save_distilled
+from ssdd_jax import VIEWS, DistilledSet, Factors, Layout, Networks, Plain, expand, load_distilled, save_distilled
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.artifacts import MANIFEST, SUMS, TENSORS, damaged_files
 from ssdd_jax.io.export import FORMATS, VIEW_MEANINGS, export_distilled, read_pairs
@@ -32,7 +32,7 @@ def bases_set(key, channels=1):
 
 def raw_set(key, channels=3):
     shape = (8, 6, channels)
-    return DistilledSet(jax.random.normal(key, (4, *shape)), jax.random.normal(key, (1, 4, 5)), None, Layout(shape, shape))
+    return DistilledSet(Plain(jax.random.normal(key, (4, *shape))), Plain(jax.random.normal(key, (1, 4, 5))), None, Layout(shape, shape))
 
 
 @pytest.fixture(params=["bases", "raw"])

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from ssdd_jax.core.approximation import Networks
-from ssdd_jax.core.distilled import DistilledSet, Factors, Layout
+from ssdd_jax.core.distilled import DistilledSet, Layout
+from ssdd_jax.core.stores.factored import Factors
+from ssdd_jax.core.stores.plain import Plain
 from ssdd_jax.io.artifacts import save_distilled
 
 SHAPE, WIDTH = (8, 8, 1), 6
@@ -75,7 +77,7 @@ def draw_set(method, seed=0):
     draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
     layout, num_images = LAYOUTS[method], NUM_IMAGES[method]
     if method == "krr_st":
-        return DistilledSet(draw(num_images, *SHAPE), draw(1, num_images, WIDTH), None, layout)
+        return DistilledSet(Plain(draw(num_images, *SHAPE)), Plain(draw(1, num_images, WIDTH)), None, layout)
     return DistilledSet(
         images=Factors(mean=draw(16), bases=draw(5, 16), coefficients=draw(num_images, 5)),
         reprs=Factors(mean=draw(WIDTH), bases=draw(4, WIDTH), coefficients=draw(1, num_images, 4)),

@@ -28,8 +28,10 @@ PROGRAM = """if True:
     from ssdd_jax.core.distilled import Layout, compress, init_distilled
     from ssdd_jax.core.augment import AugmentSpec
     from ssdd_jax.core.outer import init_outer, make_outer_step, make_warm_up_step
+    from ssdd_jax.core.stores.factored import factored
     from ssdd_jax.data import Rows
     from ssdd_jax.evals.probe import init_probe
+    from ssdd_jax.kernels.feature import feature_kernel
     from ssdd_jax.nets import make_learner
     from ssdd_jax.progress import Display
     from ssdd_jax.runtime.devices import make_devices, placement
@@ -43,8 +45,9 @@ PROGRAM = """if True:
     views = ("identity", "rot90", "hflip")
     layout = Layout(SHAPE, (4, 4, 1), views, ("stored", "stored", "network"))
     # Five images under three views: fifteen rows, which neither two nor four devices divide.
-    pca = lambda rows, n: fit_pca(rows.reshape(len(rows), -1), n)
-    start = init_distilled(images[:5], draw(3, 5, WIDTH, seed=2), layout, image_pca=pca(draw(40, 4, 4, 1), 7), repr_pca=pca(reprs, 4))
+    bases = lambda rows, n: factored(fit_pca(rows.reshape(len(rows), -1), n))
+    small = draw(40, 4, 4, 1)
+    start = init_distilled(images[:5], draw(3, 5, WIDTH, seed=2), layout, image_store=bases(small, 7), repr_store=bases(reprs, 4))
     start = compress(start, layout, init_networks(jax.random.key(3), 1, 4, 3))
 
     def quick(learner):
@@ -55,7 +58,7 @@ PROGRAM = """if True:
 
     # Of eight channels on, a convolution is one on CPUs too, see nets/conv.py.
     learner = quick(make_learner("convnet", (8, 8), SHAPE, WIDTH))
-    settings = dict(learner=learner, inner_optimizer=optax.sgd(0.05, 0.9))
+    settings = dict(kernel=feature_kernel(learner), inner_optimizer=optax.sgd(0.05, 0.9))
     found, programs = {}, {}
 
     def run(name, state, step, axes, args, mesh, tables=(images, reprs), num_rows=16, steps=2, per_dispatch=1):
@@ -73,7 +76,8 @@ PROGRAM = """if True:
         optimizer = optax.sgd(0.1)
         state = init_outer(jax.random.key(4), start, optimizer=optimizer, pool_size=4, **settings)
         state = state.replace(pool=state.pool.replace(age=jnp.array([0, 1, 2, 1], jnp.int32)))
-        step = make_outer_step(optimizer=optimizer, max_age=2, members_per_step=members, ridge=1e-2, place=placement(mesh), **settings)
+        of_mesh = {"kernel": feature_kernel(learner, ridge=1e-2, shard=placement(mesh))}
+        step = make_outer_step(optimizer=optimizer, max_age=2, members_per_step=members, shard=placement(mesh), **{**settings, **of_mesh})
         one = lambda state, number, batch, seed: step(state, *batch, jax.random.fold_in(jax.random.key(5), number))
         return run(name, stack([state]), one, (0,), (jnp.array([0]),), mesh, **kwargs), mesh
 
@@ -87,7 +91,7 @@ PROGRAM = """if True:
         run(name, jnp.zeros((1,)), regress, (0,), (jnp.array([0]),), make_devices(), tables=data, per_dispatch=length)
     mesh = make_devices()
     state = stack([init_outer(jax.random.key(4), start, optimizer=optax.sgd(0.1), pool_size=2, **settings)])
-    warm_up = make_warm_up_step(place=placement(mesh), **settings)
+    warm_up = make_warm_up_step(shard=placement(mesh), **settings)
     one = lambda state, number, ages: warm_up(state, number % 2, ages, jax.random.key(number))
     run("warm up", state, one, (None,), (jnp.array([2, 1], jnp.int32),), mesh, tables=())
 

@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 
 from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import PCA
-from ssdd_jax.core.distilled import VIEW_TARGETS, compress, expand, init_distilled, num_stored_scalars, stored_coefficients
+from ssdd_jax.core.distilled import VIEW_TARGETS, compress, expand, init_distilled, num_stored_scalars
 from ssdd_jax.core.outer import init_outer, make_outer_step
+from ssdd_jax.core.stores.factored import factored
+from ssdd_jax.core.stores.plain import Plain
 from ssdd_jax.core.views import VIEWS
 from ssdd_jax.errors import InputError
+from ssdd_jax.kernels.feature import feature_kernel
 from ssdd_jax.main import main
-from ssdd_jax.methods.plan import plan_method
+from ssdd_jax.methods import regression
+from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.nets import make_learner
 from ssdd_jax.settings.spec import RegressionSpec
 
@@ -91,7 +95,8 @@ def can_be(method, num_pairs, shape, width, shifts):
 def planned(planning):
     """Return the plan and '', or None and what the refusal says."""
     try:
-        return plan_method("ours", *planning), ""
+        method, num_pairs, shape, width, shifts = planning
+        return regression.plan("ours", method, Sizes(num_pairs, shape, width, 0, shifts)), ""
     except InputError as error:
         return None, str(error)
 
@@ -121,15 +126,15 @@ def test_a_plan_is_refused_in_one_line_where_no_set_can_be_and_else_fills_the_bu
 
 def build(key, images, view_reprs, image_pca, repr_pca, *, layout, hidden):
     """Return the finished set as the distillation makes it where it does no steps."""
-    distilled = init_distilled(images, view_reprs, layout, image_pca=image_pca, repr_pca=repr_pca)
+    store = lambda pca: Plain if pca is None else factored(pca)
+    distilled = init_distilled(images, view_reprs, layout, image_store=store(image_pca), repr_store=store(repr_pca))
     stored = [view for view, kind in zip(layout.views, distilled.layout.view_targets, strict=True) if kind == "stored"]
     predicted = [view for view, kind in zip(layout.views, layout.view_targets, strict=True) if kind == "network"]
     networks = None
     if predicted:
-        coefficients = stored_coefficients(distilled.reprs)
+        coefficients = distilled.reprs.codes
         rows = jnp.array([stored.index(view) for view in predicted])
-        bases = None if repr_pca is None else distilled.reprs.bases
-        networks, _ = fit_networks(key, coefficients[0], coefficients[rows], hidden=hidden, bases=bases, num_steps=2)
+        networks, _ = fit_networks(key, coefficients[0], coefficients[rows], hidden=hidden, bases=distilled.reprs.bases, num_steps=2)
     return compress(distilled, layout, networks)
 
 
@@ -197,9 +202,9 @@ def test_an_outer_step_on_a_planned_set_stays_finite_and_counts_what_it_did_to_a
     learner = make_learner("convnet", (2,), shape, width)
     # Its state are the gradients.
     outer = optax.GradientTransformation(lambda params: params, lambda grads, _, params: (jax.tree.map(lambda g: -0.01 * g, grads), grads))
-    common = {"learner": learner, "optimizer": outer, "inner_optimizer": optax.sgd(0.1, 0.9)}
+    common = {"kernel": feature_kernel(learner, ridge=step["ridge"]), "optimizer": outer, "inner_optimizer": optax.sgd(0.1, 0.9)}
     pool_size = step["pool_size"]
-    one_step = make_outer_step(**common, **{name: value for name, value in step.items() if name != "pool_size"})
+    one_step = make_outer_step(**common, **{name: value for name, value in step.items() if name not in ("pool_size", "ridge")})
 
     @jax.jit
     def run(real_images, real_reprs, images, *others):
@@ -221,9 +226,9 @@ def test_an_outer_step_on_a_planned_set_stays_finite_and_counts_what_it_did_to_a
     views, num_features = len(plan.layout.views), 2 * (shape[0] // 2) * (shape[1] // 2) + 1
     taken = min(step["support_images"] or plan.num_images, plan.num_images)
     if step["ridge"] > 0:
-        assert int(state.ridge_raises) == 0
+        assert int(state.ridge_increases) == 0
     elif equal and views < min(taken * views, num_features):
-        assert int(state.ridge_raises) >= step["members_per_step"]
+        assert int(state.ridge_increases) >= step["members_per_step"]
 
 
 # Everything tiny, and no random view that takes long to compile; several cases share what is compiled.

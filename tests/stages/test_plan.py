@@ -3,16 +3,22 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles.storage import count_stored_scalars
 
-from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars
+from ssdd_jax.core.distilled import Layout, budget_scalars
 from ssdd_jax.errors import InputError
 from ssdd_jax.main import config_folder
-from ssdd_jax.methods.plan import plan_method
+from ssdd_jax.methods import regression
+from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.spec import RegressionSpec
 from ssdd_jax.stages.networks import repr_width
 
 ROTATIONS = ("identity", "rot90", "rot180", "rot270")
+
+
+def plan_method(name, method, num_pairs, shape, width, shifts):
+    return regression.plan(name, method, Sizes(num_pairs, shape, width, 0, shifts))
 
 
 def load(name, variant=""):

@@ -1,0 +1,69 @@
+"""Rows as coefficients of bases (Yu et al., 2025): X = C_x B_x + mu_x."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from ssdd_jax.core.bases import PCA, decode, encode
+from ssdd_jax.core.stores.store import Start, StoreKind
+
+
+@struct.dataclass
+class Factors:
+    """Rows kept as coefficients of bases: coefficients @ bases + mean.
+
+    Attributes:
+        mean: "p". bases: "r p". coefficients: "m r", or "T m r" of T views.
+    """
+
+    mean: Float[Array, " p"]
+    bases: Float[Array, "r p"]
+    coefficients: Float[Array, "*T m r"]
+
+    @property
+    def codes(self) -> Float[Array, "*T m r"]:
+        """Return the coefficients."""
+        return self.coefficients
+
+    def decode(self, codes: Float[Array, "*T m r"]) -> Float[Array, "*T m p"]:
+        """Return codes @ bases + mean."""
+        return decode(codes, self.mean, self.bases)
+
+    def take(self, index: Int[Array, " k"], axis: int) -> "Factors":
+        """Return the chosen rows or views; mean and bases are shared."""
+        return replace(self, coefficients=self.coefficients[(slice(None),) * axis + (index,)])
+
+
+def factored(pca: PCA | Callable[[], PCA], factor_scale: float | str = "balanced") -> Start:
+    """Return how rows become `Factors`.
+
+    Args:
+        pca: principal components "r p" of real rows, or a function that returns them.
+        factor_scale: bases are multiplied and coefficients divided by it. 'balanced' gives both the same root mean square, so that one
+            learning rate moves both by the same relative amount.
+
+    Example:
+        >>> factored(fit_pca(jnp.eye(5), 2))(jnp.ones((3, 5))).coefficients.shape
+        (3, 2)
+    """
+
+    def start(rows: Float[Array, "*T m p"]) -> Factors:
+        fitted = pca if isinstance(pca, PCA) else pca()
+        # An image is a row of all its numbers.
+        rows = rows.reshape(len(rows), -1) if rows.ndim == 4 else rows
+        coefficients = encode(rows, fitted.mean, fitted.bases)
+        if factor_scale == "balanced":
+            rms = lambda x: jnp.sqrt(jnp.mean(x**2) + 1e-12)
+            scale = jnp.sqrt(rms(coefficients) / rms(fitted.bases))
+        else:
+            scale = jnp.asarray(factor_scale, rows.dtype)
+        # Means are the caller's: a set is donated to its steps.
+        return Factors(mean=fitted.mean, bases=fitted.bases * scale, coefficients=coefficients / scale)
+
+    return start
+
+
+STORE = StoreKind(Factors, lambda sizes: factored(lambda: sizes.pca(sizes.num_bases), sizes.factor_scale))

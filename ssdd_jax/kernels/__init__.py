@@ -1,0 +1,1 @@
+"""Kernels, each a file: what the outer loss predicts with."""

@@ -1,0 +1,41 @@
+"""The kernel of a pool member's features (ours, KRR-ST, FRePo)."""
+
+import jax
+
+from ssdd_jax.core.batching import in_parts
+from ssdd_jax.core.kernel import Kernel
+from ssdd_jax.core.krr import RidgeScale, append_bias, ridge_predict
+from ssdd_jax.core.learner import Learner
+from ssdd_jax.core.sharding import Shard, unsharded
+
+
+def feature_kernel(
+    learner: Learner,
+    *,
+    ridge: float = 1e-6,
+    ridge_scale: RidgeScale = "trace",
+    rows_at_once: int = 0,
+    remat: bool = False,
+    shard: Shard = unsharded,
+) -> Kernel:
+    """Return P = F_t F_s^T (F_s F_s^T + lambda I)^-1 Y_s with F = [f(x), 1], the penultimate features of one member in evaluation mode.
+
+    The gradient reaches the support rows through F_s and Y_s, and never the member or the images that are predicted for (KRR-ST).
+
+    Args:
+        learner: of the members.
+        ridge: see `ssdd_jax.core.krr.krr_predict`.
+        ridge_scale: see `ssdd_jax.core.krr.krr_predict`.
+        rows_at_once: how many real and how many support images pass through a member together, see `in_parts`; 0 takes all.
+        remat: recompute the support images' activations where their gradient is needed, instead of keeping them.
+        shard: how rows lie on devices.
+    """
+
+    def predict(variables, support_images, support_targets, images):
+        # Every chunk is sharded, see `replicate_then_shard`.
+        features = lambda rows: learner.features(variables, shard("data", rows))
+        f_support = append_bias(in_parts(features, shard("whole", support_images), rows_at_once, remat=remat))
+        f_target = jax.lax.stop_gradient(append_bias(in_parts(features, images, rows_at_once)))
+        return ridge_predict(f_support, support_targets, f_target, ridge=ridge, ridge_scale=ridge_scale)
+
+    return Kernel(predict, learner)

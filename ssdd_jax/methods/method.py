@@ -1,0 +1,136 @@
+"""The interface of a method: what it stores, and the phases in which it moves a distilled set."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from ssdd_jax.core.bases import PCA
+from ssdd_jax.core.distilled import DistilledSet
+from ssdd_jax.core.learner import Learner
+from ssdd_jax.core.real import RealImages
+from ssdd_jax.core.sharding import Shard
+from ssdd_jax.methods.plan import Plan, Sizes
+from ssdd_jax.settings.spec import RunSpec
+
+TEACHER, LABELS = "teacher", "labels"
+"""What a method may need."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a method is handed; whatever is expensive is a function that computes it on first use.
+
+    Attributes:
+        name: of the method's section, config.methods.NAME, for messages.
+        run: the settings that methods share.
+        num_train: number of training images.
+        image_shape: (H, W, C).
+        num_classes: of the labels; 0 without any.
+        labels: int32 "n" of the training images, or None; asked for by methods that need them.
+        normalize: uint8 images, or float images in [0, 1], to the student's normalized space; works under jit.
+        images: rows of training images, integers "k", to normalized images "k H W C".
+        learner: of the pool's members, with as many outputs as a teacher's representation has numbers.
+        real: how real images enter a step.
+        represent: normalized images "k H W C" to the teacher's representations, in batches; a NumPy array.
+        train_reprs: to the teacher's representations "n d" of all training images, memory-mapped.
+        represent_in_step: (teacher's variables, images "b H W C") -> representations, as a part of a jitted step.
+        teacher_variables: to the variables for it.
+        image_pca: (base shape, number of components) -> principal components of flattened training images of that size.
+        repr_pca: number of components -> principal components of the representations.
+        shard: how arrays of a step lie on devices.
+        chunk_size: learner -> how many images pass through it together, see `ssdd_jax.core.batching.in_parts`.
+    """
+
+    name: str
+    run: RunSpec
+    num_train: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    labels: np.ndarray | None
+    normalize: Callable[[Array], Array]
+    images: Callable[[np.ndarray], jax.Array]
+    learner: Learner
+    real: RealImages
+    represent: Callable[[jax.Array], np.ndarray]
+    train_reprs: Callable[[], np.ndarray]
+    represent_in_step: Callable[[Any, jax.Array], jax.Array]
+    teacher_variables: Callable[[], Any]
+    image_pca: Callable[[tuple[int, int, int], int], PCA]
+    repr_pca: Callable[[int], PCA]
+    shard: Shard
+    chunk_size: Callable[[], int]
+
+
+class Phase(NamedTuple):
+    """Steps of one kind, which a stage runs for a group of seeds at once, with checkpoints.
+
+    Attributes:
+        name: of its checkpoints, within the method.
+        num_steps: how many; a function of the seeds that run together where that depends on them.
+        init: (seed, state of the phase before) -> state; of the first phase, (seed, `Method.start`). Works under jit and vmap.
+        step: (state, step number, batch, seed, shared) -> (state, metrics with "loss"), for one seed. The batch has rows of `tables`.
+        draw: (step number, seed) -> a tuple of integers "b", the rows of each table.
+        tables: among "images", "targets" (the teacher's representations under every real view) and "labels".
+        shared: to an operand that all seeds and steps have in common, such as a teacher's variables.
+        first: number of its first step: its lines of metrics go on where the phase before has ended.
+        preparatory: it writes no metrics, and checkpoints only where it lasts long.
+        watch: state -> what of it must stay finite.
+        causes: what may be to blame and what to do, by the name of a metric or of a part of the watched state, in the order in which
+            a step computes them; "init" is that of a start that is not finite.
+        smaller: to (flags, phase) with less and less memory, for the advice where a step does not fit.
+    """
+
+    name: str
+    num_steps: int | Callable[[Sequence[int]], int]
+    init: Callable[[jax.Array, Any], Any]
+    step: Callable[..., tuple[Any, dict[str, jax.Array]]]
+    draw: Callable[[Any, Any], tuple[jax.Array, ...]] | None = None
+    tables: tuple[str, ...] = ()
+    shared: Callable[[], Any] = lambda: None
+    first: int = 0
+    preparatory: bool = False
+    watch: Callable[[Any], Any] = lambda state: state
+    causes: Mapping[str, str] = {}
+    smaller: Callable[[], Iterator[tuple[str, "Phase"]]] = lambda: iter(())
+
+
+class Finished(NamedTuple):
+    """What a method has made for one seed.
+
+    Attributes:
+        distilled: the set.
+        facts: numbers and strings for its manifest.
+        warnings: lines for the user.
+    """
+
+    distilled: DistilledSet
+    facts: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+class Method(NamedTuple):
+    """A method, as functions.
+
+    Attributes:
+        spec: dataclass of its settings; `config.methods.NAME.kind` picks the method.
+        version: part of every digest: a set that other code has made is made again.
+        needs: of `TEACHER` and `LABELS`; a new teacher does not redo a method that needs none.
+        sections: the sections of the run's settings that it reads, besides its own.
+        plan: (name, spec, sizes) -> plan; refuses with an InputError what cannot be, before anything runs.
+        start: (spec, plan, inputs, seed) -> what the first phase's `init` is given, or what `finish` is where there is no phase.
+        phases: (spec, plan, inputs) -> phases.
+        finish: (spec, plan, inputs, last state of one seed) -> what it has made.
+    """
+
+    spec: type[Any]
+    version: int
+    needs: frozenset[str]
+    sections: tuple[str, ...]
+    plan: Callable[[str, Any, Sizes], Plan]
+    start: Callable[[Any, Plan, Inputs, int], Any]
+    phases: Callable[[Any, Plan, Inputs], tuple[Phase, ...]]
+    finish: Callable[[Any, Plan, Inputs, Any], Finished]

@@ -1,0 +1,297 @@
+"""KRR-ST (Lee et al., 2024) and its extension by Yu et al. (2025): kernel ridge regression in closed form moves the set."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from math import isfinite, prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array
+
+from ssdd_jax.core.approximation import fit_networks
+from ssdd_jax.core.bases import PCA
+from ssdd_jax.core.distilled import DistilledSet, Layout, compress, finished_shapes, init_distilled
+from ssdd_jax.core.kernel import Kernel
+from ssdd_jax.core.optimizers import num_steps, outer_optimizer, sgd
+from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_warm_up_step, warm_up_ages
+from ssdd_jax.core.sharding import Shard, unsharded
+from ssdd_jax.core.stores.store import Start, StoreSizes
+from ssdd_jax.core.views import apply_views
+from ssdd_jax.errors import InputError
+from ssdd_jax.methods.method import TEACHER, Finished, Inputs, Method, Phase
+from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
+from ssdd_jax.methods.selection import select_images
+from ssdd_jax.registry import KERNELS, STORES
+from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.settings.spec import RegressionSpec, RunSpec
+
+# Fewer images do not keep a device busy.
+FEW_IMAGES = 32
+
+
+@struct.dataclass
+class State:
+    """The outer loop's state, and R^2 "A" of the approximation networks once they are fitted."""
+
+    outer: OuterState
+    r2: Array | None
+
+
+def without_pool(state: State) -> OuterState:
+    """Return what of a state is checked for being finite.
+
+    The members that a step trains are finite if their `member_norm` is; reading the pool would copy it, which is changed in place.
+    """
+    return replace(state.outer, pool=None)
+
+
+def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
+    """Choose the views' targets and the number of images that the budget holds.
+
+    Raises:
+        InputError: the budget does not hold the bases and one image, or a size does not fit the data.
+    """
+    where, width = f"config.methods.{name}", sizes.repr_width
+    (h, w, c), side = sizes.image_shape, spec.base_size
+    if side > min(h, w):
+        raise InputError(f"{where}.base_size is {side}, expected at most {min(h, w)}, the images' side; 0 is the full size")
+    base_shape = (side, side, c) if side else sizes.image_shape
+    if spec.image_bases > prod(base_shape):
+        raise InputError(f"{where}.image_bases is {spec.image_bases}, expected at most {prod(base_shape)}, the numbers of a base image")
+    if spec.repr_bases > width:
+        raise InputError(f"{where}.repr_bases is {spec.repr_bases}, expected at most {width}, the width of the teacher's representation")
+    _factor_scale(where, spec)
+    layout = partial(Layout, sizes.image_shape, base_shape, spec.views)
+    try:
+        if spec.view_targets == ("auto",):
+            shared = [view for view in spec.views[1:] if sizes.shifts[view] <= spec.shared_below]
+            targets = lambda costly: ("stored", *("shared" if view in shared else costly for view in spec.views[1:]))
+            # Stored coefficients are exact, so networks must save something to be chosen.
+            layouts = [layout(targets(costly)) for costly in ("stored", "network")]
+        else:
+            layouts = [layout(spec.view_targets)]
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+    unfitted = lambda width, count: PCA(jnp.zeros(width), jnp.zeros((count, width)), jnp.zeros(width))
+    stores = make_stores(where, spec, partial(unfitted, prod(base_shape)), partial(unfitted, width))
+    shapes = lambda count, layout: finished_shapes(count, layout, width, **stores, hidden=spec.hidden)
+    advice = f"lower image_bases ({spec.image_bases}) or repr_bases ({spec.repr_bases}), or raise config.num_pairs"
+    return fill_budget(where, sizes, layouts, shapes, spec.images, advice)
+
+
+def make_stores(where: str, spec: RegressionSpec, image_pca: Any, repr_pca: Any) -> dict[str, Start]:
+    """Return how images and representations are kept, as `init_distilled` takes it; both arguments: number of components -> PCA."""
+
+    def store(name: str, num_bases: int, pca: Any) -> Start:
+        chosen = name or ("factored" if num_bases else "plain")
+        return STORES[chosen].start(StoreSizes(num_bases, _factor_scale(where, spec), pca))
+
+    return {
+        "image_store": store(spec.image_store, spec.image_bases, image_pca),
+        "repr_store": store(spec.repr_store, spec.repr_bases, repr_pca),
+    }
+
+
+def _factor_scale(where: str, spec: RegressionSpec) -> float | str:
+    if spec.factor_scale == "balanced":
+        return spec.factor_scale
+    try:
+        scale = float(spec.factor_scale)
+    except ValueError:
+        scale = 0.0
+    if not isfinite(scale) or scale == 0:
+        raise InputError(f"{where}.factor_scale is {spec.factor_scale!r}, expected 'balanced' or a number other than 0")
+    return scale
+
+
+def start(spec: RegressionSpec, plan: Plan, inputs: Inputs, seed: int) -> DistilledSet:
+    """Return m real training images and the teacher's representations of their views."""
+    layout = plan.layout
+    images = inputs.images(select_images(spec.selection, seed, plan.num_images, inputs.num_train, inputs.train_reprs))
+    view_reprs = np.stack([inputs.represent(view) for view in apply_views(images, layout.views)])
+    stores = make_stores(f"config.methods.{inputs.name}", spec, partial(inputs.image_pca, layout.base_shape), inputs.repr_pca)
+    return init_distilled(images, jnp.asarray(view_reprs), layout, **stores)
+
+
+def make_kernel(spec: RegressionSpec, run: RunSpec, learner: Any, *, chunk_size: int, shard: Shard = unsharded) -> Kernel:
+    """Return the kernel of the outer loss that the settings name."""
+    outer = run.outer
+    make = KERNELS[spec.kernel]
+    return make(learner, ridge=outer.ridge, ridge_scale=outer.ridge_scale, rows_at_once=chunk_size, remat=run.memory.remat, shard=shard)
+
+
+def step_settings(spec: RegressionSpec, run: RunSpec, kernel: Kernel, *, first: int = 0, shard: Shard = unsharded) -> dict[str, Any]:
+    """Return the arguments of `make_outer_step`: the one place where settings become a step; `first` is the schedule's first step."""
+    return dict(
+        kernel=kernel,
+        optimizer=outer_optimizer(run, spec, first),
+        inner_optimizer=sgd(run.pool),
+        max_age=run.pool.max_age,
+        members_per_step=run.pool.members_per_step,
+        support_images=spec.support_images,
+        shard=shard,
+    )
+
+
+def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
+    """Return the warm-up of the pool, the free steps, and the steps in which approximation networks take part."""
+    run, total, layout = inputs.run, num_steps(inputs.run, spec), plan.layout
+    networks = layout.count("network") > 0
+    joint = round(spec.joint * total) if networks else 0
+    free = total - joint
+    kernel = make_kernel(spec, run, inputs.learner, chunk_size=inputs.chunk_size(), shard=inputs.shard)
+
+    def begin(seed: Array, distilled: DistilledSet) -> State:
+        """Return the state before the first step; without free steps the networks are fitted first."""
+        r2 = None
+        if networks and not free:
+            distilled, r2 = fit(spec, plan, distilled, step_key(seed, Stream.NETWORKS))
+        pool_kernel = kernel if total else kernel._replace(learner=None)
+        optimizers = dict(optimizer=outer_optimizer(run, spec), inner_optimizer=sgd(run.pool))
+        outer = init_outer(step_key(seed, Stream.POOL_INIT), distilled, kernel=pool_kernel, **optimizers, pool_size=run.pool.size)
+        return State(outer, r2)
+
+    def join(seed: Array, state: State) -> State:
+        """Fit the networks, drop what they replace, and start the optimizer's moments again; its schedule goes on."""
+        distilled, r2 = fit(spec, plan, state.outer.distilled, step_key(seed, Stream.NETWORKS))
+        opt_state = outer_optimizer(run, spec).init(distilled)
+        return State(replace(state.outer, distilled=distilled, opt_state=opt_state), r2)
+
+    go_on = lambda seed, state: state
+    steps = partial(_steps, spec, plan, inputs)
+    if not total:
+        return (Phase("joint", 0, begin, go_on, watch=without_pool, causes=_causes(spec, inputs)),) if networks else ()
+    found = [] if kernel.learner is None else [_warm_up(spec, inputs, kernel, begin)]
+    if free:
+        found.append(steps("free", free, go_on if found else begin))
+    if networks:
+        found.append(steps("joint", joint, join, free) if free else steps("joint", joint, go_on if found else begin))
+    return tuple(found)
+
+
+def fit(spec: RegressionSpec, plan: Plan, distilled: DistilledSet, key: Array) -> tuple[DistilledSet, Array]:
+    """Fit the approximation networks, drop what they replace, and return the set with R^2 "A"."""
+    codes = distilled.reprs.codes
+    free = [view for view, kind in zip(plan.layout.views, distilled.layout.view_targets, strict=True) if kind == "stored"]
+    rows = jnp.array([free.index(view) for view in network_views(plan.layout)])
+    settings = dict(hidden=spec.hidden, bases=distilled.reprs.bases, num_steps=spec.network_steps)
+    networks, r2 = fit_networks(key, codes[0], codes[rows], **settings)
+    return compress(distilled, plan.layout, networks), r2
+
+
+def network_views(layout: Layout) -> list[str]:
+    """Return the views whose targets networks predict."""
+    return [view for view, kind in zip(layout.views, layout.view_targets, strict=True) if kind == "network"]
+
+
+def _warm_up(spec: RegressionSpec, inputs: Inputs, kernel: Kernel, init: Any) -> Phase:
+    """Return the phase that gives every member of the pool its random age, trained on the initial set."""
+    pool = inputs.run.pool
+    ages_of = lambda seed: warm_up_ages(step_key(seed, Stream.POOL_WARM_UP), pool.size, pool.max_age)
+    train = make_warm_up_step(kernel=kernel, inner_optimizer=sgd(pool), support_images=spec.support_images, shard=inputs.shard)
+
+    def step(state: State, number: Array, batch: Any, seed: Array, shared: Any) -> tuple[State, dict[str, Array]]:
+        # Member by member; a seed whose pool is done waits for the others. Keys are numbered from 1, ages are drawn at 0.
+        ages = ages_of(seed)
+        member = jnp.minimum(jnp.searchsorted(jnp.cumsum(ages), number, side="right"), pool.size - 1)
+        outer, metrics = train(state.outer, member, ages, step_key(seed, Stream.POOL_WARM_UP, number + 1))
+        return replace(state, outer=outer), metrics
+
+    length = lambda seeds: max(int(ages_of(seed).sum()) for seed in seeds)
+    return Phase("warm_up", length, init, step, preparatory=True, watch=without_pool, causes=_causes(spec, inputs))
+
+
+def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: int, init: Any, first: int = 0) -> Phase:
+    """Return a phase of outer steps; the schedule is `first` steps in."""
+    real, shard = inputs.real, inputs.shard
+    kernel = make_kernel(spec, inputs.run, inputs.learner, chunk_size=inputs.chunk_size(), shard=shard)
+    outer_step = make_outer_step(**step_settings(spec, inputs.run, kernel, first=first, shard=shard))
+    advance = on_batches(outer_step, real, inputs.represent_in_step)
+
+    def step(state: State, number: Array, batch: Any, seed: Array, variables: Any) -> tuple[State, dict[str, Array]]:
+        outer, metrics = advance(state.outer, number, batch, seed, variables)
+        return replace(state, outer=outer), metrics
+
+    def smaller() -> Iterator[tuple[str, Phase]]:
+        """Yield the settings nearest to the present ones, and the phase with them, that take less and less memory."""
+        memory = replace(inputs.run.memory, remat=True, rows_at_once=FEW_IMAGES)
+        less = replace(inputs, run=replace(inputs.run, memory=memory), chunk_size=lambda: FEW_IMAGES)
+        flags = f"--config.memory.remat=True --config.memory.rows_at_once={FEW_IMAGES}"
+        images = spec.support_images or plan.num_images
+        while images:
+            fewer = f" --config.methods.{inputs.name}.support_images={images}" if images != spec.support_images else ""
+            yield flags + fewer, _steps(replace(spec, support_images=images), plan, less, name, count, init, first)
+            images //= 2
+
+    return Phase(
+        name,
+        count,
+        init,
+        step,
+        draw=real.draw,
+        tables=("images", "targets") if real.names else ("images",),
+        shared=(lambda: None) if real.names else inputs.teacher_variables,
+        first=first,
+        watch=without_pool,
+        causes=_causes(spec, inputs),
+        smaller=smaller,
+    )
+
+
+def on_batches(outer_step: Any, real: Any, represent: Any) -> Any:
+    """Return the outer step on what is drawn: (state, step number, batch, seed, teacher's variables if needed) -> (state, metrics).
+
+    A batch has images and, unless they are augmented afresh in every step, the teacher's representations.
+    """
+
+    def step(state, step_number, batch, seed, variables):
+        images = real.images(batch[0], step_number, seed)
+        reprs = batch[1] if real.names else represent(variables, images)
+        return outer_step(state, images, reprs, real.outer_key(step_number, seed))
+
+    return step
+
+
+def _causes(spec: RegressionSpec, inputs: Inputs) -> dict[str, str]:
+    """Return what may be to blame where a number goes bad."""
+    run = inputs.run
+    rate = f"config.methods.{inputs.name}.learning_rate ({spec.learning_rate})"
+    regression = f"the regression; lower {rate} or raise config.outer.ridge ({run.outer.ridge})"
+    members = f"the training of the pool; lower config.pool.learning_rate ({run.pool.learning_rate})"
+    return {
+        "init": f"the fit of the approximation networks; lower config.methods.{inputs.name}.hidden",
+        "loss": regression,
+        "grad_norm": regression,
+        "member_loss": members,
+        "member_norm": members,
+        "distilled": f"too large a step; lower {rate}",
+    }
+
+
+def finish(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State | DistilledSet) -> Finished:
+    """Return the set, with R^2 of its networks by view and how many times a ridge was increased."""
+    if isinstance(state, DistilledSet):
+        return Finished(state, {"steps": 0, "ridge_increases": 0, "approximation": None})
+    increases = int(state.outer.ridge_increases)
+    r2 = None if state.r2 is None else dict(zip(network_views(plan.layout), map(float, state.r2), strict=True))
+    warning = (
+        f"kernels singular to float32 had their ridge increased tenfold {increases} times; "
+        f"raise config.outer.ridge ({inputs.run.outer.ridge}), or look for equal images"
+    )
+    facts = {"steps": num_steps(inputs.run, spec), "ridge_increases": increases, "approximation": r2}
+    return Finished(state.outer.distilled, facts, (warning,) if increases else ())
+
+
+METHOD = Method(
+    spec=RegressionSpec,
+    version=1,
+    needs=frozenset({TEACHER}),
+    sections=("student", "pool", "outer"),
+    plan=plan,
+    start=start,
+    phases=phases,
+    finish=finish,
+)

@@ -1,0 +1,62 @@
+"""Which real images a set starts from."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from ssdd_jax.rng import Stream, step_key
+
+# More distances than so many in one pass over the rows: centres are then moved by samples of the rows.
+MAX_DISTANCES = 10**7
+SAMPLE = 4096
+
+
+def select_images(selection: str, seed: int, count: int, num_rows: int, reprs: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return `count` distinct rows of `num_rows` training images.
+
+    Args:
+        selection: 'random', 'kmeans' (`nearest_to_centres`) or 'herding' (`herd`).
+        seed: of the random choice and of the first centres; herding needs none.
+        count: how many.
+        num_rows: of how many.
+        reprs: to the teacher's representations "n d" of the training images; asked only where they are used.
+    """
+    if selection == "kmeans":
+        return nearest_to_centres(np.asarray(reprs()), count, seed)
+    if selection == "herding":
+        return herd(np.asarray(reprs()), count)
+    return np.asarray(jax.random.permutation(step_key(seed, Stream.DISTILLED_INIT), num_rows)[:count])
+
+
+def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return the rows nearest to the centres of k-means with k = `count`, each row once."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
+
+    settings = dict(n_clusters=count, n_init=1, random_state=seed)
+    large = len(reprs) * count > MAX_DISTANCES
+    means = MiniBatchKMeans(batch_size=SAMPLE, **settings) if large else KMeans(**settings)
+    # Sums of several threads come in any order.
+    with threadpool_limits(1):
+        centres = means.fit(reprs).cluster_centers_
+        free, chosen = np.ones(len(reprs), bool), []
+        for centre in centres:
+            distances = np.where(free, np.sum((reprs - centre) ** 2, 1), np.inf)
+            chosen.append(int(np.argmin(distances)))
+            free[chosen[-1]] = False
+    return np.array(chosen)
+
+
+def herd(reprs: np.ndarray, count: int) -> np.ndarray:
+    """Return rows, each chosen so that the mean of all so far comes nearest to the mean of all rows (Welling, 2009)."""
+    reprs = reprs.astype(np.float64)
+    mean, norms = reprs.mean(0), np.sum(reprs**2, 1)
+    total, chosen = np.zeros_like(mean), []
+    for number in range(1, count + 1):
+        # |number mean - total - row|^2, without what all rows share.
+        distances = norms - 2 * reprs @ (number * mean - total)
+        distances[chosen] = np.inf
+        chosen.append(int(np.argmin(distances)))
+        total += reprs[chosen[-1]]
+    return np.array(chosen)

@@ -1,0 +1,76 @@
+"""What is refused, or warned of, before anything runs."""
+
+import jax
+
+from ssdd_jax.core.views import check_views
+from ssdd_jax.data.prepare import read_manifest as read_prepared_manifest
+from ssdd_jax.data.published import statistics_warning
+from ssdd_jax.errors import InputError
+from ssdd_jax.io.artifacts import MANIFEST
+from ssdd_jax.methods.method import LABELS
+from ssdd_jax.methods.plan import Sizes
+from ssdd_jax.registry import METHODS
+from ssdd_jax.runtime.devices import pool_axis
+from ssdd_jax.settings.spec import RunSpec
+from ssdd_jax.stages.context import views_of
+from ssdd_jax.stages.dataset import Data
+from ssdd_jax.stages.networks import member_learner, repr_width, student_learner, teacher_learner
+
+
+def data_warnings(spec: RunSpec, data: Data) -> list[str]:
+    """Return what a user should know of the data before a run: statistics other than the published ones, and images left out."""
+    manifest = read_prepared_manifest(data.folder) or {"splits": {}}
+    skipped = {name: len(about["skipped"]) for name, about in manifest["splits"].items() if about["skipped"]}
+    counts = ", ".join(f"{count} of {name}" for name, count in skipped.items())
+    left_out = f"images that cannot be used were skipped: {counts}; {data.folder / MANIFEST} lists them" if skipped else ""
+    return [line for line in (statistics_warning(spec.data.source, manifest), left_out) if line]
+
+
+def check_sizes(spec: RunSpec, data: Data) -> None:
+    """Refuse, before anything runs, what cannot be built whatever the teacher turns out to be."""
+    image_shape = data.image_shape
+    teacher_learner(spec.teacher, image_shape)
+    width = repr_width(spec.teacher, image_shape)
+    member_learner(spec, image_shape)
+    if spec.outer.real_augment == "views":
+        views = spec.outer.real_views
+        try:
+            check_views(("identity", *(name for name in views if name != "identity")), image_shape)
+        except ValueError as error:
+            raise InputError(f"config.outer.real_views: {error}") from error
+        if not views or len(set(views)) != len(views):
+            raise InputError(f"config.outer.real_views is {views}, expected one or more distinct views; ('identity',) augments nothing")
+    for label, student in spec.evaluation.students.items():
+        student_learner(student, image_shape, width, f"config.evaluation.students.{label}")
+    for name in spec.chosen_methods():
+        settings = spec.methods[name]
+        method = METHODS[settings.kind]
+        if LABELS in method.needs and data.train_labels is None:
+            raise InputError(
+                f"config.methods.{name} needs labels, {data.name} has none; leave it out of config.only, or take labelled data"
+            )
+        # Whatever the teacher's shifts turn out to be.
+        shifts = dict.fromkeys(views_of(settings), 0.0)
+        method.plan(name, settings, Sizes(spec.num_pairs, image_shape, width, data.num_classes, shifts))
+
+
+def check_batches(spec: RunSpec) -> None:
+    """Refuse batches that cannot be spread evenly.
+
+    Raises:
+        InputError: a batch size is no multiple of the devices that its rows are spread over.
+    """
+    count = jax.device_count()
+    sizes = {
+        "outer": (spec.outer.batch_size, count // pool_axis(spec.devices, spec.pool.members_per_step)),
+        "teacher": (spec.teacher.batch_size, count),
+    }
+    if spec.teacher.checkpoint:
+        del sizes["teacher"]
+    for section, (size, parts) in sizes.items():
+        if size % parts:
+            nearest = max(parts, parts * round(size / parts))
+            raise InputError(
+                f"config.{section}.batch_size is {size}, expected a multiple of the {parts} devices that it is spread over; "
+                f"{nearest} is the nearest"
+            )
