@@ -16,7 +16,7 @@ def get_config(variant=""):
     bases = dict(base_size=8, image_bases=128 if large else 96, repr_bases=48 if large else 24, learning_rate=0.02)
     # With many images a step takes a random part of them: about as many rows as the features are wide, views counted.
     methods = {
-        "random": PRESETS["random"],
+        **{name: PRESETS[name] for name in ("random", "kmeans", "herding")},
         "krr_st": replace(PRESETS["krr_st"], learning_rate=0.03),
         "basis_init": replace(PRESETS["basis_init"], **bases),
         "raw_small": replace(PRESETS["raw_small"], base_size=8, learning_rate=0.05, support_images=128 if large else 0),

@@ -11,7 +11,7 @@ from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, pa
 def cpu():
     """N = 10, small networks: all methods, three seeds, within 30 minutes on two cores."""
     methods = {
-        "random": PRESETS["random"],
+        **{name: PRESETS[name] for name in ("random", "kmeans", "herding")},
         "krr_st": replace(PRESETS["krr_st"], learning_rate=0.1),
         "basis_init": PRESETS["basis_init"],
         "raw_small": replace(PRESETS["raw_small"], learning_rate=0.05),
@@ -23,7 +23,7 @@ def cpu():
     methods["ours_flip"] = replace(methods["ours"], views=("identity", "hflip"), view_targets=("stored", "shared"))
     methods["krr_st_long"] = replace(methods["krr_st"], steps=1500)
     config = default_config(**methods)
-    config.only = "random,krr_st,basis_init,raw_small,basis,ours"
+    config.only = "random,kmeans,herding,krr_st,basis_init,raw_small,basis,ours"
     config.num_pairs = 10
     config.teacher.update(widths=(32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):

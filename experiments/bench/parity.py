@@ -29,8 +29,8 @@ SETS = {"pairs": (WIDTHS, False), "bases under views": (WIDTHS, True), "bases un
 def parity() -> dict[str, dict[str, float]]:
     """Return relative errors by set: of the loss, of the gradient by every array of the set, of the member after its update."""
     return {
-        f"{name}, {label}": _errors(widths, factored, layout)
-        for name, (widths, factored) in SETS.items()
+        f"{name}, {label}": _errors(widths, with_bases, layout)
+        for name, (widths, with_bases) in SETS.items()
         for label, layout in (("contiguous", torch.contiguous_format), ("channels last", torch.channels_last))
     }
 

@@ -289,7 +289,6 @@ def _references(work: Work, layout: torch.memory_format) -> Any:
 def distilled_tensors(distilled: Any) -> DistilledTensors:
     """Return a `ssdd_jax.DistilledSet` during distillation, every view with its own representations, as tensors."""
     layout = distilled.layout
-    part = lambda value: (
-        {name: getattr(value, name) for name in ("mean", "bases", "coefficients")} if value.bases is not None else value.rows
-    )
+    names = ("mean", "bases", "coefficients")
+    part = lambda store: store.rows if store.bases is None else {name: getattr(store, name) for name in names}
     return DistilledTensors(part(distilled.images), part(distilled.reprs), layout.base_shape, layout.image_shape, layout.views)

@@ -1,5 +1,6 @@
 """Which real images a set starts from."""
 
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -32,13 +33,15 @@ def select_images(selection: str, seed: int, count: int, num_rows: int, reprs: C
 def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return the rows nearest to the centres of k-means with k = `count`, each row once."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     settings = dict(n_clusters=count, n_init=1, random_state=seed)
     large = len(reprs) * count > MAX_DISTANCES
     means = MiniBatchKMeans(batch_size=SAMPLE, **settings) if large else KMeans(**settings)
-    # Sums of several threads come in any order.
-    with threadpool_limits(1):
+    # Sums of several threads come in any order. Fewer distinct rows than centres are no fault: no row is chosen twice.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
         centres = means.fit(reprs).cluster_centers_
         free, chosen = np.ones(len(reprs), bool), []
         for centre in centres:

@@ -56,11 +56,12 @@ def smoke(config: Any) -> None:
     config.outer.update(steps=6, batch_size=32)
     config.evaluation.update(epochs=0, updates=5, probe_steps=5, probe_batch_size=64, low_steps=5, finetune_steps=3)
     for method in config.methods.values():
-        method.network_steps = 20
-        method.images = 6 if method.image_bases else 0
-        method.image_bases, method.repr_bases = min(method.image_bases, 4), min(method.repr_bases, 4)
-        method.base_size = min(method.base_size, 4)
-        method.steps = min(method.steps, 6)
+        if method.kind == "regression":
+            method.network_steps = 20
+            method.images = 6 if method.image_bases else 0
+            method.image_bases, method.repr_bases = min(method.image_bases, 4), min(method.repr_bases, 4)
+            method.base_size = min(method.base_size, 4)
+            method.steps = min(method.steps, 6)
 
 
 def six_students(width_factor: float = 1.0) -> ConfigDict:
