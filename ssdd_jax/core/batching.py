@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+MIN_CHUNK = 32
+"""Fewer rows at a time do not keep a device busy."""
+
 
 def split(rows: Float[Array, "n *row"], rows_at_once: int) -> Float[Array, "parts size *row"]:
     """Return rows as the fewest parts of one size that have at most so many rows each; zeros fill up the last."""

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import PCA
+from ssdd_jax.core.batching import MIN_CHUNK
 from ssdd_jax.core.distilled import DistilledSet, Layout, compress, finished_shapes, init_distilled
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.optimizers import num_steps, outer_optimizer, sgd
@@ -27,9 +28,6 @@ from ssdd_jax.methods.selection import select_images
 from ssdd_jax.registry import KERNELS, STORES
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.spec import RegressionSpec, RunSpec
-
-# Fewer images do not keep a device busy.
-FEW_IMAGES = 32
 
 
 @struct.dataclass
@@ -164,12 +162,12 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
     steps = partial(_steps, spec, plan, inputs)
     if not total:
         return (Phase("joint", 0, begin, go_on, watch=without_pool, causes=_causes(spec, inputs)),) if networks else ()
-    found = [] if kernel.learner is None else [_warm_up(spec, inputs, kernel, begin)]
-    if free:
-        found.append(steps("free", free, go_on if found else begin))
+    warm = kernel.learner is not None
+    found = [steps("free", free, go_on if warm else begin)] if free else []
     if networks:
-        found.append(steps("joint", joint, join, free) if free else steps("joint", joint, go_on if found else begin))
-    return tuple(found)
+        found.append(steps("joint", joint, join, free) if free else steps("joint", joint, go_on if warm else begin))
+    # It takes less memory than the steps that follow: what fits them fits it.
+    return (_warm_up(spec, inputs, kernel, begin)._replace(smaller=found[0].smaller), *found) if warm else tuple(found)
 
 
 def fit(spec: RegressionSpec, plan: Plan, distilled: DistilledSet, key: Array) -> tuple[DistilledSet, Array]:
@@ -217,9 +215,9 @@ def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: i
 
     def smaller() -> Iterator[tuple[str, Phase]]:
         """Yield the settings nearest to the present ones, and the phase with them, that take less and less memory."""
-        memory = replace(inputs.run.memory, remat=True, rows_at_once=FEW_IMAGES)
-        less = replace(inputs, run=replace(inputs.run, memory=memory), chunk_size=lambda: FEW_IMAGES)
-        flags = f"--config.memory.remat=True --config.memory.rows_at_once={FEW_IMAGES}"
+        memory = replace(inputs.run.memory, remat=True, rows_at_once=MIN_CHUNK)
+        less = replace(inputs, run=replace(inputs.run, memory=memory), chunk_size=lambda: MIN_CHUNK)
+        flags = f"--config.memory.remat=True --config.memory.rows_at_once={MIN_CHUNK}"
         images = spec.support_images or plan.num_images
         while images:
             fewer = f" --config.methods.{inputs.name}.support_images={images}" if images != spec.support_images else ""

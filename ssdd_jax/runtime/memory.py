@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ssdd_jax.core.batching import MIN_CHUNK
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.errors import InputError
 from ssdd_jax.runtime.devices import on_cpu
@@ -16,8 +17,6 @@ from ssdd_jax.settings.spec import MemorySpec
 
 # Activations of so many bytes stay in a CPU's caches from one layer to the next.
 CACHED_BYTES = 2**24
-# Fewer do not keep a device busy.
-FEW_ROWS = 32
 
 
 class TooLarge(InputError):
@@ -31,7 +30,7 @@ def rows_at_once(spec: MemorySpec, learner: Learner, image_shape: tuple[int, int
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     jaxpr = jax.make_jaxpr(learner.features)(jax.eval_shape(learner.init, jax.random.key(0)), image)
     largest = max(_activation_bytes(jaxpr.jaxpr))
-    return max(FEW_ROWS, CACHED_BYTES // largest)
+    return max(MIN_CHUNK, CACHED_BYTES // largest)
 
 
 def _activation_bytes(jaxpr: Any) -> Iterator[int]:

@@ -155,17 +155,18 @@ class MethodRun:
                 checkpoints=checkpoints,
             )
         except TooLarge as error:
-            raise TooLarge(f"{self.name}: {error}; {self._what_fits(phase, state, args, tables)}") from error
+            raise TooLarge(f"{self.name}: {error}; {self._what_fits(phase, state, seeds)}") from error
 
-    def _what_fits(self, phase: Phase, state: Any, args: tuple[Any, ...], tables: list[Table]) -> str:
+    def _what_fits(self, phase: Phase, state: Any, seeds: jax.Array) -> str:
         """Return the settings nearest to the present ones of whose step there is enough memory."""
-        batch = lambda table, rows: jax.ShapeDtypeStruct((len(args[0]), *rows.shape, *table.shape[1:]), table.dtype)
-        on_device = all(isinstance(table, jax.Array) for table in tables)
-        drawn = () if phase.draw is None else jax.eval_shape(phase.draw, 0, args[0][0])
-        given = (tuple(tables), None) if on_device else ((), tuple(map(batch, tables, drawn)))
+        batch = lambda table, rows: jax.ShapeDtypeStruct((len(seeds), *rows.shape, *table.shape[1:]), table.dtype)
         for flags, smaller in phase.smaller():
+            tables = self._tables(smaller)
+            on_device = all(isinstance(table, jax.Array) for table in tables)
+            drawn = () if smaller.draw is None else jax.eval_shape(smaller.draw, 0, seeds[0])
+            given = (tuple(tables), None) if on_device else ((), tuple(map(batch, tables, drawn)))
             try:
-                self._loop(smaller).compile(state, jnp.asarray(0), 1, None, *given, *args)
+                self._loop(smaller).compile(state, jnp.asarray(0), 1, None, *given, seeds, smaller.shared())
             except TooLarge:
                 continue
             return f"what fits is {flags}"

@@ -27,7 +27,7 @@ def test_kmeans_takes_no_row_twice_and_is_a_function_of_its_seed():
 def test_herding_is_the_greedy_search_for_the_mean():
     rows = clusters(per_cluster=5)
     chosen = []
-    for number in range(1, 7):
+    for _ in range(6):
         left = [i for i in range(len(rows)) if i not in chosen]
         means = [np.mean([*rows[chosen], rows[i]], 0) for i in left]
         chosen.append(left[int(np.argmin([np.sum((mean - rows.mean(0)) ** 2) for mean in means]))])
