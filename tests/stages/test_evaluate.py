@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from ssdd_jax.cli import parse
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.metrics import Metrics
-from ssdd_jax.main import main, parse
+from ssdd_jax.main import main
 from ssdd_jax.progress import Display
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.presets import default_config, smoke, to_config

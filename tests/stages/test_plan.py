@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssdd_jax.cli import config_folder
 from ssdd_jax.core.distilled import Layout, budget_scalars, count_stored_scalars
 from ssdd_jax.errors import InputError
-from ssdd_jax.main import config_folder
 from ssdd_jax.methods.plan import plan_method
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.spec import RegressionSpec
