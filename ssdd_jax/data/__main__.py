@@ -12,7 +12,7 @@ from typing import NoReturn
 from ssdd_jax.data.check import check, contact_sheet
 from ssdd_jax.data.decode import FITS
 from ssdd_jax.data.download import download
-from ssdd_jax.data.prepare import Options, open_prepared, prepare, read_manifest
+from ssdd_jax.data.prepare import Options, open_prepared, prepare, read_prepared_manifest
 from ssdd_jax.data.sources import KINDS, NAMED, open_source
 from ssdd_jax.errors import InputError, Status
 from ssdd_jax.progress import Display
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "prepare":
         folder = prepare(open_source(args.source, args.data_dir), options, cache, display)
         for name, split in open_prepared(folder).splits.items():
-            skipped = len((read_manifest(folder) or {})["splits"][name]["skipped"])
+            skipped = len((read_prepared_manifest(folder) or {})["splits"][name]["skipped"])
             display.print(f"{name}: {len(split.images):,} images" + (f", {skipped:,} skipped" if skipped else ""))
         display.print(f"prepared in {folder}")
         return 0

@@ -27,10 +27,10 @@ from ssdd_jax.data.decode import BadImage, decode_image, fit_image
 from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks, Source, Split
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import allocate_npy, file_digest, json_digest, locked
+from ssdd_jax.io.manifest import MANIFEST, read_manifest
 from ssdd_jax.progress import Display
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 # Starting the processes takes as long as decoding so many small images.
 PARALLEL_FROM = 2048
 CHUNK_IMAGES = 256
@@ -110,7 +110,7 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
     identity = json_digest([FORMAT, source.name, [str(file) for file in source.files], str(source.root), asdict(options)])[:12]
     folder_name = re.sub(r"[^\w.-]", "_", source.name)
     folder = cache / f"{folder_name}-{identity}"
-    if (read_manifest(folder) or {}).get("stamp") == stamp:
+    if (read_prepared_manifest(folder) or {}).get("stamp") == stamp:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -148,13 +148,13 @@ def _store(source: Source, options: Options, folder: Path, stamp: str, display: 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a prepared dataset, or None where there is none that can be read."""
+def read_prepared_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a prepared dataset, or None where there is none that can be read: then it is prepared again."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        manifest = read_manifest(folder) or {}
+    except (OSError, DataError):
         return None
-    return manifest if isinstance(manifest, dict) and manifest.get("format") == FORMAT and "splits" in manifest else None
+    return manifest if manifest.get("format") == FORMAT and "splits" in manifest else None
 
 
 def open_prepared(folder: Path) -> Dataset:
@@ -163,7 +163,7 @@ def open_prepared(folder: Path) -> Dataset:
     Raises:
       DataError: it is not whole.
     """
-    manifest = read_manifest(folder)
+    manifest = read_prepared_manifest(folder)
     if manifest is None:
         raise DataError(f"no prepared dataset in {str(folder)!r}, expected {MANIFEST} there; prepare it again")
     splits = {}
@@ -185,7 +185,7 @@ def open_prepared(folder: Path) -> Dataset:
 
 def damaged_arrays(folder: Path) -> list[str]:
     """Return the names of the arrays whose bytes are no longer those that were prepared; reads all of them."""
-    manifest = read_manifest(folder) or {"splits": {}}
+    manifest = read_prepared_manifest(folder) or {"splits": {}}
     kept = {f"{split}_{part}": digest for split, about in manifest["splits"].items() for part, digest in about["sha256"].items()}
     load = lambda name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     return [name for name, digest in kept.items() if array_digest(load(name)) != digest]
@@ -511,7 +511,7 @@ def _remove_left_over(cache: Path) -> None:
 
 
 def _put_in_place(temporary: Path, folder: Path, stamp: str) -> None:
-    while (read_manifest(folder) or {}).get("stamp") != stamp:  # else another process has prepared the same meanwhile
+    while (read_prepared_manifest(folder) or {}).get("stamp") != stamp:  # else another process has prepared the same meanwhile
         try:
             temporary.rename(folder)
         except OSError as error:

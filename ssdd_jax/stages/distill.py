@@ -19,7 +19,8 @@ from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.core.real import RealImages
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import DataError
-from ssdd_jax.io.artifacts import damaged_files, read_manifest, save_distilled
+from ssdd_jax.io.artifacts import save_distilled
+from ssdd_jax.io.manifest import damaged_files, read_manifest
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime import health, hosts
 from ssdd_jax.runtime.devices import make_devices, placement, pool_axis

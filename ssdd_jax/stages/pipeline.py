@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ssdd_jax.core.views import check_views
-from ssdd_jax.data.prepare import default_cache
-from ssdd_jax.data.prepare import read_manifest as read_prepared_manifest
+from ssdd_jax.data.prepare import default_cache, read_prepared_manifest
 from ssdd_jax.data.published import statistics_warning
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.artifacts import MANIFEST, read_manifest
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import locked, write_json
+from ssdd_jax.io.manifest import MANIFEST, read_manifest
 from ssdd_jax.io.metrics import Logger, Metrics
 from ssdd_jax.methods.plan import plan_method
 from ssdd_jax.progress import Display

@@ -13,8 +13,10 @@ from PIL import Image
 
 from ssdd_jax import VIEWS, DistilledSet, Factors, Layout, Networks, expand, load_distilled, save_distilled
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.artifacts import MANIFEST, SUMS, TENSORS, damaged_files
-from ssdd_jax.io.export import FORMATS, VIEW_MEANINGS, export_distilled, read_pairs
+from ssdd_jax.io.artifacts import TENSORS
+from ssdd_jax.io.export import FORMATS, VIEW_MEANINGS, export_distilled
+from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files
+from ssdd_jax.io.pairs import read_pairs
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 GREY, RGB = {"mean": [0.3], "std": [0.25]}, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
@@ -180,7 +182,7 @@ def test_a_failed_export_never_looks_whole(source, tmp_path, key, monkeypatch, f
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssdd_jax.io.artifacts.write_bytes", no_space)
+        patch.setattr("ssdd_jax.io.manifest.write_bytes", no_space)
         with pytest.raises(OSError, match="No space left"):
             export_distilled(source, exported, fmt)
     assert not (exported / MANIFEST).exists()
@@ -229,7 +231,7 @@ def test_a_destination_that_holds_something_else_is_refused(source, tmp_path):
     (tmp_path / "file").write_text("mine")
     refuses("file is a file, expected a folder", export_distilled, source, tmp_path / "file", "npz")
     refuses("file is a file, expected a folder", export_distilled, source, tmp_path / "file" / "below", "npz")
-    refuses("holds a manifest.json that is no export's", export_distilled, source, source, "npz")
+    refuses("holds a manifest.json that is not an export's", export_distilled, source, source, "npz")
     load_distilled(source)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -319,12 +321,12 @@ def test_other_folders_are_named_for_what_they_are(source, tmp_path):
         ({"kind": "model"}, "found a manifest.json of kind 'model'"),
         ({"format": 9}, "has format 9, expected 1"),
         ({"files": {}}, "lists no file of an export, found none"),
-        ({"files": 3}, "has 'files' that are no JSON object"),
+        ({"files": 3}, "has 'files' that are not a JSON object"),
     ]:
         (exported / MANIFEST).write_text(json.dumps({**manifest, **change}))
         refuses(message, read_pairs, exported)
     (exported / MANIFEST).write_text("{")
-    refuses("manifest.json is damaged: it is no JSON", read_pairs, exported)
+    refuses("manifest.json is damaged: it is not valid JSON", read_pairs, exported)
 
 
 def test_the_pytorch_script_trains_on_an_export_without_this_library(tmp_path, key):
