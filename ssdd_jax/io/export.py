@@ -12,7 +12,8 @@ import safetensors.numpy
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from ssdd_jax.core.distilled import expand
+from ssdd_jax.core.distilled import Layout, expand
+from ssdd_jax.core.views import VIEWS
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.io.artifacts import load_distilled
 from ssdd_jax.io.files import sha256
@@ -20,25 +21,13 @@ from ssdd_jax.io.manifest import MANIFEST, listed_files, read_manifest, write_fo
 from ssdd_jax.io.pairs import EXPORT_FORMAT, EXPORT_KIND, normalization_of
 
 FORMATS = ("safetensors", "npz", "png", "pt")
-VIEW_MEANINGS = {
-    "identity": "the image itself",
-    "rot90": "a quarter turn counter-clockwise, numpy.rot90(image, 1)",
-    "rot180": "a half turn, numpy.rot90(image, 2)",
-    "rot270": "a quarter turn clockwise, numpy.rot90(image, 3)",
-    "hflip": "mirrored left to right",
-    "vflip": "mirrored top to bottom",
-    "zoom_tl": "the top left quadrant, enlarged bilinearly to the full size",
-    "zoom_tr": "the top right quadrant, enlarged bilinearly to the full size",
-    "zoom_bl": "the bottom left quadrant, enlarged bilinearly to the full size",
-    "zoom_br": "the bottom right quadrant, enlarged bilinearly to the full size",
-    "shift_up": "moved up by 2 pixels; normalised zeros (the mean colour) come in",
-    "shift_down": "moved down by 2 pixels; normalised zeros (the mean colour) come in",
-    "shift_left": "moved left by 2 pixels; normalised zeros (the mean colour) come in",
-    "shift_right": "moved right by 2 pixels; normalised zeros (the mean colour) come in",
-    "dim": "normalised values times 0.7",
-    "bright": "normalised values times 1.3",
+# What the targets are, by `Layout.target_kind`.
+TARGET_MEANINGS = {
+    "representation": "the teacher's representation of the image under its view; the teacher's own numbers are target * scale + centre",
+    "labels": "one number per class, one-hot labels (perhaps centred, perhaps moved by the distillation) of the image under its view",
+    "logits": "one number per class, what a network trained on the labels returns for the image under its view, before the softmax",
 }
-# The published protocol: KRR-ST's pretraining of the student and its linear evaluation.
+# The published protocol for representations: KRR-ST's pretraining of the student and its linear evaluation.
 PROTOCOL = {
     "pretraining": {
         "loss": "mean squared error between the network's outputs and the targets, over batch and width",
@@ -106,7 +95,7 @@ def export_distilled(source: str | Path, destination: str | Path, fmt: str) -> P
     mean, std = normalization_of(source, metadata, images.shape[-1])
     views = distilled.layout.views
     files = _encode(fmt, to_uint8(images, mean, std), images, targets, views)
-    manifest = _describe(fmt, files, metadata, images, mean, std, views)
+    manifest = _describe(fmt, files, metadata, images, mean, std, distilled.layout)
     # An old manifest must not vouch for what is left; and it alone knows the old files, whose names are checked since it may come from
     # anywhere.
     (destination / MANIFEST).unlink(missing_ok=True)
@@ -182,10 +171,14 @@ def _pt(array: np.ndarray) -> bytes:
 
 
 def _describe(
-    fmt: str, files: _Files, metadata: Mapping[str, Any], images: np.ndarray, mean: np.ndarray, std: np.ndarray, views: tuple[str, ...]
+    fmt: str, files: _Files, metadata: Mapping[str, Any], images: np.ndarray, mean: np.ndarray, std: np.ndarray, layout: Layout
 ) -> dict[str, Any]:
     """Return the manifest: all that is needed to train on the files elsewhere, and to check that they were read as they were meant."""
     channels, teacher = images.shape[-1], metadata.get("teacher") or {}
+    of_teacher = layout.target_kind == "representation"
+    targets = {"meaning": TARGET_MEANINGS[layout.target_kind]}
+    if of_teacher:
+        targets |= {key: teacher.get(key) for key in ("centre", "scale")}
     values = {
         "images": {
             "meaning": "normalised, not clipped: train on these",
@@ -214,20 +207,17 @@ def _describe(
         "kind": EXPORT_KIND,
         "file_format": fmt,
         "files": {name: {"sha256": sha256(content), "arrays": _shapes(arrays)} for name, (content, arrays) in files.items()},
-        "letters": "A views, m images, H rows from the top, W columns from the left, C colours, d numbers a target; A*m: view by view",
+        "letters": "A views, m images, H rows from the top, W columns from the left, C colours, d numbers per target; A*m: view by view",
         "image_axes": _AXES["x_syn" if fmt == "pt" else "images"],
         "colours": _COLOURS.get(channels, f"{channels} channels"),
         "values": values,
         "normalization": {key: metadata["normalization"][key] for key in ("mean", "std")},
         "normalize": "x = (pixel / 255 - mean) / std, channel by channel: evaluation images too, before a network sees them",
-        "views": [{"name": view, "meaning": VIEW_MEANINGS[view]} for view in views],
-        "targets": {
-            "meaning": "the teacher's representation of the image under its view; the teacher's own numbers are target * scale + centre",
-            "centre": teacher.get("centre"),
-            "scale": teacher.get("scale"),
-        },
+        "views": [{"name": view, "meaning": VIEWS[view].meaning} for view in layout.views],
+        "target_kind": layout.target_kind,
+        "targets": targets,
         **{key: metadata.get(key) for key in kept},
-        "published_protocol": PROTOCOL,
+        "published_protocol": PROTOCOL if of_teacher else None,
         "checksum": {
             "of": "the first view of the first image, normalised: float32, little endian, (H, W, C) in C order",
             "sha256": sha256(np.ascontiguousarray(images[0, 0], "<f4").tobytes()),

@@ -49,8 +49,8 @@ def read_pairs(path: str | Path) -> Pairs:
     - what `save_distilled` wrote, with `normalization` among its metadata;
     - what `export_distilled` wrote, in any format; PyTorch is not needed;
     - somebody else's set. Its manifest.json has at least {"kind": "pairs", "normalization": {"mean": [...], "std": [...]}} with one number
-      per channel, of pixels in [0, 1]; "name" and "files" ({FILE: {"sha256": ...}}, which is then checked) are optional, and all else is
-      kept. Next to it images.npy "n H W C", uint8 pixels or normalised floats, and targets.npy "n d", floats; or x_syn.pt "n C H W",
+      per channel, of pixels in [0, 1]; "name", "target_kind" (representation, labels or logits) and "files" ({FILE: {"sha256": ...}}, which
+      is then checked) are optional, and all else is kept. Next to it images.npy "n H W C", uint8 pixels or normalised floats, and targets.npy "n d", floats; or x_syn.pt "n C H W",
       normalised floats, and y_syn.pt "n d".
 
     Args:
@@ -178,7 +178,10 @@ def _check_pairs(path: Path, images: np.ndarray, targets: np.ndarray, manifest: 
                 f"{name} in {path} are {array.dtype}, expected finite floating-point numbers (images may be uint8); convert them"
             )
     normalization_of(path, manifest, images.shape[3])
-    return Pairs(np.asarray(images, np.float32), np.asarray(targets, np.float32), manifest)
+    pairs = Pairs(np.asarray(images, np.float32), np.asarray(targets, np.float32), manifest)
+    if pairs.target_kind not in TARGET_KINDS:
+        raise InputError(f"{path / MANIFEST} has target_kind {pairs.target_kind!r}, expected one of {', '.join(TARGET_KINDS)}; correct it")
+    return pairs
 
 
 def _listing(path: Path) -> str:

@@ -14,9 +14,10 @@ from PIL import Image
 from ssdd_jax import VIEWS, DistilledSet, Factors, Layout, Networks, expand, load_distilled, save_distilled
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.artifacts import TENSORS
-from ssdd_jax.io.export import FORMATS, VIEW_MEANINGS, export_distilled
+from ssdd_jax.io.export import FORMATS, TARGET_MEANINGS, export_distilled
 from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files
 from ssdd_jax.io.pairs import read_pairs
+from ssdd_jax.settings.spec import TARGET_KINDS
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 GREY, RGB = {"mean": [0.3], "std": [0.25]}, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
@@ -139,10 +140,30 @@ def test_the_manifest_says_what_the_files_are(source, tmp_path, fmt):
     assert manifest["source_sha256"] == original["sha256"]
     assert manifest["stored_scalars"] == original["stored_scalars"]
     assert manifest["published_protocol"]["pretraining"]["weight_decay"] == 1e-3
+    assert manifest["target_kind"] == "representation"
+    assert manifest["targets"]["meaning"].startswith("the teacher's representation")
+
+
+@pytest.mark.parametrize("kind", ["labels", "logits"])
+def test_targets_that_are_no_representation_are_not_called_one(tmp_path, key, kind):
+    layout = Layout((8, 6, 3), (8, 6, 3), target_kind=kind)
+    distilled = DistilledSet(jax.random.normal(key, (4, 8, 6, 3)), jnp.eye(4)[None], None, layout)
+    source = save_distilled(tmp_path / "set", distilled, normalization=RGB)
+    exported = export_distilled(source, tmp_path / "export", "npz")
+    manifest = json.loads((exported / MANIFEST).read_text())
+    assert manifest["target_kind"] == kind
+    assert manifest["targets"] == {"meaning": TARGET_MEANINGS[kind]}
+    assert "teacher" not in manifest["targets"]["meaning"]
+    assert manifest["published_protocol"] is None
+    assert [pairs.target_kind for pairs in (read_pairs(source), read_pairs(exported))] == [kind, kind]
+    np.testing.assert_array_equal(read_pairs(exported).targets, np.eye(4))
+
+
+def test_every_kind_of_targets_is_explained():
+    assert tuple(TARGET_MEANINGS) == TARGET_KINDS
 
 
 def test_every_view_is_explained_truly():
-    assert VIEW_MEANINGS.keys() == VIEWS.keys()
     image = np.arange(36.0, dtype=np.float32).reshape(6, 6, 1)
     view = lambda name: np.asarray(VIEWS[name](jnp.asarray(image[None])))[0]
     for turns, name in enumerate(("identity", "rot90", "rot180", "rot270")):
@@ -301,6 +322,7 @@ def test_sets_that_cannot_be_trained_on_are_refused(tmp_path):
             ("expected 3 finite numbers each", images, targets, {"normalization": GREY}),
             ("cannot read .*images.npy .ValueError.", np.array([[None]]), targets, {}),
             ("images.npy is damaged", images, targets, wrong),
+            ("target_kind 'label', expected one of representation, labels, logits", images, targets, {"target_kind": "label"}),
         ]
     ):
         refuses(message, read_pairs, foreign(tmp_path / str(number), *arrays, **manifest))
