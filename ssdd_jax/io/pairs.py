@@ -49,9 +49,9 @@ def read_pairs(path: str | Path) -> Pairs:
     - what `save_distilled` wrote, with `normalization` among its metadata;
     - what `export_distilled` wrote, in any format; PyTorch is not needed;
     - somebody else's set. Its manifest.json has at least {"kind": "pairs", "normalization": {"mean": [...], "std": [...]}} with one number
-      per channel, of pixels in [0, 1]; "name", "target_kind" (representation, labels or logits) and "files" ({FILE: {"sha256": ...}}, which
-      is then checked) are optional, and all else is kept. Next to it images.npy "n H W C", uint8 pixels or normalised floats, and targets.npy "n d", floats; or x_syn.pt "n C H W",
-      normalised floats, and y_syn.pt "n d".
+      per channel, of pixels in [0, 1]. "name", "target_kind" (representation, labels or logits) and "files" ({FILE: {"sha256": ...}},
+      which is then checked) are optional, and all else is kept. Next to it images.npy "n H W C", uint8 pixels or normalised floats, and
+      targets.npy "n d", floats; or x_syn.pt "n C H W", normalised floats, and y_syn.pt "n d".
 
     Args:
         path: the folder.
