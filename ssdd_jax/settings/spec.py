@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.registry import METHODS
+from ssdd_jax.registry import METHODS, NETS, Registry
 from ssdd_jax.settings.augment import AugmentSpec
 
 
@@ -19,14 +19,18 @@ def within(default: Any, low: float, high: float = float("inf")) -> Any:
     return field(default=default, metadata={"range": (low, high)})
 
 
+def named(default: str, registry: Registry) -> Any:
+    """Declare the name of something in a registry, which may be added to until a config is read."""
+    return field(default=default, metadata={"registry": registry})
+
+
 # What jax takes for a key without 64-bit integers.
 MOST_SEED = 2**31 - 1
 TARGET_KINDS = ("representation", "labels", "logits")
 """What the targets of a distilled set are."""
 CONTROLS = ("none", "teacher_init", "teacher", "full")
-# Of `ssdd_jax.nets`, which builds the networks; these in the order of tables.
 PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
-NETS = ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit")
+"""Of the products of a network, see `ssdd_jax.nets.make_learner`."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class TeacherSpec:
         standardize: centre the frozen teacher's representation and divide it by its one overall standard deviation.
     """
 
-    net: str = one_of(*NETS)
+    net: str = named("convnet", NETS)
     widths: tuple[int, ...] = within((32, 64, 128), 1)
     checkpoint: str = ""
     steps: int = within(1000, 0)
@@ -110,7 +114,7 @@ class TeacherSpec:
 class NetSpec:
     """A network: its name, its widths, () being the published ones, and a factor on all of them."""
 
-    net: str = one_of(*NETS)
+    net: str = named("convnet", NETS)
     widths: tuple[int, ...] = within((), 1)
     width_factor: float = within(1.0, 0.0)
 
