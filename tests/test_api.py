@@ -23,7 +23,7 @@ ALLOWED = {
     "methods": {"core", "errors", "kernels", "methods", "nets", "registry", "rng", "settings"},
     "evals": {"core", "errors", "evals", "nets", "registry", "rng", "settings"},
     "teacher": {"core", "evals", "nets", "settings", "teacher"},
-    "io": {"core", "errors", "io", "registry", "settings"},
+    "io": {"core", "errors", "io", "registry", "settings", "terminal"},
     "data": {"data", "errors", "io", "progress", "registry"},
     "report": {"core", "errors", "io", "report"},
     "runtime": {"compat", "core", "data", "errors", "io", "progress", "runtime", "settings"},

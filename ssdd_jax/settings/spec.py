@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.registry import METHODS, NETS, Registry
+from ssdd_jax.registry import LOGGERS, METHODS, NETS, Registry
 from ssdd_jax.settings.augment import AugmentSpec
 
 
@@ -341,6 +341,7 @@ class RunSpec:
         steps_per_dispatch: outer steps in one call of the device; 0 takes 50 on accelerators and 1 on a CPU, where
             XLA runs convolutions inside a loop several times slower.
         log_every: steps between lines of metrics.jsonl.
+        logger: where those lines go besides the file, names among `ssdd_jax.registry.LOGGERS` separated by commas.
     """
 
     name: str = "run"
@@ -349,6 +350,7 @@ class RunSpec:
     seeds_at_once: int = within(0, 0)
     steps_per_dispatch: int = within(0, 0)
     log_every: int = within(50, 1)
+    logger: str = ""
     only: str = ""
     checkpoints: CheckpointSpec = CheckpointSpec()
     devices: DevicesSpec = DevicesSpec()
@@ -375,12 +377,18 @@ class RunSpec:
         for name in self.methods:
             if name in CONTROLS:
                 raise InputError(f"config.methods.{name} has the name of a control; expected another than {', '.join(CONTROLS)}")
+        for name in self.chosen_loggers():
+            LOGGERS.check(name, f"config.logger names {name!r}")
         _check_names("config.only", "methods", self.chosen_methods(), self.methods)
         _check_names("config.evaluation.only", "students", self.chosen_students(), self.students())
 
     def chosen_methods(self) -> tuple[str, ...]:
         """Return the names of the methods to run."""
         return _names(self.only) or tuple(self.methods)
+
+    def chosen_loggers(self) -> tuple[str, ...]:
+        """Return the names of the loggers."""
+        return _names(self.logger)
 
     def students(self) -> Mapping[str, NetSpec]:
         """Return the students to evaluate with, by label."""
