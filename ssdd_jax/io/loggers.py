@@ -46,9 +46,9 @@ class Loggers:
             self._try(name, lambda name=name: self._made(name)(stage, step, dict(values)))
 
     def close(self) -> None:
-        """Close those that were made."""
-        for name, logger in list(self._loggers.items()):
-            self._try(name, getattr(logger, "close", lambda: None))
+        """Close those that were made and have not raised."""
+        for name in list(self._makers):
+            self._try(name, getattr(self._loggers.get(name), "close", lambda: None))
 
     def _made(self, name: str) -> LogFn:
         if name not in self._loggers:
@@ -60,9 +60,8 @@ class Loggers:
             call()
         except Exception as error:  # it is not ours, and may raise anything
             self._makers.pop(name)
-            self._warn(
-                f"warning: the logger{f' {name}' if name else ''} raised {type(error).__name__}: {error}; the run goes on without it"
-            )
+            which, reason = f"logger {name}".strip(), " ".join(f"{type(error).__name__}: {error}".split())
+            self._warn(f"warning: the {which} raised {reason}; the run goes on without it")
 
 
 def make_loggers(

@@ -50,7 +50,7 @@ def test_a_logger_that_raises_is_reported_once_and_the_others_go_on(error):
     loggers.close()
     assert (len(bad.lines), len(good.lines)) == (1, 3)
     assert len(warnings) == 1
-    assert warnings[0].startswith(f"warning: the logger bad raised {type(error).__name__}: ")
+    assert warnings[0].startswith(f"warning: the logger bad raised {type(error).__name__}:")
     assert good.is_closed
 
 
@@ -91,7 +91,7 @@ def test_a_maker_from_outside_is_called_with_the_run_and_only_when_a_line_comes(
     ((workdir, name, settings),) = [recorder.about for recorder in made]
     assert (workdir, name, settings["logger"]) == (tmp_path, "toy", "recorder, console")
     assert made[0].lines == own == [("teacher", 1, {"loss": 0.25})]
-    with pytest.raises(InputError, match="config.logger names 'recorder', expected one of console"):
+    with pytest.raises(InputError, match=r"config\.logger names 'recorder', expected one of console"):
         RunSpec(logger="recorder")
 
 
