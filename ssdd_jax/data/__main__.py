@@ -12,8 +12,9 @@ from typing import NoReturn
 from ssdd_jax.data.check import check, contact_sheet
 from ssdd_jax.data.decode import FITS
 from ssdd_jax.data.download import download
-from ssdd_jax.data.prepare import Options, open_prepared, prepare, read_prepared_manifest
+from ssdd_jax.data.prepare import open_prepared, prepare, read_prepared_manifest
 from ssdd_jax.data.sources import KINDS, NAMED, open_source
+from ssdd_jax.data.splits import Options
 from ssdd_jax.errors import InputError, Status
 from ssdd_jax.progress import Display
 

@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 from ssdd_jax.data.dataset import Dataset, Images
-from ssdd_jax.data.prepare import BAD_LISTED, Options, damaged_arrays, open_prepared, prepare, read_prepared_manifest
+from ssdd_jax.data.prepare import damaged_arrays, open_prepared, prepare, read_prepared_manifest
 from ssdd_jax.data.published import PUBLISHED, Published, format_statistics, is_padded, statistics_warning
 from ssdd_jax.data.source import Source
 from ssdd_jax.data.sources import archives, open_source
+from ssdd_jax.data.splits import BAD_LISTED, Options
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import file_digest, write_bytes
 from ssdd_jax.progress import Display

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from ssdd_jax.data import Options, Source, Split, channel_statistics, load_dataset, open_prepared, open_source, prepare
+from ssdd_jax.data import splits as splits_module
 from ssdd_jax.data.decode import decode_image, fit_image
 from ssdd_jax.data.prepare import damaged_arrays, default_cache, read_prepared_manifest
 from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks
@@ -235,8 +236,8 @@ def test_a_name_with_odd_characters_makes_one_folder(tmp_path):
 
 
 def test_nothing_is_done_again_while_nothing_changes(tmp_path, monkeypatch):
-    write_splits, done = prepare_module._write_splits, []
-    monkeypatch.setattr(prepare_module, "_write_splits", lambda *args: done.append(0) or write_splits(*args))
+    write_splits, done = prepare_module.write_splits, []
+    monkeypatch.setattr(prepare_module, "write_splits", lambda *args: done.append(0) or write_splits(*args))
     text = write_folder(tmp_path / "set", "train", random_images(30))
     for open_it in (lambda: open_source(text), array_source):
         folder = prepare(open_it(), Options(), tmp_path / "cache")
@@ -314,15 +315,15 @@ def pools(monkeypatch):
     """Two processes from the first image on, in chunks of eight; the pools that were started."""
     started = []
 
-    class Pool(prepare_module.ProcessPoolExecutor):
+    class Pool(splits_module.ProcessPoolExecutor):
         def __init__(self, *args, **kwargs):
             started.append(self)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(prepare_module, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(prepare_module, "PARALLEL_FROM", 1)
-    monkeypatch.setattr(prepare_module, "CHUNK_IMAGES", 8)
-    monkeypatch.setattr(prepare_module, "_num_workers", lambda: 2)
+    monkeypatch.setattr(splits_module, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(splits_module, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(splits_module, "CHUNK_IMAGES", 8)
+    monkeypatch.setattr(splits_module, "num_workers", lambda: 2)
     return started
 
 
@@ -336,7 +337,7 @@ def test_several_processes_store_the_same_bytes(tmp_path, pools, monkeypatch):
     sources = (open_source(text), array_source(random_images(40, 9, 9), random_images(9, 9, 9, seed=1)))
     parallel = [prepare(source, options, tmp_path / "parallel") for source in sources]
     assert len(pools) == 2
-    monkeypatch.setattr(prepare_module, "PARALLEL_FROM", 10**6)
+    monkeypatch.setattr(splits_module, "PARALLEL_FROM", 10**6)
     serial = [prepare(source, options, tmp_path / "serial") for source in sources]
     assert len(pools) == 2
     for one, other in zip(parallel, serial, strict=True):
@@ -359,7 +360,7 @@ def _die(*args):
 
 
 def test_a_process_that_dies_is_one_line(tmp_path, pools, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_process", _die)
+    monkeypatch.setattr(splits_module, "_process", _die)
     source = encoded_source(list(map(png, random_images(3))))
     refused("cannot prepare files: a process that decodes images ended unexpectedly", source, tmp_path)
     assert len(pools) == 1
@@ -372,14 +373,15 @@ KILLED = """
     from pathlib import Path
     from ssdd_jax.data import Options, open_source, prepare
 
+    from ssdd_jax.data import splits as splits_module
     prepare_module = importlib.import_module("ssdd_jax.data.prepare")
 
     text, cache, moment = sys.argv[1:]
     kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
     if moment == "reading":
-        process, done = prepare_module._process, []
-        prepare_module.CHUNK_IMAGES = 4
-        prepare_module._process = lambda *args: kill() if len(done) == 3 else done.append(0) or process(*args)
+        process, done = splits_module._process, []
+        splits_module.CHUNK_IMAGES = 4
+        splits_module._process = lambda *args: kill() if len(done) == 3 else done.append(0) or process(*args)
     elif moment == "writing the manifest":
         prepare_module._put_in_place = lambda *args: kill()
     else:
@@ -479,8 +481,8 @@ def test_bad_images_stop_and_the_first_five_are_listed(tmp_path):
 
 
 def test_reading_stops_with_the_chunk_of_the_fifth_bad_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "CHUNK_IMAGES", 5)
-    monkeypatch.setattr(prepare_module, "_num_workers", lambda: 1)
+    monkeypatch.setattr(splits_module, "CHUNK_IMAGES", 5)
+    monkeypatch.setattr(splits_module, "num_workers", lambda: 1)
     text, _ = bad_folder(tmp_path / "set")
     refused("set train: 6 of the first 15 images .of 30. cannot be used: 'train/ant/002.png'", open_source(text), tmp_path / "cache")
 
