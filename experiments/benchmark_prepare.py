@@ -11,7 +11,6 @@ Files are read from the system's memory, where writing has left them.
 
 import argparse
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -26,6 +25,7 @@ from PIL import Image
 
 from ssdd_jax.data import Options, open_prepared, open_source, prepare
 from ssdd_jax.data.dataset import array_digest, count_pixels
+from ssdd_jax.data.splits import num_workers
 
 SIDE = 64
 BLOCK = os.urandom(2**22)
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--repetitions", type=int, default=3)
     args = parser.parse_args()
-    cores = importlib.import_module("ssdd_jax.data.prepare")._num_workers()
+    cores = num_workers()
     with tempfile.TemporaryDirectory() as temporary:
         root, work = Path(temporary) / "images", Path(temporary) / "work"
         write_images(root, args.images)

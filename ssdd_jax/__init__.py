@@ -34,7 +34,8 @@ _HOMES = {
     "ssdd_jax.kernels.feature": ("feature_kernel",),
     "ssdd_jax.nets": ("make_learner", "variables_from_torch"),
     "ssdd_jax.io.artifacts": ("load_distilled", "save_distilled"),
-    "ssdd_jax.io.export": ("Pairs", "export_distilled", "read_pairs"),
+    "ssdd_jax.io.export": ("export_distilled",),
+    "ssdd_jax.io.pairs": ("Pairs", "read_pairs"),
     "ssdd_jax.io.torch_files": ("read_state_dict", "read_torch"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

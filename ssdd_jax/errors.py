@@ -1,7 +1,31 @@
-"""The errors that a user's input can cause."""
+"""The errors that a user's input can cause, and every exit status of a command."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """The exit statuses, each with its meaning."""
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> "Status":
+        """Make a member that is equal to its number."""
+        member = int.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
+
+    DONE = 0, "done"
+    ERROR = 1, "a mistake in the program, with a traceback"
+    INPUT = 2, "unusable settings or arguments"
+    DATA = 3, "unusable data"
+    NUMBERS = 4, "a number went bad"
+    STORAGE = 5, "storage failed"
+    LOST = 6, "another process of the run was lost"
+    # EX_TEMPFAIL
+    STOPPED = 75, "stopped on request, the same command goes on"
 
 
 class InputError(ValueError):
@@ -11,19 +35,35 @@ class InputError(ValueError):
     traceback and exits with `status`.
     """
 
-    status = 2
+    status = Status.INPUT
 
 
 class StorageError(InputError):
     """What a run has stored cannot be read or written."""
 
-    status = 5
+    status = Status.STORAGE
 
 
 class DataError(InputError):
     """A dataset or another file whose contents cannot be used."""
 
-    status = 3
+    status = Status.DATA
+
+
+# What a disk or its owner refuses; any other error of the system is a mistake in the program and keeps its traceback.
+_STORAGE_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ESTALE")
+    if hasattr(errno, name)
+)
+
+
+def storage_error(error: OSError) -> StorageError | None:
+    """Return in one line what a disk or its owner refused, or None where the error is another one."""
+    if error.errno not in _STORAGE_ERRORS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return StorageError(f"{where}{error.strerror}; make room or repair it and run the same command again: what was complete is kept")
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -1,263 +1,77 @@
-"""The command line: `python -m ssdd_jax.main --config NAME[:VARIANT] --workdir DIR [--task=TASK] [--config.key=value ...]`."""
+"""The program: `python -m ssdd_jax.main --help` says how it is called."""
 
-import errno
-import io
-import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
-
-from ssdd_jax.errors import InputError, StorageError, nearest
-from ssdd_jax.settings.parse import to_spec
-from ssdd_jax.settings.spec import RunSpec
-from ssdd_jax.terminal import say
-
-USAGE = f"""{__doc__}
-
---config   a shipped config by name, or a config file by path; VARIANT, such as smoke, is passed to it
---workdir  folder of the run's outputs; a run that was cut off goes on there
---config.key=value  changes a setting, e.g. --config.num_pairs=20 --config.only=krr_st,ours
---task     all (the default): teacher, distill, evaluate, report; or one of
-             teacher   pretrain the teacher
-             distill   the teacher, then the distilled sets
-             evaluate  the sets in the workdir, or those of --set
-             report    write the report of results.json again; needs no --config
-             export    write the sets in the workdir, or those of --set, as plain files; needs no --config
-             verify    check every byte of the sets, exports, checkpoints and representations in the workdir, or of
-                       --set, against their digests; needs no --config
---set      folder of a distilled set, or for evaluate and verify of an export; may be given several times
---format   of the export: safetensors (the default), npz, png or pt (PyTorch)
---accept_changes  go on in a workdir that was begun with other settings; what they change is made again
---distributed  start one process a host (or device) with the same command: auto on a TPU pod, under Slurm or Open MPI,
-           elsewhere HOST:PORT,NUM,ID: the address of process 0, how many processes, and which of them this is
---debug    show the traceback of an error
-shipped configs: {{configs}}"""
-
-TASKS = ("all", "teacher", "distill", "evaluate", "report", "export", "verify")
-WITHOUT_CONFIG = ("report", "export", "verify")
-WITH_SETS = ("evaluate", "export", "verify")
+from ssdd_jax.cli import Command, parse, usage
+from ssdd_jax.errors import InputError, Status, storage_error
+from ssdd_jax.terminal import escape_unknown_letters, say
 
 
-# What a disk or its owner refuses; any other error of the system is a mistake of ours and keeps its traceback.
-STORAGE_ERRORS = frozenset(
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ESTALE")
-    if hasattr(errno, name)
-)
-
-
-# HOST:PORT of process 0, how many processes there are, and which of them this is.
-Address = tuple[str, int, int]
-
-
-@dataclass(frozen=True)
-class Command:
-    """What the command line asks for. The settings are None for the tasks that need none."""
-
-    spec: RunSpec | None
-    workdir: Path
-    task: str
-    sets: tuple[Path, ...]
-    format: str
-    accept_changes: bool = False
-    distributed: Address | Literal["auto"] | None = None
-
-
-def config_folder() -> Path:
-    """Return where the shipped configs lie: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
-
-
-def shipped_configs() -> list[str]:
-    """Return the names of the shipped configs."""
-    return sorted(file.stem for file in config_folder().glob("*.py") if file.stem != "__init__")
-
-
-def resolve_config(value: str) -> str:
-    """Return NAME[:VARIANT] or PATH[:VARIANT] as PATH[:VARIANT]."""
-    name, colon, variant = value.partition(":")
-    if Path(name).is_file():
-        return value
-    shipped = config_folder() / f"{name.removesuffix('.py')}.py"
-    if Path(name).name == name and shipped.is_file():
-        return f"{shipped}{colon}{variant}"
-    names = shipped_configs()
-    raise InputError(f"--config {name}: no such file or shipped config; shipped are {', '.join(names)}{nearest(Path(name).stem, names)}")
-
-
-def parse(argv: Sequence[str]) -> Command:
-    """Return what the command line asks for.
-
-    Raises:
-        InputError: an argument is missing, unknown or out of range.
-    """
-    args = list(argv)
-    for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
-            args[i + 1] = resolve_config(args[i + 1])
-        elif arg.startswith("--config="):
-            args[i] = f"--config={resolve_config(arg.removeprefix('--config='))}"
-    # ml_collections runs every config file in the module of this name, on top of what an earlier one has left there.
-    sys.modules.pop("config_config", None)
-    values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file("config", None, "config", flag_values=values, sys_argv=["ssdd_jax", *args])
-    workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
-    task_flag = flags.DEFINE_string("task", "all", "task", flag_values=values)
-    set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
-    format_flag = flags.DEFINE_string("format", None, "format", flag_values=values)
-    accept_flag = flags.DEFINE_bool("accept_changes", False, "accept_changes", flag_values=values)
-    distributed_flag = flags.DEFINE_string("distributed", None, "distributed", flag_values=values)
-    logger = logging.getLogger("absl")
-    level = logger.level
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status, one of `Status`."""
+    # LAPACK's threads and XLA's take the cores from each other: factors of some hundred rows are ready sooner with one thread.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or {"--help", "-h"} & set(argv):
+        say(usage())
+        return Status.DONE
+    debug = "--debug" in argv
+    escape_unknown_letters()
     try:
-        # What it warns of is an error below.
-        logger.setLevel(logging.CRITICAL)
-        rest = values(["ssdd_jax", *args])[1:]
-        config = config_flag.value
-    except flags.UnrecognizedFlagError as error:
-        raise InputError(f"{' '.join(str(error).split())}; settings follow --config and read --config.section.key=value") from error
-    except (Exception, SystemExit) as error:  # whatever a config file raises is its fault: one line, not a traceback
-        raise InputError(_config_error(error)) from error
-    finally:
-        logger.setLevel(level)
-    if config is None and any(arg.partition("=")[0] == "--config" for arg in args):
-        raise InputError("get_config of the config file returned nothing, expected a ConfigDict; add `return config` to it")
-    if rest:
-        raise InputError(f"stray argument {rest[0]!r}, expected --config.key=value; did you forget the dashes?")
-    task = task_flag.value
-    if task not in TASKS:
-        raise InputError(f"--task is {task!r}, expected one of {', '.join(TASKS)}{nearest(str(task), TASKS)}")
-    if set_flag.value and task not in WITH_SETS:
-        raise InputError(f"--set is for --task={', '.join(WITH_SETS)}, the task is {task}; drop one of them")
-    if format_flag.value and task != "export":
-        raise InputError(f"--format is for --task=export, the task is {task}; drop one of them")
-    distributed = None if distributed_flag.value is None else _distributed(distributed_flag.value)
-    if distributed is not None and task in WITHOUT_CONFIG:
-        raise InputError(f"--distributed is not for --task={task}, which one process does; drop one of them")
-    needs_config = task not in WITHOUT_CONFIG
-    if (needs_config and config is None) or workdir_flag.value is None:
-        missing = "--config" if needs_config and config is None else "--workdir"
-        raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
-    sets = tuple(_path("--set", path) for path in set_flag.value)
-    spec = to_spec(config) if config is not None else None
-    workdir, fmt = _path("--workdir", workdir_flag.value), format_flag.value or "safetensors"
-    return Command(spec, workdir, task, sets, fmt, accept_flag.value, distributed)
+        return _run(parse([arg for arg in argv if arg != "--debug"]), debug)
+    except InputError as error:
+        return _report(error, debug)
+    except OSError as error:
+        failed = storage_error(error)
+        if failed is None:
+            raise
+        return _report(failed, debug, error)
 
 
-def _distributed(text: str) -> Address | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    match = re.fullmatch(r"(\S+:(\d+)),(\d+),(\d+)", text)
-    if match is None or not (0 < int(match[2]) < 2**16 and int(match[4]) < int(match[3])):
-        raise InputError(
-            f"--distributed is {text!r}, expected auto, or HOST:PORT,NUM,ID with ID from 0 to NUM - 1; e.g. --distributed=10.0.0.1:7000,2,0"
-        )
-    return match[1], int(match[3]), int(match[4])
+def _run(command: Command, debug: bool) -> int:
+    from ssdd_jax.runtime import hosts, stop  # from here on jax is needed
+    from ssdd_jax.runtime.health import NumericalError
 
-
-def _path(flag: str, text: str) -> Path:
+    if command.distributed is not None and command.spec is not None:
+        where = None if command.distributed == "auto" else command.distributed
+        hosts.connect(where, command.spec.devices.heartbeat_s)
     try:
-        text.encode()
-        path = Path(text).expanduser()
-    except (RuntimeError, UnicodeEncodeError):
-        raise InputError(f"{flag} {text!a} is no path: its user or its letters are unknown (UTF-8); give another") from None
-    if not text:
-        raise InputError(f"{flag} is empty, expected a folder; {flag}=. is the present one")
-    return path
-
-
-def _config_error(error: BaseException) -> str:
-    """Return one line for whatever came of reading the config file or of setting an unknown key."""
-    # ml_collections wraps what get_config raised into the text of another error, last line last.
-    text = str(error).replace("\\'", "'").replace("\\n", "\n")
-    last = ([line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__])[-1]
-    if "InputError: " in last:
-        return last.partition("InputError: ")[2]
-    key, hint = re.search(r"'(\w+)'", text), re.search(r'Did you mean "(\w+)"', text)
-    if isinstance(error, AttributeError | KeyError) and key and "get_config" not in text:
-        return f"the config has no key {key[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
-    if isinstance(error, AttributeError) and "get_config" in text:
-        return "the config file has no function get_config(variant=''); define one that returns a ConfigDict"
-    return last if "Traceback" in text else f"{type(error).__name__}: {' '.join(text.split())}"
+        with stop.on_signals():
+            _execute(command)
+    except stop.Stopped as stopped:
+        say(stopped, "stderr")
+        return _leave(Status.STOPPED, str(stopped))
+    except NumericalError as error:
+        return _report(error, debug)
+    except Exception as error:
+        if isinstance(error, InputError | OSError):
+            raise
+        lost = hosts.lost(error)
+        if lost is not None:
+            return _report(lost, debug, error)
+        if command.distributed is not None:
+            traceback.print_exc()
+            _leave(Status.ERROR, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        raise
+    return Status.DONE
 
 
 def _execute(command: Command) -> None:
-    if command.task == "verify":
-        from ssdd_jax.stages.verify import verify
-
-        verify(command.workdir, command.sets)
-        return
     from ssdd_jax.stages import pipeline
+    from ssdd_jax.stages.verify import verify
 
-    if command.task == "export":
+    if command.task == "verify":
+        verify(command.workdir, command.sets)
+    elif command.task == "export":
         pipeline.export(command.workdir, command.format, command.sets)
     elif command.spec is None or command.task == "report":
         pipeline.report(command.workdir)
     else:
         pipeline.run(command.spec, command.workdir, command.task, command.sets, accept_changes=command.accept_changes)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status.
-
-    0 done, 2 unusable settings, 3 unusable data, 4 a number went bad, 5 storage failed, 6 another process of the run was lost,
-    75 stopped on request.
-    """
-    # LAPACK's threads and XLA's take the cores from each other: factors of some hundred rows are ready sooner with one thread.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or {"--help", "-h"} & set(argv):
-        say(USAGE.format(configs=", ".join(shipped_configs())))
-        return 0
-    debug = "--debug" in argv
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal without Unicode shows escapes instead of ending the run.
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        command = parse([arg for arg in argv if arg != "--debug"])
-        from ssdd_jax.runtime import hosts, stop  # from here on jax is needed
-        from ssdd_jax.runtime.health import NumericalError
-
-        if command.distributed is not None and command.spec is not None:
-            where = None if command.distributed == "auto" else command.distributed
-            hosts.connect(where, command.spec.devices.heartbeat_s)
-        try:
-            with stop.on_signals():
-                _execute(command)
-        except stop.Stopped as stopped:
-            say(stopped, "stderr")
-            return _leave(stop.STATUS, str(stopped))
-        except NumericalError as error:
-            return _report(error, debug)
-        except Exception as error:
-            if isinstance(error, InputError | OSError):
-                raise
-            lost = hosts.lost(error)
-            if lost is not None:
-                return _report(lost, debug, error)
-            if command.distributed is not None:
-                traceback.print_exc()
-                _leave(1, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-            raise
-    except InputError as error:
-        return _report(error, debug)
-    except OSError as error:
-        if error.errno not in STORAGE_ERRORS:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        failed = StorageError(f"{where}{error.strerror}; make room or repair it and run the same command again: what was complete is kept")
-        return _report(failed, debug, error)
-    return 0
 
 
 def _report(error: Any, debug: bool, cause: BaseException | None = None) -> int:
@@ -268,7 +82,7 @@ def _report(error: Any, debug: bool, cause: BaseException | None = None) -> int:
 
 
 def _leave(status: int, line: str) -> int:
-    """Return the exit status, or end here and now where other processes of the run have to be told."""
+    """Return the exit status, or end here and now where other processes of the run have to be called off."""
     hosts = sys.modules.get("ssdd_jax.runtime.hosts")
     if hosts is not None:
         hosts.leave(status, line)

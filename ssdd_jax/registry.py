@@ -115,4 +115,4 @@ PROTOCOLS = Registry(
 """What reads a student: `ssdd_jax.evals.protocol.Protocol`."""
 
 LOGGERS = Registry("logger", {"console": "ssdd_jax.io.loggers:make_console"})
-"""Where lines of metrics go besides metrics.jsonl: makers of a `ssdd_jax.io.metrics.Logger`."""
+"""Where lines of metrics go besides metrics.jsonl: makers of a `ssdd_jax.io.loggers.Logger`."""

@@ -1,5 +1,6 @@
 """Writing to a terminal, pipe or file that may be gone: what nobody reads must not end a run."""
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -21,3 +22,10 @@ def say(text: object, name: Literal["stdout", "stderr"] = "stdout") -> None:
     """Print a line."""
     with tolerant(name):
         print(text, file=getattr(sys, name), flush=True)
+
+
+def escape_unknown_letters() -> None:
+    """Let a terminal without Unicode show escapes instead of ending the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssdd_jax.cli import config_folder, parse, shipped_configs
 from ssdd_jax.data.sources.idx import FASHION_MNIST_FOLDER
-from ssdd_jax.main import config_folder, main, parse, shipped_configs
+from ssdd_jax.main import main
 
 
 @pytest.fixture

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from ssdd_jax import expand, load_distilled
+from ssdd_jax.cli import parse, resolve_config, shipped_configs
+from ssdd_jax.errors import DataError, InputError, Status, StorageError
 from ssdd_jax.io.files import locked
-from ssdd_jax.main import main, parse, resolve_config, shipped_configs
+from ssdd_jax.main import main
+from ssdd_jax.runtime import hosts, stop
+from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.stages.pipeline import run
 
 # Few methods, so that the run is short: the smoke variants of all configs are in test_configs.py.
@@ -160,6 +164,15 @@ def test_a_config_is_found_by_name_and_by_path():
 def test_help_lists_the_configs(capsys):
     assert main(["--help"]) == 0
     assert "digits" in capsys.readouterr().out
+
+
+def test_every_exit_status_has_one_home_and_help_prints_them(capsys):
+    assert [int(status) for status in Status] == [0, 1, 2, 3, 4, 5, 6, 75]
+    assert (InputError.status, DataError.status, StorageError.status) == (2, 3, 5)
+    assert (NumericalError.status, hosts.Lost.status, hosts.STATUS, stop.STATUS) == (4, 6, 6, 75)
+    main([])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(f" {status} {status.meaning}" in printed for status in Status)
 
 
 def test_a_number_that_goes_bad_stops_the_run_with_the_step_and_status_4(tmp_path, capsys):

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.bench.flops import convnet_layers, count_operations, feature_width, kernel_operations, training_operations
 from experiments.bench.harness import OURS, Program
+from ssdd_jax.cli import parse
 from ssdd_jax.core import pool as pools
 from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import fit_pca
@@ -28,7 +29,6 @@ from ssdd_jax.core.real import RealImages
 from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.probe import init_probe, make_probe_step
 from ssdd_jax.evals.student import make_student_step
-from ssdd_jax.main import parse
 from ssdd_jax.methods import regression
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.nets import net_widths

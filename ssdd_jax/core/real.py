@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from ssdd_jax.core.augment import augment, augment_each
 from ssdd_jax.core.views import VIEWS
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.settings.augment import AugmentSpec
+from ssdd_jax.settings.augment import crop_and_flip
 from ssdd_jax.settings.spec import OuterSpec
 
 Count = int | Int[Array, ""]
@@ -21,7 +21,7 @@ class RealImages:
 
     def __init__(self, spec: OuterSpec, num_rows: int, normalize: Callable[[Array], Array]):
         self.spec, self.num_rows, self.normalize = spec, num_rows, normalize
-        self.crop = AugmentSpec(1.0, padding=spec.real_padding, flip=spec.real_flip, jitter=0.0, gray=0.0)
+        self.crop = crop_and_flip(spec.real_padding, spec.real_flip)
         crops = tuple(f"crop{r}_padding{spec.real_padding}_flip{spec.real_flip:g}" for r in range(spec.real_crops))
         self.names = {"views": spec.real_views, "crops": crops, "fresh": ()}[spec.real_augment]
         """Names of the views whose representations are computed once; none where every batch is fresh."""

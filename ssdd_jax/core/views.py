@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,23 +25,34 @@ def _zoom(images: Images, top: int, left: int) -> Images:
     return jax.image.resize(quadrant, (n, h, w, c), "linear")
 
 
-VIEWS: dict[str, Callable[[Images], Images]] = {
-    "identity": lambda images: images,
-    "rot90": lambda images: jnp.rot90(images, 1, (1, 2)),
-    "rot180": lambda images: jnp.rot90(images, 2, (1, 2)),
-    "rot270": lambda images: jnp.rot90(images, 3, (1, 2)),
-    "hflip": lambda images: images[:, :, ::-1],
-    "vflip": lambda images: images[:, ::-1],
-    "zoom_tl": partial(_zoom, top=0, left=0),
-    "zoom_tr": partial(_zoom, top=0, left=1),
-    "zoom_bl": partial(_zoom, top=1, left=0),
-    "zoom_br": partial(_zoom, top=1, left=1),
-    "shift_up": partial(_shift, dy=-2, dx=0),
-    "shift_down": partial(_shift, dy=2, dx=0),
-    "shift_left": partial(_shift, dy=0, dx=-2),
-    "shift_right": partial(_shift, dy=0, dx=2),
-    "dim": lambda images: 0.7 * images,
-    "bright": lambda images: 1.3 * images,
+class View(NamedTuple):
+    """A view: its function, and what it does in words for whoever reads an export."""
+
+    fn: Callable[[Images], Images]
+    meaning: str
+
+    def __call__(self, images: Images) -> Images:
+        """Return the images under this view."""
+        return self.fn(images)
+
+
+VIEWS = {
+    "identity": View(lambda images: images, "the image itself"),
+    "rot90": View(lambda images: jnp.rot90(images, 1, (1, 2)), "a quarter turn counter-clockwise, numpy.rot90(image, 1)"),
+    "rot180": View(lambda images: jnp.rot90(images, 2, (1, 2)), "a half turn, numpy.rot90(image, 2)"),
+    "rot270": View(lambda images: jnp.rot90(images, 3, (1, 2)), "a quarter turn clockwise, numpy.rot90(image, 3)"),
+    "hflip": View(lambda images: images[:, :, ::-1], "mirrored left to right"),
+    "vflip": View(lambda images: images[:, ::-1], "mirrored top to bottom"),
+    "zoom_tl": View(partial(_zoom, top=0, left=0), "the top left quadrant, enlarged bilinearly to the full size"),
+    "zoom_tr": View(partial(_zoom, top=0, left=1), "the top right quadrant, enlarged bilinearly to the full size"),
+    "zoom_bl": View(partial(_zoom, top=1, left=0), "the bottom left quadrant, enlarged bilinearly to the full size"),
+    "zoom_br": View(partial(_zoom, top=1, left=1), "the bottom right quadrant, enlarged bilinearly to the full size"),
+    "shift_up": View(partial(_shift, dy=-2, dx=0), "moved up by 2 pixels; normalised zeros (the mean colour) come in"),
+    "shift_down": View(partial(_shift, dy=2, dx=0), "moved down by 2 pixels; normalised zeros (the mean colour) come in"),
+    "shift_left": View(partial(_shift, dy=0, dx=-2), "moved left by 2 pixels; normalised zeros (the mean colour) come in"),
+    "shift_right": View(partial(_shift, dy=0, dx=2), "moved right by 2 pixels; normalised zeros (the mean colour) come in"),
+    "dim": View(lambda images: 0.7 * images, "normalised values times 0.7"),
+    "bright": View(lambda images: 1.3 * images, "normalised values times 1.3"),
 }
 ROTATIONS = ("identity", "rot90", "rot180", "rot270")
 

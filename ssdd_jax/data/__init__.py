@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from ssdd_jax.data.dataset import Concatenated, Dataset, Images, Rows, channel_statistics, select_rows, take_rows, validation_rows
-from ssdd_jax.data.prepare import Options, open_prepared, prepare
+from ssdd_jax.data.prepare import open_prepared, prepare
 from ssdd_jax.data.source import Source, Split
 from ssdd_jax.data.sources import open_source
+from ssdd_jax.data.splits import Options
 from ssdd_jax.progress import Display
 
 __all__ = [

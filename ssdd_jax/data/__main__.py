@@ -12,16 +12,20 @@ from typing import NoReturn
 from ssdd_jax.data.check import check, contact_sheet
 from ssdd_jax.data.decode import FITS
 from ssdd_jax.data.download import download
-from ssdd_jax.data.prepare import Options, open_prepared, prepare, read_manifest
+from ssdd_jax.data.prepare import open_prepared, prepare, read_prepared_manifest
 from ssdd_jax.data.sources import KINDS, NAMED, open_source
-from ssdd_jax.errors import InputError
+from ssdd_jax.data.splits import Options
+from ssdd_jax.errors import InputError, Status
 from ssdd_jax.progress import Display
 
 _ARGUMENTS = {"idx": "FOLDER", "arrays": "FILE", "folder": "ROOT"}
 SOURCES = f"""SOURCE is one of
   {", ".join(NAMED)}
   {", ".join(f"{kind}:{_ARGUMENTS.get(kind, 'NAME')}" for kind in KINDS)}"""
-_EXIT_CODES = """exit status: 0 done, 2 a wrong argument, 3 data that cannot be used, 130 interrupted"""
+# As a shell's: 128 and the number of SIGINT.
+_INTERRUPTED = 130
+_MEANINGS = {**{int(status): status.meaning for status in (Status.DONE, Status.INPUT, Status.DATA)}, _INTERRUPTED: "interrupted"}
+_EXIT_CODES = "exit status: " + ", ".join(f"{status} {meaning}" for status, meaning in _MEANINGS.items())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 2 a wrong argument, 3 unusable data, 130 interrupted."""
+    """Run the command line and return its exit status, one of `_EXIT_CODES`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     # Ended from outside, it cleans up as after Ctrl-C.
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print("interrupted", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
@@ -62,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "prepare":
         folder = prepare(open_source(args.source, args.data_dir), options, cache, display)
         for name, split in open_prepared(folder).splits.items():
-            skipped = len((read_manifest(folder) or {})["splits"][name]["skipped"])
+            skipped = len((read_prepared_manifest(folder) or {})["splits"][name]["skipped"])
             display.print(f"{name}: {len(split.images):,} images" + (f", {skipped:,} skipped" if skipped else ""))
         display.print(f"prepared in {folder}")
         return 0

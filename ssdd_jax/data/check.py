@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 from ssdd_jax.data.dataset import Dataset, Images
-from ssdd_jax.data.prepare import BAD_LISTED, Options, damaged_arrays, open_prepared, prepare, read_manifest
+from ssdd_jax.data.prepare import damaged_arrays, open_prepared, prepare, read_prepared_manifest
 from ssdd_jax.data.published import PUBLISHED, Published, format_statistics, is_padded, statistics_warning
 from ssdd_jax.data.source import Source
 from ssdd_jax.data.sources import archives, open_source
+from ssdd_jax.data.splits import BAD_LISTED, Options
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import file_digest, write_bytes
 from ssdd_jax.progress import Display
@@ -79,7 +80,7 @@ def check(source_text: str, data_dir: str | Path, options: Options, cache: Path 
     display = display or Display()
     source = open_source(source_text, data_dir)
     folder = prepare(source, options, cache, display)
-    dataset, manifest = open_prepared(folder), read_manifest(folder)
+    dataset, manifest = open_prepared(folder), read_prepared_manifest(folder)
     if manifest is None:
         raise DataError(f"{str(folder)!r} has been removed meanwhile, expected a prepared dataset; check again")
     splits = manifest["splits"]

@@ -58,7 +58,7 @@ def statistics_warning(source: str, manifest: Mapping[str, Any]) -> str:
 
     Args:
       source: what the dataset was opened as; only the names in `PUBLISHED` have published statistics.
-      manifest: of the prepared dataset, see `ssdd_jax.data.prepare.read_manifest`.
+      manifest: of the prepared dataset, see `ssdd_jax.data.prepare.read_prepared_manifest`.
     """
     published = PUBLISHED.get(source)
     train = manifest["splits"].get("train")

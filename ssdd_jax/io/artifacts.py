@@ -1,9 +1,6 @@
 """A distilled set on disk: `distilled.safetensors` and `manifest.json`, all that is needed to train on it elsewhere."""
 
 import dataclasses
-import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +11,12 @@ import safetensors.numpy
 from ssdd_jax.core.approximation import Networks
 from ssdd_jax.core.distilled import DistilledSet, Layout, num_images, num_stored_scalars
 from ssdd_jax.errors import DataError, InputError
-from ssdd_jax.io.files import file_digest, json_bytes, sha256, write_bytes
+from ssdd_jax.io.files import sha256
+from ssdd_jax.io.manifest import MANIFEST, read_manifest, write_folder
 from ssdd_jax.registry import STORES
 
 FORMAT = 1
-TENSORS, MANIFEST, SUMS = "distilled.safetensors", "manifest.json", "SHA256SUMS"
+TENSORS = "distilled.safetensors"
 STORED = ("images", "reprs")
 
 
@@ -46,7 +44,7 @@ def _store_name(store: Any) -> str:
 
 
 def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> Path:
-    """Write a distilled set into the folder `path`; the manifest is written last, so a folder with one is whole.
+    """Write a distilled set into the folder `path`; the manifest is written last, so a folder with one is complete.
 
     Args:
         path: folder, made if it is missing.
@@ -85,67 +83,6 @@ def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> 
     return path
 
 
-def write_folder(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
-    """Write files, `SHA256SUMS` of them all (which sha256sum -c reads) and, last, the manifest."""
-    path.mkdir(parents=True, exist_ok=True)
-    # An old manifest must not vouch for new files, not even for a moment.
-    (path / MANIFEST).unlink(missing_ok=True)
-    last = json_bytes(manifest)
-    for name, content in files.items():
-        write_bytes(path / name, content)
-    write_bytes(path / SUMS, "".join(f"{sha256(content)}  {name}\n" for name, content in {**files, MANIFEST: last}.items()).encode())
-    write_bytes(path / MANIFEST, last)
-
-
-def read_sums(path: Path) -> dict[str, str]:
-    """Return the sha256 of every file of a folder by its name, as `SHA256SUMS` has them.
-
-    Raises:
-        DataError: there is no such file, or it is no list of digests.
-    """
-    try:
-        lines = (path / SUMS).read_bytes().decode().splitlines(keepends=True)
-    except FileNotFoundError:
-        raise DataError(f"{path / SUMS} is missing, expected the digests of the files there; make the folder again") from None
-    except UnicodeDecodeError:
-        lines = ["?"]
-    entries = [re.fullmatch(r"([0-9a-f]{64})  ([^\n]+)\n", line) for line in lines]
-    if not all(entries):
-        raise DataError(f"{path / SUMS} is damaged: it is no list of sha256 and names; copy the folder again, or make it again")
-    return {entry[2]: entry[1] for entry in entries if entry}
-
-
-def damaged_files(path: Path) -> list[str]:
-    """Return the names of the files of a folder that are no longer as they were written, or are gone.
-
-    Raises:
-        DataError: as `read_sums`.
-    """
-    return sorted(name for name, digest in read_sums(path).items() if not (path / name).is_file() or file_digest(path / name) != digest)
-
-
-def read_manifest(path: str | Path) -> dict[str, Any] | None:
-    """Return the manifest of a distilled set or an export, or None when the folder holds no whole one.
-
-    Raises:
-        DataError: it is no JSON object, or not the one that was written there.
-    """
-    file = Path(path) / MANIFEST
-    if not file.is_file():
-        return None
-    content = file.read_bytes()
-    # A set that somebody has made by hand has no sums.
-    if file.with_name(SUMS).is_file() and read_sums(file.parent).get(MANIFEST) != sha256(content):
-        raise DataError(f"{file} is damaged: its sha256 is not that in {SUMS}; copy the folder again, or make it again")
-    try:
-        manifest = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{file} is damaged: it is no JSON ({error}); copy the folder again, or make it again") from error
-    if not isinstance(manifest, dict):
-        raise DataError(f"{file} holds a {type(manifest).__name__}, expected an object; copy the folder again, or make it again")
-    return manifest
-
-
 def load_distilled(path: str | Path) -> DistilledSet:
     """Read a distilled set and check it against its manifest.
 
@@ -168,7 +105,7 @@ def load_distilled(path: str | Path) -> DistilledSet:
     if manifest.get("format") != FORMAT:
         raise InputError(f"{path / MANIFEST} has format {manifest.get('format')!r}, expected {FORMAT}; use the version that wrote it")
     if not (path / TENSORS).is_file():
-        raise DataError(f"{path / TENSORS} is missing although {MANIFEST} is there; copy the whole folder again")
+        raise DataError(f"{path / TENSORS} is missing although {MANIFEST} is there; copy the complete folder again")
     content = (path / TENSORS).read_bytes()
     if sha256(content) != manifest["sha256"]:
         raise DataError(f"{path / TENSORS} is damaged: its sha256 is not the manifest's; copy or distill it again")

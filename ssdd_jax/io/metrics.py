@@ -1,15 +1,12 @@
-"""metrics.jsonl: one JSON object a line."""
+"""metrics.jsonl: one JSON object per line."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ssdd_jax.errors import StorageError
 from ssdd_jax.io.files import naming, write_bytes
-
-Logger = Callable[[str, int, dict[str, Any]], None]
-"""(stage, step, values) of a line."""
+from ssdd_jax.io.loggers import LogFn
 
 
 class Metrics:
@@ -17,13 +14,11 @@ class Metrics:
 
     Args:
         path: of the file.
-        logger: is told of every line that is written, to pass it on to TensorBoard or Weights & Biases for instance; one that
-            raises is not asked again, and the run goes on.
-        warn: is told so.
+        logger: is called with every line that is written; `ssdd_jax.io.loggers.Loggers` is one that never raises.
     """
 
-    def __init__(self, path: Path, logger: Logger | None = None, warn: Callable[[str], None] = lambda line: None):
-        self.path, self.logger, self.warn = path, logger, warn
+    def __init__(self, path: Path, logger: LogFn | None = None):
+        self.path, self.logger = path, logger
 
     def read(self) -> list[dict[str, Any]]:
         """Return all lines; a last line that was cut off is left out.
@@ -58,8 +53,4 @@ class Metrics:
         with naming(self.path), self.path.open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         if self.logger is not None:
-            try:
-                self.logger(stage, step, dict(values))
-            except Exception as error:  # it is not ours, and may raise anything
-                self.logger = None
-                self.warn(f"warning: the logger raised {type(error).__name__}: {error}; the run goes on without it")
+            self.logger(stage, step, dict(values))

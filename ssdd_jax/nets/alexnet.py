@@ -1,9 +1,12 @@
 """AlexNet for small images: five convolutions with batch norm, and a single linear layer."""
 
+from collections.abc import Sequence
+
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ssdd_jax.nets.layers import Linear, conv_stack
+from ssdd_jax.nets.net import Net
 
 # Kernel size of each of the five convolutions, and whether a max-pooling follows.
 _KERNELS = (5, 5, 3, 3, 3)
@@ -25,3 +28,12 @@ class AlexNet(nn.Module):
         x = conv_stack(x, train, self.widths, _KERNELS, _POOLED)
         features = x.mean((1, 2)) if self.pooled else x.reshape(len(x), -1)
         return features, Linear(self.num_outputs)(features) if self.num_outputs else features
+
+
+def _problem(widths: tuple[int, ...], image_shape: Sequence[int]) -> str:
+    if min(image_shape[:2]) >= 8:
+        return ""
+    return f"alexnet halves {tuple(image_shape)} images to nothing, expected at least 8 x 8 pixels; pad them"
+
+
+NET = Net(AlexNet, lambda image_shape: (128, 192, 256, 192, 192), num_widths=5, problem=_problem, flattens=True)

@@ -6,39 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from ssdd_jax.core.pool import Learner
-from ssdd_jax.nets.alexnet import AlexNet
-from ssdd_jax.nets.convnet import ConvNet
-from ssdd_jax.nets.mobilenet import MobileNet
-from ssdd_jax.nets.resnet import ResNet
-from ssdd_jax.nets.vgg import VGG11
-from ssdd_jax.nets.vit import HEADS, PATCH, ViT
-
-# name -> (widths, num_outputs, pooled) -> module whose call returns (features, outputs).
-NETS: dict[str, Callable[[tuple[int, ...], int, bool], nn.Module]] = {
-    "convnet": lambda widths, num_outputs, pooled: ConvNet(widths, num_outputs, pooled),
-    "vgg11": lambda widths, num_outputs, pooled: VGG11(widths, num_outputs, pooled),
-    "alexnet": lambda widths, num_outputs, pooled: AlexNet(widths, num_outputs, pooled),
-    "resnet10": lambda widths, num_outputs, pooled: ResNet(widths, (1,) * len(widths), num_outputs, pooled),
-    "resnet18": lambda widths, num_outputs, pooled: ResNet(widths, (2,) * len(widths), num_outputs, pooled),
-    "mobilenet": lambda widths, num_outputs, pooled: MobileNet(widths, num_outputs),
-    "vit": lambda widths, num_outputs, pooled: ViT(widths, num_outputs),
-}
-
-# A convnet's published widths, from so many pixels on; the others' do not depend on the size of the images.
-_CONVNET_WIDTHS = {224: (32, 64, 128, 256, 512), 64: (64, 128, 256, 512), 0: (128, 256, 512)}
-_WIDTHS = {
-    "vgg11": (64, 128, 256, 256, 512, 512, 512, 512),
-    "alexnet": (128, 192, 256, 192, 192),
-    "resnet10": (64, 128, 256, 512),
-    "resnet18": (64, 128, 256, 512),
-    "mobilenet": (32, 16, 24, 32, 64, 96, 160, 320, 1280),
-    "vit": (192,) * 6,
-}
-# Those whose number of widths is part of their definition; a convnet or vit has one a block, a resnet one a stage.
-_FIXED = ("vgg11", "alexnet", "mobilenet")
+from ssdd_jax.nets.net import Net
+from ssdd_jax.registry import NETS
+from ssdd_jax.settings.spec import PRECISIONS
 
 
 def net_widths(net: str, widths: Sequence[int], image_shape: Sequence[int], width_factor: float = 1.0) -> tuple[int, ...]:
@@ -46,29 +18,26 @@ def net_widths(net: str, widths: Sequence[int], image_shape: Sequence[int], widt
 
     Args:
         net: a name among `NETS`.
-        widths: one a block of a convnet or vit (a vit's all equal), a stage of a resnet, a convolution of vgg11 (8) and
+        widths: one per block of a convnet or vit (a vit's all equal), per stage of a resnet (4), per convolution of vgg11 (8) and
             alexnet (5); for mobilenet stem, seven stages and last convolution. Empty: those published for the image size.
         image_shape: (H, W, C).
         width_factor: multiplies every width, which is then rounded and is at least 1.
 
     Raises:
-        ValueError: the name is unknown, the factor is not positive, or the widths do not fit the network.
+        ValueError: the name is unknown, the factor is not positive, or the widths or the images do not fit the network.
     """
-    if net not in NETS:
-        raise ValueError(f"net is {net!r}, expected one of {', '.join(NETS)}")
+    NETS.check(net, f"net is {net!r}")
     if not (width_factor > 0 and math.isfinite(width_factor)):
         raise ValueError(f"width_factor is {width_factor}, expected a positive number; 1 leaves the widths as they are")
-    if not widths:
-        widths = _WIDTHS.get(net) or next(given for side, given in _CONVNET_WIDTHS.items() if min(image_shape[:2]) >= side)
-    if net in _FIXED and len(widths) != len(_WIDTHS[net]):
-        raise ValueError(f"{net} got {len(widths)} widths {tuple(widths)}, expected {len(_WIDTHS[net])}; give () for {_WIDTHS[net]}")
+    about: Net = NETS[net]
+    published = about.published_widths(image_shape)
+    widths = tuple(widths) or published
+    if about.num_widths and len(widths) != about.num_widths:
+        raise ValueError(f"{net} got {len(widths)} widths {widths}, expected {about.num_widths}; give () for {published}")
     scaled = tuple(max(1, round(width * width_factor)) for width in widths)
-    if net == "vit" and (len(set(scaled)) > 1 or scaled[0] % HEADS):
-        raise ValueError(f"vit got widths {scaled}, expected one a block, all equal and divisible by its {HEADS} heads")
+    if problem := about.problem(scaled, image_shape):
+        raise ValueError(problem)
     return scaled
-
-
-PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
 
 
 def make_learner(
@@ -103,14 +72,7 @@ def make_learner(
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     widths = net_widths(net, widths, image_shape, width_factor)
-    side = min(image_shape[:2])
-    if net == "convnet" and side < 2 ** len(widths):
-        raise ValueError(f"a convnet of {len(widths)} blocks halves {tuple(image_shape)} images to nothing; give fewer widths")
-    if net == "alexnet" and side < 8:
-        raise ValueError(f"alexnet halves {tuple(image_shape)} images to nothing, expected at least 8 x 8 pixels; pad them")
-    if net == "vit" and any(size % PATCH for size in image_shape[:2]):
-        raise ValueError(f"vit got {tuple(image_shape)} images, expected sides divisible by its patches of {PATCH} pixels; pad them")
-    module = NETS[net](widths, num_outputs, pooled)
+    module = NETS[net].build(widths, num_outputs, pooled)
 
     def init(key):
         variables = module.init(key, jnp.zeros((1, *image_shape)))

@@ -4,6 +4,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ssdd_jax.nets.layers import BatchNorm, Conv, DepthwiseConv, Linear
+from ssdd_jax.nets.net import Net
 
 # Of the seven stages: expansion, number of blocks, stride of the first block.
 _STAGES = ((1, 1, 1), (2, 2, 1), (2, 3, 2), (2, 4, 2), (2, 3, 1), (2, 3, 2), (2, 1, 1))
@@ -57,3 +58,10 @@ class MobileNet(nn.Module):
         x = Conv(last, 1, padding=0, use_bias=False, name="conv2")(x)
         features = nn.relu(BatchNorm(name="bn2")(x, train)).mean((1, 2))
         return features, Linear(self.num_outputs)(features) if self.num_outputs else features
+
+
+NET = Net(
+    lambda widths, num_outputs, pooled: MobileNet(widths, num_outputs),
+    lambda image_shape: (32, 16, 24, 32, 64, 96, 160, 320, 1280),
+    num_widths=9,
+)

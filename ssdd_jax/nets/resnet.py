@@ -4,6 +4,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, kaiming_fan_out_init, torch_kernel_init
+from ssdd_jax.nets.net import Net
 
 
 def _conv(width: int, kernel: int, stride: int, padding: int, name: str) -> Conv:
@@ -50,3 +51,13 @@ class ResNet(nn.Module):
                 x = BasicBlock(width, stride, not self.as_teacher, name=f"layer{stage + 1}_{block}")(x, train)
         features = x.mean((1, 2))
         return features, Linear(self.num_outputs)(features) if self.num_outputs else features
+
+
+def _resnet(blocks_per_stage: int) -> Net:
+    blocks = (blocks_per_stage,) * 4
+    # A pooled network is a teacher: the features are the spatial mean anyway.
+    build = lambda widths, num_outputs, pooled: ResNet(widths, blocks, num_outputs, as_teacher=pooled)
+    return Net(build, lambda image_shape: (64, 128, 256, 512), num_widths=len(blocks))
+
+
+RESNET10, RESNET18 = _resnet(1), _resnet(2)

@@ -9,29 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax.nets.layers import HEAD
-from ssdd_jax.nets.learner import NETS
+from ssdd_jax.nets.net import Net
+from ssdd_jax.registry import NETS
 
-# These flatten their last feature map, so that the rows of their linear layer have an order.
-_FLATTENED = ("convnet", "vgg11", "alexnet")
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 # What wrappers and self-supervised checkpoints put in front of the network's own names.
 _PARALLEL, _BACKBONES = "module.", ("backbone.", "encoder.")
 
 
-def _torch_key(net: str, path: tuple[str, ...]) -> str:
+def _torch_key(net: Net, path: tuple[str, ...]) -> str:
     """Return the name that PyTorch's network has for the array at `path` of the params or batch_stats."""
     *modules, leaf = path
-    # Conv and Linear hold flax's own layer, which PyTorch's names do not have; a convnet's blocks have no name of ours.
+    # Conv and Linear hold flax's own layer, which PyTorch's names do not have.
     if len(modules) > 1 and re.fullmatch(r"(Conv|Dense)_0", modules[-1]):
         modules.pop()
     name = ".".join(re.sub(r"_(\d+)$", r".\1", module) for module in modules)
     if modules[:1] == [HEAD]:
-        name = "head" if net == "vit" else "fc"
-    elif net == "convnet":
-        kind, index = modules[0].split("_")
-        name = f"layers.{index}.block.{('Conv', 'BatchNorm').index(kind)}"
-    elif name == "patch_embed":
-        name = "patch_embed.proj"
+        name = net.torch_head
+    elif name:
+        name = net.torch_name(name)
     return f"{name}.{_LEAVES.get(leaf, leaf)}" if name else leaf
 
 
@@ -75,14 +71,14 @@ def variables_from_torch(net: str, state_dict: Mapping[str, np.ndarray], templat
     Raises:
         ValueError: the net is unknown; an array is missing, has another shape, or belongs nowhere.
     """
-    if net not in NETS:
-        raise ValueError(f"net is {net!r}, expected one of {', '.join(NETS)}")
+    NETS.check(net, f"net is {net!r}")
+    about: Net = NETS[net]
     found = _own_keys(state_dict)
     leaves, tree = jax.tree_util.tree_flatten_with_path(template_variables)
     paths = [tuple(part.key for part in path[1:]) for path, _ in leaves]
-    keys = [_torch_key(net, path) for path in paths]
+    keys = [_torch_key(about, path) for path in paths]
     if HEAD not in template_variables["params"]:
-        found = {key: array for key, array in found.items() if not key.startswith("head." if net == "vit" else "fc.")}
+        found = {key: array for key, array in found.items() if not key.startswith(f"{about.torch_head}.")}
     missing = sorted(set(keys) - set(found), key=_natural)
     if missing:
         raise ValueError(f"the state dict lacks {missing[0]} ({len(missing)} of {len(keys)} arrays of {net}); is it another network's?")
@@ -98,7 +94,7 @@ def variables_from_torch(net: str, state_dict: Mapping[str, np.ndarray], templat
         if array.shape != expected:
             raise ValueError(f"{key} of the state dict has shape {array.shape}, expected {expected} for this {net}")
         if path[-1] == "kernel":
-            if path[0] == HEAD and net in _FLATTENED:
+            if path[0] == HEAD and about.flattens:
                 channels = found[norms[-1]].shape[0]
                 array = array.reshape(len(array), channels, -1).transpose(0, 2, 1).reshape(len(array), -1)
             array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T

@@ -5,6 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ssdd_jax.nets.layers import Linear, conv_stack
+from ssdd_jax.nets.net import Net
 
 # Whether a max-pooling follows each of the eight convolutions.
 _POOLED = (True, True, False, True, False, True, False, True)
@@ -33,3 +34,6 @@ class VGG11(nn.Module):
         x = conv_stack(pad_to(x, 32), train, self.widths, (3,) * len(_POOLED), _POOLED)
         features = x.mean((1, 2)) if self.pooled else x.reshape(len(x), -1)
         return features, Linear(self.num_outputs)(features) if self.num_outputs else features
+
+
+NET = Net(VGG11, lambda image_shape: (64, 128, 256, 256, 512, 512, 512, 512), num_widths=8, flattens=True)

@@ -1,11 +1,14 @@
 """Vision transformer for small images: patches of 4 x 4 pixels and a class token."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ssdd_jax.nets.layers import Conv, Linear
+from ssdd_jax.nets.net import Net
 
 PATCH = 4
 HEADS = 3
@@ -54,7 +57,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Timm's ViT with 3 heads on patches of 4 pixels, learned positions, one block a width (all equal).
+    """Timm's ViT with 3 heads on patches of 4 pixels, learned positions, one block per width (all equal).
 
     It starts as timm's: normal weights of standard deviation 0.02, zero biases. Features are the normalized class token.
     """
@@ -73,3 +76,21 @@ class ViT(nn.Module):
             x = Block(name=f"blocks_{index}")(x)
         features = layer_norm("norm")(x)[:, 0]
         return features, _linear(self.num_outputs)(features) if self.num_outputs else features
+
+
+def _problem(widths: tuple[int, ...], image_shape: Sequence[int]) -> str:
+    if len(set(widths)) > 1 or widths[0] % HEADS:
+        return f"vit got widths {widths}, expected one per block, all equal and divisible by its {HEADS} heads"
+    if any(size % PATCH for size in image_shape[:2]):
+        return f"vit got {tuple(image_shape)} images, expected sides divisible by its patches of {PATCH} pixels; pad them"
+    return ""
+
+
+NET = Net(
+    lambda widths, num_outputs, pooled: ViT(widths, num_outputs),
+    lambda image_shape: (192,) * 6,
+    problem=_problem,
+    recipe="vit",
+    torch_head="head",
+    torch_name=lambda name: "patch_embed.proj" if name == "patch_embed" else name,
+)

@@ -10,8 +10,9 @@ import numpy as np
 
 from ssdd_jax.core.distilled import num_images
 from ssdd_jax.errors import InputError, StorageError
-from ssdd_jax.io.artifacts import load_distilled, read_manifest
+from ssdd_jax.io.artifacts import load_distilled
 from ssdd_jax.io.files import write_bytes
+from ssdd_jax.io.manifest import read_manifest
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.report import figures
 from ssdd_jax.report.tables import main_rows, results_tables, to_markdown, views_table

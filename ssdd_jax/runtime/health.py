@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssdd_jax.errors import Status
+
 
 class NumericalError(ArithmeticError):
     """A number went bad; the message is one line."""
 
-    status = 4
+    status = Status.NUMBERS
 
 
 def not_finite(metrics: Mapping[str, jax.Array], state: Any) -> dict[str, jax.Array]:

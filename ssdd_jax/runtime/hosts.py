@@ -27,11 +27,10 @@ import jax
 from jax.experimental import multihost_utils
 
 from ssdd_jax import compat
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import InputError, Status
 from ssdd_jax.runtime import stop
 
-STATUS = 6
-"""Exit status of a process that has lost another one."""
+STATUS = Status.LOST
 
 POLL_S = 0.25
 # So long may a process take to end by itself once another has ended; a checkpoint may have to be written.

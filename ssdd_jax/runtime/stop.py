@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-STATUS = 75
-"""Exit status of a run that was asked to stop and can go on (EX_TEMPFAIL)."""
+from ssdd_jax.errors import Status
+
+STATUS = Status.STOPPED
 
 
 class Stopped(BaseException):

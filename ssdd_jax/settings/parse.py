@@ -10,9 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.registry import Registry
+from ssdd_jax.registry import NETS, Registry
 from ssdd_jax.settings.presets import PRESETS
-from ssdd_jax.settings.spec import NETS, RunSpec
+from ssdd_jax.settings.spec import RunSpec
 
 
 def to_spec(config: Mapping[str, Any]) -> RunSpec:
@@ -70,7 +70,7 @@ def _convert(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> 
     if "choices" in metadata and value not in metadata["choices"]:
         expected = f"expected one of {', '.join(map(str, metadata['choices']))}"
         raise InputError(f"{where} is {value!r}, {expected}{nearest(str(value), map(str, metadata['choices']))}")
-    if "registry" in metadata and value != "":
+    if "registry" in metadata and not (value == "" and metadata["may_be_empty"]):
         metadata["registry"].check(value, f"{where} is {value!r}")
     low, high = metadata.get("range", (float("-inf"), float("inf")))
     if isinstance(value, float) and not math.isfinite(value):

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.settings.digest import json_ready
-from ssdd_jax.settings.spec import NETS, NetSpec, RegressionSpec, RunSpec
+from ssdd_jax.settings.spec import NetSpec, RegressionSpec, RunSpec
 
 PLAIN = RegressionSpec()
 PRESETS: dict[str, RegressionSpec] = {
@@ -64,9 +64,12 @@ def smoke(config: Any) -> None:
             method.steps = min(method.steps, 6)
 
 
+SIX = ("convnet", "vgg11", "alexnet", "resnet18", "mobilenet", "vit")
+
+
 def six_students(width_factor: float = 1.0) -> ConfigDict:
     """Return the students of the paper's cross-architecture table, by label, for `config.evaluation.students`."""
-    return to_config({net: NetSpec(net, width_factor=width_factor) for net in NETS if net != "resnet10"})
+    return to_config({net: NetSpec(net, width_factor=width_factor) for net in SIX})
 
 
 def two_core_students(config: Any) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.registry import KERNELS, METHODS, STORES, Registry
+from ssdd_jax.registry import KERNELS, LOGGERS, METHODS, NETS, STORES, Registry
 from ssdd_jax.settings.augment import AugmentSpec
 
 
@@ -19,9 +19,9 @@ def within(default: Any, low: float, high: float = float("inf")) -> Any:
     return field(default=default, metadata={"range": (low, high)})
 
 
-def named(registry: Registry, default: str) -> Any:
-    """Declare a name in a registry."""
-    return field(default=default, metadata={"registry": registry})
+def named(default: str, registry: Registry) -> Any:
+    """Declare the name of something in a registry, which may be added to until a config is read; '' only if that is the default."""
+    return field(default=default, metadata={"registry": registry, "may_be_empty": not default})
 
 
 # What jax takes for a key without 64-bit integers.
@@ -31,9 +31,8 @@ TARGET_KINDS = ("representation", "labels", "logits")
 CONTROLS = ("none", "teacher_init", "teacher", "full")
 # Those that are made with the teacher.
 TEACHER_CONTROLS = ("teacher_init", "teacher", "full")
-# Of `ssdd_jax.nets`, which builds the networks; these in the order of tables.
 PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
-NETS = ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit")
+"""Of the products of a network, see `ssdd_jax.nets.make_learner`."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class TeacherSpec:
         standardize: centre the frozen teacher's representation and divide it by its one overall standard deviation.
     """
 
-    net: str = one_of(*NETS)
+    net: str = named("convnet", NETS)
     widths: tuple[int, ...] = within((32, 64, 128), 1)
     checkpoint: str = ""
     steps: int = within(1000, 0)
@@ -117,7 +116,7 @@ class TeacherSpec:
 class NetSpec:
     """A network: its name, its widths, () being the published ones, and a factor on all of them."""
 
-    net: str = one_of(*NETS)
+    net: str = named("convnet", NETS)
     widths: tuple[int, ...] = within((), 1)
     width_factor: float = within(1.0, 0.0)
 
@@ -205,9 +204,9 @@ class RegressionSpec:
 
     kind: str = one_of("regression")
     selection: str = one_of("random", "kmeans", "herding")
-    kernel: str = named(KERNELS, "feature")
-    image_store: str = named(STORES, "")
-    repr_store: str = named(STORES, "")
+    kernel: str = named("feature", KERNELS)
+    image_store: str = named("", STORES)
+    repr_store: str = named("", STORES)
     base_size: int = within(0, 0)
     image_bases: int = within(0, 0)
     repr_bases: int = within(0, 0)
@@ -353,6 +352,7 @@ class RunSpec:
         steps_per_dispatch: outer steps in one call of the device; 0 takes 50 on accelerators and 1 on a CPU, where
             XLA runs convolutions inside a loop several times slower.
         log_every: steps between lines of metrics.jsonl.
+        logger: where those lines go besides the file, names among `ssdd_jax.registry.LOGGERS` separated by commas.
     """
 
     name: str = "run"
@@ -361,6 +361,7 @@ class RunSpec:
     seeds_at_once: int = within(0, 0)
     steps_per_dispatch: int = within(0, 0)
     log_every: int = within(50, 1)
+    logger: str = ""
     only: str = ""
     checkpoints: CheckpointSpec = CheckpointSpec()
     devices: DevicesSpec = DevicesSpec()
@@ -387,12 +388,18 @@ class RunSpec:
         for name in self.methods:
             if name in CONTROLS:
                 raise InputError(f"config.methods.{name} has the name of a control; expected another than {', '.join(CONTROLS)}")
+        for name in self.chosen_loggers():
+            LOGGERS.check(name, f"config.logger names {name!r}")
         _check_names("config.only", "methods", self.chosen_methods(), self.methods)
         _check_names("config.evaluation.only", "students", self.chosen_students(), self.students())
 
     def chosen_methods(self) -> tuple[str, ...]:
         """Return the names of the methods to run."""
         return _names(self.only) or tuple(self.methods)
+
+    def chosen_loggers(self) -> tuple[str, ...]:
+        """Return the names of the loggers."""
+        return _names(self.logger)
 
     def students(self) -> Mapping[str, NetSpec]:
         """Return the students to evaluate with, by label."""

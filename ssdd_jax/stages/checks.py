@@ -3,10 +3,10 @@
 import jax
 
 from ssdd_jax.core.views import check_views
-from ssdd_jax.data.prepare import read_manifest as read_prepared_manifest
+from ssdd_jax.data.prepare import read_prepared_manifest
 from ssdd_jax.data.published import statistics_warning
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.artifacts import MANIFEST
+from ssdd_jax.io.manifest import MANIFEST
 from ssdd_jax.methods.method import LABELS
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.registry import METHODS

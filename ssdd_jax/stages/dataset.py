@@ -97,7 +97,7 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     train, held_out = part(spec.split, rows), part(spec.split, held_out)
     evaluation = held_out if split == "validation" else test
     identity = digest(dataset.fingerprint, spec.split, spec.test, spec.validation, spec.limit)
-    mean, std = _statistics(train[0], dataset.folder / f"statistics-{identity}.json")
+    mean, std = cached_statistics(train[0], dataset.folder / f"statistics-{identity}.json")
     # A channel that is the same everywhere becomes zero.
     std = np.where(std > 0, std, 1.0)
     return Data(
@@ -105,8 +105,8 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     )
 
 
-def _statistics(images: Images, file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return `channel_statistics`, kept in a file beside the prepared images, since on disk they take long to read."""
+def cached_statistics(images: Images, file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return `channel_statistics`, kept in a file next to the prepared images, since on disk they take long to read."""
     if file.is_file():
         kept = json.loads(file.read_text())
         return np.array(kept["mean"]), np.array(kept["std"])

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from ssdd_jax.core.batching import in_parts
 from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.errors import DataError
-from ssdd_jax.io.artifacts import damaged_files, read_manifest, save_distilled
+from ssdd_jax.io.artifacts import save_distilled
+from ssdd_jax.io.manifest import damaged_files, read_manifest
 from ssdd_jax.methods.method import TEACHER, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan
 from ssdd_jax.registry import METHODS

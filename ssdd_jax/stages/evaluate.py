@@ -21,9 +21,9 @@ from ssdd_jax.evals.finetune import init_finetuning, make_finetune_step
 from ssdd_jax.evals.knn import knn_predict
 from ssdd_jax.evals.probe import accuracy, init_probe, label_subset, make_probe_step, probe_logits
 from ssdd_jax.evals.student import make_student_step, repr_error
-from ssdd_jax.io.artifacts import read_manifest
-from ssdd_jax.io.export import PAIRS_KIND, Pairs, read_pairs
 from ssdd_jax.io.files import sha256
+from ssdd_jax.io.manifest import read_manifest
+from ssdd_jax.io.pairs import PAIRS_KIND, Pairs, read_pairs
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime.encode import in_batches
 from ssdd_jax.runtime.feed import Table, to_device

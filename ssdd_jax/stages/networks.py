@@ -30,10 +30,6 @@ def member_learner(spec: RunSpec, image_shape: tuple[int, int, int]) -> Learner:
 
 
 def _learner(spec: NetSpec, image_shape: tuple[int, int, int], num_outputs: int, where: str, **settings: Any) -> Learner:
-    if spec.net.startswith("resnet") and len(spec.widths) not in (0, 4):
-        raise InputError(
-            f"{where}: {spec.net} got widths {spec.widths}, expected four, one a stage; {where}.widths='()' has the published ones"
-        )
     try:
         return make_learner(spec.net, spec.widths, image_shape, num_outputs, width_factor=spec.width_factor, **settings)
     except ValueError as error:

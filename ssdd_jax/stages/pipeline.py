@@ -3,23 +3,25 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ssdd_jax.data.prepare import default_cache
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.artifacts import MANIFEST, read_manifest
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import locked, write_json
-from ssdd_jax.io.metrics import Logger, Metrics
+from ssdd_jax.io.loggers import LogFn, make_loggers
+from ssdd_jax.io.manifest import MANIFEST, read_manifest
+from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.report import read_results, results_tables, to_rich, write_report
 from ssdd_jax.runtime import hosts
 from ssdd_jax.runtime.compilation import use_cache
 from ssdd_jax.runtime.loop import seed_groups
+from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.spec import CONTROLS, TEACHER_CONTROLS, RunSpec
 from ssdd_jax.stages.checks import check_batches, check_sizes, data_warnings
 from ssdd_jax.stages.context import Context
@@ -42,7 +44,7 @@ def run(
     sets: Sequence[Path] = (),
     *,
     accept_changes: bool = False,
-    logger: Logger | None = None,
+    logger: LogFn | None = None,
 ) -> dict[str, Any]:
     """Run a task's stages in `workdir` and return the results, if the task has any.
 
@@ -52,7 +54,7 @@ def run(
         task: 'teacher', 'distill' (after the teacher), 'evaluate' (sets that are there already), or 'all'.
         sets: folders of distilled sets to evaluate instead of the run's own.
         accept_changes: go on in a workdir that was begun with other settings; what they change is made again.
-        logger: see `Metrics`.
+        logger: is called with every line of metrics, besides those that the settings name.
 
     Raises:
         InputError: a setting does not fit the data, or is another than those that the workdir was begun with; nothing has been
@@ -61,11 +63,14 @@ def run(
     if hosts.is_writer():
         workdir = prepare_workdir(workdir)
     with locked(workdir) if hosts.is_writer() else nullcontext(), hosts.sharing(workdir):
-        return _run(spec, workdir, task, sets, accept_changes, logger)
+        display = Display(quiet=not hosts.is_writer())
+        with closing(make_loggers(spec.chosen_loggers(), workdir, spec.name, json_ready(spec), logger, display.print)) as loggers:
+            return _run(spec, workdir, task, sets, accept_changes, Metrics(workdir / "metrics.jsonl", loggers), display)
 
 
-def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool, logger: Logger | None) -> dict[str, Any]:
-    display = Display(quiet=not hosts.is_writer())
+def _run(
+    spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool, metrics: Metrics, display: Display
+) -> dict[str, Any]:
     use_cache(Path(spec.data.cache) if spec.data.cache else default_cache())
     # One process prepares the dataset, and then the others find it, unless their cache is another one.
     data = load_data(spec.data, spec.evaluation.split, display) if hosts.is_writer() else None
@@ -78,7 +83,7 @@ def _run(spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_c
         display.print(f"warning: {warning}")
     check_sizes(spec, data)
     check_batches(spec)
-    context = Context(spec, data, workdir, Metrics(workdir / "metrics.jsonl", logger, display.print), display)
+    context = Context(spec, data, workdir, metrics, display)
     if hosts.is_writer():
         context.metrics.begin()
     # What cannot be had is refused before anything is computed.

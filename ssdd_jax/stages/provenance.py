@@ -18,7 +18,7 @@ from ssdd_jax.settings.spec import RunSpec
 
 # What nothing that is made depends on: names, places, what is logged, saved, evaluated or chosen; and how many steps there are.
 MAY_CHANGE = re.compile(
-    r"name|seeds|seeds_at_once|steps_per_dispatch|log_every|only|checkpoints\..*|devices\..*|evaluation\..*"
+    r"name|seeds|seeds_at_once|steps_per_dispatch|log_every|logger|only|checkpoints\..*|devices\..*|evaluation\..*"
     r"|memory\..*|data\.(data_dir|cache|memory_gb)|teacher\.probe_learning_rate"
 )
 # Schedules run over all steps, so that another number of them starts from the first one, beside the checkpoints of the former.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssdd_jax.errors import DataError, InputError
-from ssdd_jax.io.artifacts import MANIFEST, SUMS, damaged_files
 from ssdd_jax.io.checkpoints import damage, is_step
+from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files
 from ssdd_jax.progress import Display
 from ssdd_jax.runtime.encode import damaged_encoding
 

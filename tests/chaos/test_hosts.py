@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssdd_jax.main import main, parse
+from ssdd_jax.cli import parse
+from ssdd_jax.main import main
 from ssdd_jax.runtime import hosts
 
 REPOSITORY = Path(__file__).parents[2]

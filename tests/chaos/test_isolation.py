@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ssdd_jax.main import main, parse
+from ssdd_jax.cli import parse
+from ssdd_jax.main import main
 from ssdd_jax.stages import pipeline
 
 REPOSITORY = Path(__file__).parents[2]

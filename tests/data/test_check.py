@@ -403,8 +403,9 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
     # What the processes beside that one do: they say that they are there; the first has much to do, the other soon waits for more.
     (tmp_path / "slow.py").write_text(
         textwrap.dedent("""
-        import importlib, os, pathlib, time
-        real = importlib.import_module("ssdd_jax.data.prepare")._process
+        import os, pathlib, time
+        from ssdd_jax.data import splits
+        real = splits._process
         def process(file, chunk, *args):
             pathlib.Path(os.environ["MARKS"], str(os.getpid())).touch()
             time.sleep(0.1 if chunk[0].index else 8)
@@ -413,14 +414,14 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
     )
     (tmp_path / "run.py").write_text(
         textwrap.dedent("""
-        import importlib, signal, sys
+        import signal, sys
         import slow
+        from ssdd_jax.data import splits
         from ssdd_jax.data.__main__ import main
         if __name__ == "__main__":
             # A shell's background job, as these tests may be, starts with Ctrl-C ignored.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            module = importlib.import_module("ssdd_jax.data.prepare")
-            module.PARALLEL_FROM, module.CHUNK_IMAGES, module._num_workers, module._process = 1, 15, lambda: 2, slow.process
+            splits.PARALLEL_FROM, splits.CHUNK_IMAGES, splits.num_workers, splits._process = 1, 15, lambda: 2, slow.process
             sys.exit(main(sys.argv[1:]))
         """)
     )

@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from ssdd_jax.data import Options, Source, Split, channel_statistics, load_dataset, open_prepared, open_source, prepare
+from ssdd_jax.data import splits as splits_module
 from ssdd_jax.data.decode import decode_image, fit_image
-from ssdd_jax.data.prepare import damaged_arrays, default_cache, read_manifest
+from ssdd_jax.data.prepare import damaged_arrays, default_cache, read_prepared_manifest
 from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks
 from ssdd_jax.errors import DataError
 from ssdd_jax.io.files import locked
@@ -148,7 +149,7 @@ def test_the_manifest_says_what_a_dataset_is_made_from(tmp_path):
     np.savez(tmp_path / "arrays.npz", x_train=images, y_train=random_labels(12), class_names=np.array(NAMES))
     for text, files in ((source, []), (f"arrays:{tmp_path / 'arrays.npz'}", [tmp_path / "arrays.npz"])):
         folder = prepare(open_source(text), Options(channels=1), tmp_path / "cache")
-        manifest = read_manifest(folder)
+        manifest = read_prepared_manifest(folder)
         assert manifest["options"] == {"size": 0, "fit": "crop", "channels": 1, "on_bad_image": "stop"}
         assert manifest["class_names"] == list(NAMES)
         assert manifest["files"] == [
@@ -160,7 +161,7 @@ def test_the_manifest_says_what_a_dataset_is_made_from(tmp_path):
         np.testing.assert_array_equal((about["mean"], about["std"]), (mean, std))
         assert about["skipped"] == []
         assert about["converted"] == ({"RGB to L": 12} if not files else {})
-    assert read_manifest(folder.parent / "other") is None
+    assert read_prepared_manifest(folder.parent / "other") is None
 
 
 def test_the_list_of_image_files_is_in_the_format_of_sha256sum(tmp_path):
@@ -208,7 +209,7 @@ def test_grey_files_among_colour_become_colour_and_a_source_may_settle_the_chann
     found, _ = stored(folder)["train"]
     np.testing.assert_array_equal(found[[0, 2]], colour)
     np.testing.assert_array_equal(found[[1, 3, 4, 5]], np.repeat(grey, 3, -1))
-    assert read_manifest(folder)["splits"]["train"]["converted"] == {"grey to RGB": 4}
+    assert read_prepared_manifest(folder)["splits"]["train"]["converted"] == {"grey to RGB": 4}
     assert stored(prepare(encoded_source(contents, channels=1), Options(), tmp_path / "1"))["train"][0].shape == (6, 8, 8, 1)
     assert stored(prepare(encoded_source(contents, channels=1), Options(channels=3), tmp_path / "3"))["train"][0].shape == (6, 8, 8, 3)
 
@@ -235,8 +236,8 @@ def test_a_name_with_odd_characters_makes_one_folder(tmp_path):
 
 
 def test_nothing_is_done_again_while_nothing_changes(tmp_path, monkeypatch):
-    write_splits, done = prepare_module._write_splits, []
-    monkeypatch.setattr(prepare_module, "_write_splits", lambda *args: done.append(0) or write_splits(*args))
+    write_splits, done = prepare_module.write_splits, []
+    monkeypatch.setattr(prepare_module, "write_splits", lambda *args: done.append(0) or write_splits(*args))
     text = write_folder(tmp_path / "set", "train", random_images(30))
     for open_it in (lambda: open_source(text), array_source):
         folder = prepare(open_it(), Options(), tmp_path / "cache")
@@ -314,15 +315,15 @@ def pools(monkeypatch):
     """Two processes from the first image on, in chunks of eight; the pools that were started."""
     started = []
 
-    class Pool(prepare_module.ProcessPoolExecutor):
+    class Pool(splits_module.ProcessPoolExecutor):
         def __init__(self, *args, **kwargs):
             started.append(self)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(prepare_module, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(prepare_module, "PARALLEL_FROM", 1)
-    monkeypatch.setattr(prepare_module, "CHUNK_IMAGES", 8)
-    monkeypatch.setattr(prepare_module, "_num_workers", lambda: 2)
+    monkeypatch.setattr(splits_module, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(splits_module, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(splits_module, "CHUNK_IMAGES", 8)
+    monkeypatch.setattr(splits_module, "num_workers", lambda: 2)
     return started
 
 
@@ -336,14 +337,14 @@ def test_several_processes_store_the_same_bytes(tmp_path, pools, monkeypatch):
     sources = (open_source(text), array_source(random_images(40, 9, 9), random_images(9, 9, 9, seed=1)))
     parallel = [prepare(source, options, tmp_path / "parallel") for source in sources]
     assert len(pools) == 2
-    monkeypatch.setattr(prepare_module, "PARALLEL_FROM", 10**6)
+    monkeypatch.setattr(splits_module, "PARALLEL_FROM", 10**6)
     serial = [prepare(source, options, tmp_path / "serial") for source in sources]
     assert len(pools) == 2
     for one, other in zip(parallel, serial, strict=True):
         assert sorted(state(one)) == sorted(state(other))
         for name in state(one):
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    about = read_manifest(serial[0])["splits"]["train"]
+    about = read_prepared_manifest(serial[0])["splits"]["train"]
     assert len(about["skipped"]) == 1
     np.testing.assert_array_equal((about["mean"], about["std"]), channel_statistics(open_prepared(serial[0]).splits["train"].images))
 
@@ -359,7 +360,7 @@ def _die(*args):
 
 
 def test_a_process_that_dies_is_one_line(tmp_path, pools, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_process", _die)
+    monkeypatch.setattr(splits_module, "_process", _die)
     source = encoded_source(list(map(png, random_images(3))))
     refused("cannot prepare files: a process that decodes images ended unexpectedly", source, tmp_path)
     assert len(pools) == 1
@@ -372,14 +373,15 @@ KILLED = """
     from pathlib import Path
     from ssdd_jax.data import Options, open_source, prepare
 
+    from ssdd_jax.data import splits as splits_module
     prepare_module = importlib.import_module("ssdd_jax.data.prepare")
 
     text, cache, moment = sys.argv[1:]
     kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
     if moment == "reading":
-        process, done = prepare_module._process, []
-        prepare_module.CHUNK_IMAGES = 4
-        prepare_module._process = lambda *args: kill() if len(done) == 3 else done.append(0) or process(*args)
+        process, done = splits_module._process, []
+        splits_module.CHUNK_IMAGES = 4
+        splits_module._process = lambda *args: kill() if len(done) == 3 else done.append(0) or process(*args)
     elif moment == "writing the manifest":
         prepare_module._put_in_place = lambda *args: kill()
     else:
@@ -479,8 +481,8 @@ def test_bad_images_stop_and_the_first_five_are_listed(tmp_path):
 
 
 def test_reading_stops_with_the_chunk_of_the_fifth_bad_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "CHUNK_IMAGES", 5)
-    monkeypatch.setattr(prepare_module, "_num_workers", lambda: 1)
+    monkeypatch.setattr(splits_module, "CHUNK_IMAGES", 5)
+    monkeypatch.setattr(splits_module, "num_workers", lambda: 1)
     text, _ = bad_folder(tmp_path / "set")
     refused("set train: 6 of the first 15 images .of 30. cannot be used: 'train/ant/002.png'", open_source(text), tmp_path / "cache")
 
@@ -492,7 +494,7 @@ def test_bad_images_are_skipped_and_recorded(tmp_path):
     images, labels = stored(folder)["train"]
     np.testing.assert_array_equal(images, random_images(30)[keep])
     np.testing.assert_array_equal(labels, random_labels(30)[keep])
-    about = read_manifest(folder)["splits"]["train"]
+    about = read_prepared_manifest(folder)["splits"]["train"]
     assert about["shape"] == [23, 8, 8, 3]
     assert [Path(image["name"]).stem for image in about["skipped"]] == [f"{index:03d}" for index in bad]
     assert about["skipped"][0] == {"name": "train/ant/002.png", "reason": "empty file"}
@@ -506,7 +508,7 @@ def test_skipping_does_not_change_what_is_the_same_in_both_splits(tmp_path):
     train[3], test[0], test[1] = b"", b"", train[4]
     splits = {"train": Split(encoded(train), random_labels(30)), "test": Split(encoded(test), random_labels(200))}
     folder = prepare(Source("files", splits, NAMES, ()), Options(on_bad_image="skip"), tmp_path)
-    assert read_manifest(folder)["splits"]["test"]["also_in_train"] == 1
+    assert read_prepared_manifest(folder)["splits"]["test"]["also_in_train"] == 1
 
 
 def test_nothing_but_bad_images_is_refused(tmp_path):
@@ -601,7 +603,7 @@ def test_splits_may_share_a_few_images(tmp_path):
     train, test = random_images(30), random_images(100, seed=1)
     test[7] = train[3]
     folder = prepare(array_source(train, test, unlabelled=random_images(9, seed=2)), Options(), tmp_path)
-    about = read_manifest(folder)["splits"]["test"]
+    about = read_prepared_manifest(folder)["splits"]["test"]
     assert (about["also_in_train"], about["also_in_unlabelled"]) == (1, 0)
     test[8] = train[4]
     line = "toy: the splits overlap, 2 of 100 test images are train images too, expected at most 1%"

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssdd_jax.data.sources import KINDS, NAMED, archives, default_data_dir, open_source
+from ssdd_jax.data import Source, Split
+from ssdd_jax.data.sources import _ARCHIVES, KINDS, NAMED, archives, default_data_dir, open_source
 from ssdd_jax.data.sources.idx import FASHION_MNIST_FOLDER, FASHION_MNIST_NAMES, KMNIST_NAMES
 from ssdd_jax.errors import DataError
 
@@ -25,6 +26,25 @@ def assert_holds(source, train_images, train_labels, test_images, test_labels):
         np.testing.assert_array_equal(source.splits[name].labels, labels)
         assert source.splits[name].images.dtype == np.uint8
         assert source.splits[name].labels.dtype == np.int32
+
+
+def test_a_source_from_outside_is_opened_by_its_name(tmp_path):
+    toy = Source("toy", {"train": Split(np.zeros((2, 4, 4, 1), np.uint8), None)}, (), ())
+    NAMED.register("toy", lambda folder: toy if folder == tmp_path else None)
+    KINDS.register("made", lambda argument, folder: (argument, folder))
+    try:
+        assert open_source("toy", tmp_path) is toy
+        assert open_source("made:from:this", tmp_path) == ("from:this", tmp_path)
+        assert archives("toy") == ()
+        assert_refused("unknown data source 'toi', expected one of digits, .*, toy, idx:..., .* made:...; did you mean 'toy'", "toi")
+    finally:
+        NAMED.remove("toy")
+        KINDS.remove("made")
+    assert_refused("unknown data source 'toy'", "toy")
+
+
+def test_the_archives_are_those_of_named_sources():
+    assert set(_ARCHIVES) < set(NAMED)
 
 
 # Sources by name

@@ -7,7 +7,8 @@ import pytest
 
 from ssdd_jax import DistilledSet, Factors, Layout, Networks, Plain, expand, load_distilled, num_stored_scalars, save_distilled
 from ssdd_jax.errors import DataError, InputError
-from ssdd_jax.io.artifacts import MANIFEST, SUMS, TENSORS, read_manifest
+from ssdd_jax.io.artifacts import TENSORS
+from ssdd_jax.io.manifest import MANIFEST, SUMS, read_manifest
 
 
 def compact_set(key):
@@ -75,7 +76,7 @@ def test_a_failed_save_leaves_no_manifest_that_vouches_for_other_arrays(tmp_path
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssdd_jax.io.artifacts.write_bytes", no_space)
+    monkeypatch.setattr("ssdd_jax.io.manifest.write_bytes", no_space)
     with pytest.raises(OSError, match="No space left"):
         save_distilled(tmp_path, plain_set(jax.random.fold_in(key, 1)))
     assert read_manifest(tmp_path) is None

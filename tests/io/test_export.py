@@ -13,8 +13,11 @@ from PIL import Image
 
 from ssdd_jax import VIEWS, DistilledSet, Factors, Layout, Networks, Plain, expand, load_distilled, save_distilled
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.artifacts import MANIFEST, SUMS, TENSORS, damaged_files
-from ssdd_jax.io.export import FORMATS, VIEW_MEANINGS, export_distilled, read_pairs
+from ssdd_jax.io.artifacts import TENSORS
+from ssdd_jax.io.export import FORMATS, TARGET_MEANINGS, export_distilled
+from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files
+from ssdd_jax.io.pairs import read_pairs
+from ssdd_jax.settings.spec import TARGET_KINDS
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 GREY, RGB = {"mean": [0.3], "std": [0.25]}, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
@@ -137,10 +140,30 @@ def test_the_manifest_says_what_the_files_are(source, tmp_path, fmt):
     assert manifest["source_sha256"] == original["sha256"]
     assert manifest["stored_scalars"] == original["stored_scalars"]
     assert manifest["published_protocol"]["pretraining"]["weight_decay"] == 1e-3
+    assert manifest["target_kind"] == "representation"
+    assert manifest["targets"]["meaning"].startswith("the teacher's representation")
+
+
+@pytest.mark.parametrize("kind", ["labels", "logits"])
+def test_targets_that_are_no_representation_are_not_called_one(tmp_path, key, kind):
+    layout = Layout((8, 6, 3), (8, 6, 3), target_kind=kind)
+    distilled = DistilledSet(jax.random.normal(key, (4, 8, 6, 3)), jnp.eye(4)[None], None, layout)
+    source = save_distilled(tmp_path / "set", distilled, normalization=RGB)
+    exported = export_distilled(source, tmp_path / "export", "npz")
+    manifest = json.loads((exported / MANIFEST).read_text())
+    assert manifest["target_kind"] == kind
+    assert manifest["targets"] == {"meaning": TARGET_MEANINGS[kind]}
+    assert "teacher" not in manifest["targets"]["meaning"]
+    assert manifest["published_protocol"] is None
+    assert [pairs.target_kind for pairs in (read_pairs(source), read_pairs(exported))] == [kind, kind]
+    np.testing.assert_array_equal(read_pairs(exported).targets, np.eye(4))
+
+
+def test_every_kind_of_targets_is_explained():
+    assert tuple(TARGET_MEANINGS) == TARGET_KINDS
 
 
 def test_every_view_is_explained_truly():
-    assert VIEW_MEANINGS.keys() == VIEWS.keys()
     image = np.arange(36.0, dtype=np.float32).reshape(6, 6, 1)
     view = lambda name: np.asarray(VIEWS[name](jnp.asarray(image[None])))[0]
     for turns, name in enumerate(("identity", "rot90", "rot180", "rot270")):
@@ -180,7 +203,7 @@ def test_a_failed_export_never_looks_whole(source, tmp_path, key, monkeypatch, f
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ssdd_jax.io.artifacts.write_bytes", no_space)
+        patch.setattr("ssdd_jax.io.manifest.write_bytes", no_space)
         with pytest.raises(OSError, match="No space left"):
             export_distilled(source, exported, fmt)
     assert not (exported / MANIFEST).exists()
@@ -229,7 +252,7 @@ def test_a_destination_that_holds_something_else_is_refused(source, tmp_path):
     (tmp_path / "file").write_text("mine")
     refuses("file is a file, expected a folder", export_distilled, source, tmp_path / "file", "npz")
     refuses("file is a file, expected a folder", export_distilled, source, tmp_path / "file" / "below", "npz")
-    refuses("holds a manifest.json that is no export's", export_distilled, source, source, "npz")
+    refuses("holds a manifest.json that is not an export's", export_distilled, source, source, "npz")
     load_distilled(source)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -299,6 +322,7 @@ def test_sets_that_cannot_be_trained_on_are_refused(tmp_path):
             ("expected 3 finite numbers each", images, targets, {"normalization": GREY}),
             ("cannot read .*images.npy .ValueError.", np.array([[None]]), targets, {}),
             ("images.npy is damaged", images, targets, wrong),
+            ("target_kind 'label', expected one of representation, labels, logits", images, targets, {"target_kind": "label"}),
         ]
     ):
         refuses(message, read_pairs, foreign(tmp_path / str(number), *arrays, **manifest))
@@ -319,12 +343,12 @@ def test_other_folders_are_named_for_what_they_are(source, tmp_path):
         ({"kind": "model"}, "found a manifest.json of kind 'model'"),
         ({"format": 9}, "has format 9, expected 1"),
         ({"files": {}}, "lists no file of an export, found none"),
-        ({"files": 3}, "has 'files' that are no JSON object"),
+        ({"files": 3}, "has 'files' that are not a JSON object"),
     ]:
         (exported / MANIFEST).write_text(json.dumps({**manifest, **change}))
         refuses(message, read_pairs, exported)
     (exported / MANIFEST).write_text("{")
-    refuses("manifest.json is damaged: it is no JSON", read_pairs, exported)
+    refuses("manifest.json is damaged: it is not valid JSON", read_pairs, exported)
 
 
 def test_the_pytorch_script_trains_on_an_export_without_this_library(tmp_path, key):

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles.storage import count_stored_scalars
 
+from ssdd_jax.cli import config_folder
 from ssdd_jax.core.distilled import Layout, budget_scalars
 from ssdd_jax.errors import InputError
-from ssdd_jax.main import config_folder
 from ssdd_jax.methods import regression
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.settings.parse import to_spec

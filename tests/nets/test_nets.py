@@ -45,13 +45,13 @@ def test_the_stem_of_the_resnet_makes_stages_of_34_17_9_and_5_pixels(output_side
 
 
 def test_a_residual_block_starts_as_the_identity_because_its_last_norm_starts_at_zero():
-    learner = make_learner("resnet10", (4, 8), (8, 8, 3), 0)
+    learner = make_learner("resnet10", (4, 4, 8, 8), (8, 8, 3), 0)
     scales = [
         np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(learner.init)(jax.random.key(0))["params"])
         if "scale" in jax.tree_util.keystr(path)
     ]
-    assert sum(bool((scale == 0).all()) for scale in scales) == 2
+    assert sum(bool((scale == 0).all()) for scale in scales) == 4
 
 
 @pytest.mark.parametrize(("layer", "fan_in"), [(Conv(64), 9 * 7), (Linear(4096), 7)])
@@ -159,9 +159,9 @@ def test_a_convnet_equals_its_formula_in_float64():
     np.testing.assert_allclose(learner.apply(variables, images), outputs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("net", ["convnet", "resnet10"])
-def test_without_a_head_the_outputs_are_the_features_and_training_moves_every_statistic(net):
-    learner, images = make_learner(net, (4,), (4, 4, 1), 0), draw(3, 4, 4, 1)
+@pytest.mark.parametrize(("net", "widths"), [("convnet", (4,)), ("resnet10", (4, 4, 4, 4))])
+def test_without_a_head_the_outputs_are_the_features_and_training_moves_every_statistic(net, widths):
+    learner, images = make_learner(net, widths, (4, 4, 1), 0), draw(3, 4, 4, 1)
     variables = fill(learner)
     np.testing.assert_array_equal(learner.apply(variables, images), learner.features(variables, images))
     _, stats = learner.apply_train(variables, images)

@@ -17,7 +17,7 @@ SMALL = {
     "vgg11": ((), 1 / 32),
     "alexnet": ((), 1 / 32),
     "resnet10": ((), 1 / 32),
-    "resnet18": ((4, 8), 1.0),
+    "resnet18": ((2, 2, 4, 8), 1.0),
     "mobilenet": ((), 1 / 16),
     "vit": ((12, 12), 1.0),
 }
@@ -162,7 +162,7 @@ def test_a_vit_starts_as_timms():
         ("convnet", (), 64, 0.125, (8, 16, 32, 64)),
         ("convnet", (), 224, 1.0, (32, 64, 128, 256, 512)),
         ("convnet", (10, 3), 28, 0.5, (5, 2)),
-        ("resnet18", (8,), 28, 0.01, (1,)),
+        ("resnet18", (8, 8, 16, 16), 28, 0.01, (1,) * 4),
         ("vit", (), 28, 0.25, (48,) * 6),
     ],
 )
@@ -179,11 +179,12 @@ def test_the_width_factor_multiplies_published_and_given_widths(net, widths, sid
     [
         (("vgg11", (4, 8), (32, 32, 3), 0), 1.0, r"vgg11 got 2 widths \(4, 8\), expected 8; give \(\) for \(64, 128"),
         (("alexnet", (4,), (32, 32, 3), 0), 1.0, "alexnet got 1 widths .*, expected 5"),
+        (("resnet18", (4, 8), (32, 32, 3), 0), 1.0, r"resnet18 got 2 widths \(4, 8\), expected 4; give \(\) for \(64, 128"),
         (("mobilenet", (4, 4), (32, 32, 3), 0), 1.0, "mobilenet got 2 widths .*, expected 9"),
         (
             ("vit", (12, 24), (32, 32, 3), 0),
             1.0,
-            r"vit got widths \(12, 24\), expected one a block, all equal and divisible by its 3 heads",
+            r"vit got widths \(12, 24\), expected one per block, all equal and divisible by its 3 heads",
         ),
         (("vit", (), (32, 32, 3), 0), 0.1, r"vit got widths \(19, .*divisible by its 3 heads"),
         (("vit", (), (30, 32, 3), 0), 1.0, "sides divisible by its patches of 4 pixels"),

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from ssdd_jax.cli import parse
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.metrics import Metrics
-from ssdd_jax.main import main, parse
+from ssdd_jax.main import main
 from ssdd_jax.progress import Display
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.presets import default_config, smoke, to_config
@@ -199,7 +200,7 @@ def test_names_of_controls_are_refused_and_foreign_sets_of_such_names_go_by_thei
     with pytest.raises(InputError, match="given twice"):
         pipeline.named_sets([tmp_path, tmp_path], make_spec())
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match="is damaged: it is no JSON"):
+    with pytest.raises(InputError, match="is damaged: it is not valid JSON"):
         pipeline.named_sets([tmp_path], make_spec())
 
 

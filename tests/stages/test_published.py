@@ -5,7 +5,8 @@ import pytest
 from published import CLASSES, COUNTS, WRITERS, draw
 
 from ssdd_jax.data.sources import NAMED, open_source
-from ssdd_jax.io.artifacts import load_distilled, read_manifest
+from ssdd_jax.io.artifacts import load_distilled
+from ssdd_jax.io.manifest import read_manifest
 from ssdd_jax.main import main
 
 

@@ -13,20 +13,13 @@ from golden.recipe import TEACHER_SEED, TEACHER_SHAPE, TEACHER_WIDTHS, draw_imag
 from ssdd_jax.errors import InputError
 from ssdd_jax.main import main
 from ssdd_jax.nets import make_learner
-from ssdd_jax.settings.spec import NETS, PRECISIONS, RunSpec, TeacherSpec
+from ssdd_jax.settings.spec import RunSpec, TeacherSpec
 from ssdd_jax.stages.networks import teacher_learner
 from ssdd_jax.stages.teacher import read_teacher
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "torch" / "teacher.ckpt"
 SPEC = TeacherSpec(net="resnet18", widths=TEACHER_WIDTHS)
-
-
-def test_the_settings_and_the_package_name_the_same_networks_and_precisions():
-    from ssdd_jax.nets import learner
-
-    assert tuple(learner.NETS) == NETS
-    assert learner.PRECISIONS == PRECISIONS
 
 
 def test_a_solo_learn_checkpoint_gives_its_representations():

@@ -2,38 +2,57 @@
 
 import importlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from ssdd_jax.data.source import Archive, Source
 from ssdd_jax.errors import DataError, nearest
+from ssdd_jax.registry import Registry
 
-# Modules and functions by name, imported on use: a reader may need an extra.
-_NAMED = {
-    "digits": ("digits", "open_digits", ""),
-    "mnist": ("idx", "open_mnist", "MNIST_ARCHIVES"),
-    "fashion_mnist": ("idx", "open_fashion_mnist", "FASHION_MNIST_ARCHIVES"),
-    "kmnist": ("idx", "open_kmnist", "KMNIST_ARCHIVES"),
-    "cifar10": ("cifar", "open_cifar10", "CIFAR10_ARCHIVES"),
-    "cifar100": ("cifar", "open_cifar100", "CIFAR100_ARCHIVES"),
-    "svhn": ("svhn", "open_svhn", "ARCHIVES"),
-    "stl10": ("stl10", "open_stl10", "ARCHIVES"),
-    "tiny_imagenet": ("tiny_imagenet", "open_tiny_imagenet", "TINY_IMAGENET_ARCHIVES"),
-    "imagenet64": ("imagenet64", "open_imagenet64", "ARCHIVES"),
-    "cub200": ("cub", "open_cub200", "CUB200_ARCHIVES"),
-    "dogs": ("dogs", "open_dogs", "DOGS_ARCHIVES"),
+_HERE = __name__
+NAMED = Registry(
+    "data source",
+    {
+        "digits": f"{_HERE}.digits:open_digits",
+        "mnist": f"{_HERE}.idx:open_mnist",
+        "fashion_mnist": f"{_HERE}.idx:open_fashion_mnist",
+        "kmnist": f"{_HERE}.idx:open_kmnist",
+        "cifar10": f"{_HERE}.cifar:open_cifar10",
+        "cifar100": f"{_HERE}.cifar:open_cifar100",
+        "svhn": f"{_HERE}.svhn:open_svhn",
+        "stl10": f"{_HERE}.stl10:open_stl10",
+        "tiny_imagenet": f"{_HERE}.tiny_imagenet:open_tiny_imagenet",
+        "imagenet64": f"{_HERE}.imagenet64:open_imagenet64",
+        "cub200": f"{_HERE}.cub:open_cub200",
+        "dogs": f"{_HERE}.dogs:open_dogs",
+    },
+)
+"""Datasets by name, read from their published files in the data folder: functions (data folder) -> `Source`."""
+
+KINDS = Registry(
+    "kind of data source",
+    {
+        "idx": f"{_HERE}.idx:open_idx",
+        "arrays": f"{_HERE}.arrays:open_arrays",
+        "folder": f"{_HERE}.folder:open_folder",
+        "tfds": f"{_HERE}.tfds:open_tfds",
+        "hf": f"{_HERE}.hf:open_hf",
+    },
+)
+"""Kinds of sources that take an argument, written KIND:ARGUMENT: functions (argument, data folder) -> `Source`."""
+
+_ARCHIVES = {
+    "mnist": "idx:MNIST_ARCHIVES",
+    "fashion_mnist": "idx:FASHION_MNIST_ARCHIVES",
+    "kmnist": "idx:KMNIST_ARCHIVES",
+    "cifar10": "cifar:CIFAR10_ARCHIVES",
+    "cifar100": "cifar:CIFAR100_ARCHIVES",
+    "svhn": "svhn:ARCHIVES",
+    "stl10": "stl10:ARCHIVES",
+    "tiny_imagenet": "tiny_imagenet:TINY_IMAGENET_ARCHIVES",
+    "imagenet64": "imagenet64:ARCHIVES",
+    "cub200": "cub:CUB200_ARCHIVES",
+    "dogs": "dogs:DOGS_ARCHIVES",
 }
-_KINDS = {
-    "idx": ("idx", "open_idx"),
-    "arrays": ("arrays", "open_arrays"),
-    "folder": ("folder", "open_folder"),
-    "tfds": ("tfds", "open_tfds"),
-    "hf": ("hf", "open_hf"),
-}
-NAMED = tuple(_NAMED)
-"""Datasets by name, read from their published files in the data folder."""
-KINDS = tuple(_KINDS)
-"""Kinds of sources that take an argument, written KIND:ARGUMENT."""
 
 
 def default_data_dir() -> Path:
@@ -60,9 +79,9 @@ def open_source(source: str, data_dir: str | Path = "", *, download: bool = Fals
     """
     folder = data_folder(data_dir)
     name, colon, argument = str(source).partition(":")
-    if name in _KINDS:
-        return _function(_KINDS[name])(argument, folder, **({"download": True} if download and name in ("tfds", "hf") else {}))
-    if name not in _NAMED:
+    if name in KINDS:
+        return KINDS[name](argument, folder, **({"download": True} if download and name in ("tfds", "hf") else {}))
+    if name not in NAMED:
         kinds = ", ".join(f"{kind}:..." for kind in KINDS)
         hint = nearest(name, (*NAMED, *KINDS), cutoff=0.4) or "; choose one of them"
         raise DataError(f"unknown data source {source!r}, expected one of {', '.join(NAMED)}, {kinds}{hint}")
@@ -70,15 +89,10 @@ def open_source(source: str, data_dir: str | Path = "", *, download: bool = Fals
         raise DataError(
             f"data source {source!r} has an argument, expected none: {name!r} is read from its published files; drop {argument!r}"
         )
-    return _function(_NAMED[name][:2])(folder)
+    return NAMED[name](folder)
 
 
 def archives(name: str) -> tuple[Archive, ...]:
     """Return the published files of a named dataset; () where it has none, or is not among `NAMED`."""
-    module, _, constant = _NAMED.get(name, ("", "", ""))
+    module, _, constant = _ARCHIVES.get(name, "").partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), constant) if constant else ()
-
-
-def _function(place: tuple[str, str]) -> Callable[..., Source]:
-    module, function = place
-    return getattr(importlib.import_module(f"{__name__}.{module}"), function)

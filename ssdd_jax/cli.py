@@ -1,0 +1,184 @@
+"""The command line: `python -m ssdd_jax.main --config NAME[:VARIANT] --workdir DIR [--task=TASK] [--config.key=value ...]`."""
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from absl import flags
+from ml_collections import config_flags
+
+from ssdd_jax.errors import InputError, Status, nearest
+from ssdd_jax.settings.parse import to_spec
+from ssdd_jax.settings.spec import RunSpec
+
+USAGE = f"""{__doc__}
+
+--config   a shipped config by name, or a config file by path; VARIANT, such as smoke, is passed to it
+--workdir  folder of the run's outputs; an interrupted run goes on there
+--config.key=value  changes a setting, e.g. --config.num_pairs=20 --config.only=krr_st,ours
+--task     all (the default): teacher, distill, evaluate, report; or one of
+             teacher   pretrain the teacher
+             distill   the teacher, then the distilled sets
+             evaluate  the sets in the workdir, or those of --set
+             report    write the report of results.json again; needs no --config
+             export    write the sets in the workdir, or those of --set, as plain files; needs no --config
+             verify    check every byte of the sets, exports, checkpoints and representations in the workdir, or of
+                       --set, against their digests; needs no --config
+--set      folder of a distilled set, or for evaluate and verify of an export; may be given several times
+--format   of the export: safetensors (the default), npz, png or pt (PyTorch)
+--accept_changes  go on in a workdir that was begun with other settings; what they change is made again
+--distributed  start one process per host (or device) with the same command: auto on a TPU pod, under Slurm or Open MPI,
+           elsewhere HOST:PORT,NUM,ID: the address of process 0, how many processes, and which of them this is
+--debug    show the traceback of an error
+exit status
+{{statuses}}
+shipped configs: {{configs}}"""
+
+TASKS = ("all", "teacher", "distill", "evaluate", "report", "export", "verify")
+WITHOUT_CONFIG = ("report", "export", "verify")
+WITH_SETS = ("evaluate", "export", "verify")
+
+# HOST:PORT of process 0, how many processes there are, and which of them this is.
+Address = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for. The settings are None for the tasks that need none."""
+
+    spec: RunSpec | None
+    workdir: Path
+    task: str
+    sets: tuple[Path, ...]
+    format: str
+    accept_changes: bool = False
+    distributed: Address | Literal["auto"] | None = None
+
+
+def usage() -> str:
+    """Return what --help prints."""
+    statuses = "\n".join(f"  {status:<9}{status.meaning}" for status in Status)
+    return USAGE.format(statuses=statuses, configs=", ".join(shipped_configs()))
+
+
+def config_folder() -> Path:
+    """Return where the shipped configs lie: inside an installed package, or next to it in a checkout."""
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def shipped_configs() -> list[str]:
+    """Return the names of the shipped configs."""
+    return sorted(file.stem for file in config_folder().glob("*.py") if file.stem != "__init__")
+
+
+def resolve_config(value: str) -> str:
+    """Return NAME[:VARIANT] or PATH[:VARIANT] as PATH[:VARIANT]."""
+    name, colon, variant = value.partition(":")
+    if Path(name).is_file():
+        return value
+    shipped = config_folder() / f"{name.removesuffix('.py')}.py"
+    if Path(name).name == name and shipped.is_file():
+        return f"{shipped}{colon}{variant}"
+    names = shipped_configs()
+    raise InputError(f"--config {name}: no such file or shipped config; shipped are {', '.join(names)}{nearest(Path(name).stem, names)}")
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Return what the command line asks for.
+
+    Raises:
+        InputError: an argument is missing, unknown or out of range.
+    """
+    args = list(argv)
+    for i, arg in enumerate(args):
+        if arg == "--config" and i + 1 < len(args):
+            args[i + 1] = resolve_config(args[i + 1])
+        elif arg.startswith("--config="):
+            args[i] = f"--config={resolve_config(arg.removeprefix('--config='))}"
+    # ml_collections runs every config file in the module of this name, on top of what an earlier one has left there.
+    sys.modules.pop("config_config", None)
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file("config", None, "config", flag_values=values, sys_argv=["ssdd_jax", *args])
+    workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
+    task_flag = flags.DEFINE_string("task", "all", "task", flag_values=values)
+    set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
+    format_flag = flags.DEFINE_string("format", None, "format", flag_values=values)
+    accept_flag = flags.DEFINE_bool("accept_changes", False, "accept_changes", flag_values=values)
+    distributed_flag = flags.DEFINE_string("distributed", None, "distributed", flag_values=values)
+    logger = logging.getLogger("absl")
+    level = logger.level
+    try:
+        # What it warns of is an error below.
+        logger.setLevel(logging.CRITICAL)
+        rest = values(["ssdd_jax", *args])[1:]
+        config = config_flag.value
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(f"{' '.join(str(error).split())}; settings follow --config and read --config.section.key=value") from error
+    except (Exception, SystemExit) as error:  # whatever a config file raises is its fault: one line, not a traceback
+        raise InputError(_config_error(error)) from error
+    finally:
+        logger.setLevel(level)
+    if config is None and any(arg.partition("=")[0] == "--config" for arg in args):
+        raise InputError("get_config of the config file returned nothing, expected a ConfigDict; add `return config` to it")
+    if rest:
+        raise InputError(f"stray argument {rest[0]!r}, expected --config.key=value; did you forget the dashes?")
+    task = task_flag.value
+    if task not in TASKS:
+        raise InputError(f"--task is {task!r}, expected one of {', '.join(TASKS)}{nearest(str(task), TASKS)}")
+    if set_flag.value and task not in WITH_SETS:
+        raise InputError(f"--set is for --task={', '.join(WITH_SETS)}, the task is {task}; drop one of them")
+    if format_flag.value and task != "export":
+        raise InputError(f"--format is for --task=export, the task is {task}; drop one of them")
+    distributed = None if distributed_flag.value is None else _distributed(distributed_flag.value)
+    if distributed is not None and task in WITHOUT_CONFIG:
+        raise InputError(f"--distributed is not for --task={task}, which one process does; drop one of them")
+    needs_config = task not in WITHOUT_CONFIG
+    if (needs_config and config is None) or workdir_flag.value is None:
+        missing = "--config" if needs_config and config is None else "--workdir"
+        raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
+    sets = tuple(_path("--set", path) for path in set_flag.value)
+    spec = to_spec(config) if config is not None else None
+    workdir, fmt = _path("--workdir", workdir_flag.value), format_flag.value or "safetensors"
+    return Command(spec, workdir, task, sets, fmt, accept_flag.value, distributed)
+
+
+def _distributed(text: str) -> Address | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    match = re.fullmatch(r"(\S+:(\d+)),(\d+),(\d+)", text)
+    if match is None or not (0 < int(match[2]) < 2**16 and int(match[4]) < int(match[3])):
+        raise InputError(
+            f"--distributed is {text!r}, expected auto, or HOST:PORT,NUM,ID with ID from 0 to NUM - 1; e.g. --distributed=10.0.0.1:7000,2,0"
+        )
+    return match[1], int(match[3]), int(match[4])
+
+
+def _path(flag: str, text: str) -> Path:
+    try:
+        text.encode()
+        path = Path(text).expanduser()
+    except (RuntimeError, UnicodeEncodeError):
+        raise InputError(f"{flag} {text!a} is not a valid path: its user or its letters are unknown (UTF-8); give another") from None
+    if not text:
+        raise InputError(f"{flag} is empty, expected a folder; {flag}=. is the present one")
+    return path
+
+
+def _config_error(error: BaseException) -> str:
+    """Return one line for whatever came of reading the config file or of setting an unknown key."""
+    # ml_collections wraps what get_config raised into the text of another error, last line last.
+    text = str(error).replace("\\'", "'").replace("\\n", "\n")
+    last = ([line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__])[-1]
+    if "InputError: " in last:
+        return last.partition("InputError: ")[2]
+    key, hint = re.search(r"'(\w+)'", text), re.search(r'Did you mean "(\w+)"', text)
+    if isinstance(error, AttributeError | KeyError) and key and "get_config" not in text:
+        return f"the config has no key {key[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
+    if isinstance(error, AttributeError) and "get_config" in text:
+        return "the config file has no function get_config(variant=''); define one that returns a ConfigDict"
+    return last if "Traceback" in text else f"{type(error).__name__}: {' '.join(text.split())}"

@@ -1,0 +1,192 @@
+"""What a student is trained on, from anybody: our distilled sets, exports of them, and other people's pairs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from ssdd_jax.core.distilled import expand
+from ssdd_jax.errors import DataError, InputError
+from ssdd_jax.io.artifacts import load_distilled
+from ssdd_jax.io.files import sha256
+from ssdd_jax.io.manifest import MANIFEST, listed_files, read_manifest
+from ssdd_jax.io.torch_files import read_torch
+from ssdd_jax.settings.spec import TARGET_KINDS
+
+EXPORT_KIND, EXPORT_FORMAT = "ssdd_jax export", 1
+PAIRS_KIND = "pairs"
+
+
+# eq=False: comparing arrays has no single truth value.
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """What a student is trained on, one row per view of each image.
+
+    Attributes:
+        images: float32 "n H W C", normalised: (pixel in [0, 1] - mean) / std.
+        targets: float32 "n d", what the student is to output.
+        manifest: what the folder says of them; `manifest["normalization"]` has "mean" and "std", one number per channel.
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
+    manifest: dict[str, Any]
+
+    @property
+    def target_kind(self) -> str:
+        """Return what the targets are: 'representation' where the manifest does not say otherwise."""
+        layout = self.manifest.get("layout") or {}
+        return self.manifest.get("target_kind") or layout.get("target_kind") or TARGET_KINDS[0]
+
+
+def read_pairs(path: str | Path) -> Pairs:
+    """Read what a student is trained on, and check it against its manifest.
+
+    The folder is one of three, told apart by its manifest.json:
+    - what `save_distilled` wrote, with `normalization` among its metadata;
+    - what `export_distilled` wrote, in any format; PyTorch is not needed;
+    - somebody else's set. Its manifest.json has at least {"kind": "pairs", "normalization": {"mean": [...], "std": [...]}} with one number
+      per channel, of pixels in [0, 1]. "name", "target_kind" (representation, labels or logits) and "files" ({FILE: {"sha256": ...}},
+      which is then checked) are optional, and all else is kept. Next to it images.npy "n H W C", uint8 pixels or normalised floats, and
+      targets.npy "n d", floats; or x_syn.pt "n C H W", normalised floats, and y_syn.pt "n d".
+
+    Args:
+        path: the folder.
+
+    Raises:
+        InputError: the folder is none of these, or its files are missing, damaged, of the wrong shape or type, or not finite.
+
+    Example:
+        >>> pairs = read_pairs("runs/digits/distilled/ours/seed_0")  # doctest: +SKIP
+    """
+    path = Path(path)
+    manifest = read_manifest(path) or {}
+    listed_files(path, manifest)
+    kind = manifest.get("kind")
+    if kind == EXPORT_KIND:
+        if manifest.get("format") != EXPORT_FORMAT:
+            raise InputError(
+                f"{path / MANIFEST} has format {manifest.get('format')!r}, expected {EXPORT_FORMAT}; use the version that wrote it"
+            )
+        images, targets = _read_export(path, manifest)
+    elif kind == PAIRS_KIND:
+        images, targets = _read_foreign(path, manifest)
+    elif kind is None and "layout" in manifest:
+        images, targets = (np.asarray(array) for array in expand(load_distilled(path)))
+    else:
+        what = f"a {MANIFEST} of kind {kind!r}" if manifest else _listing(path)
+        raise InputError(
+            f"no training pairs at {path}, found {what}; expected the folder of a distilled set, of an export, "
+            f"or a {MANIFEST} of kind {PAIRS_KIND!r} next to images.npy and targets.npy"
+        )
+    if images.ndim == 5:
+        images, targets = (array.reshape(-1, *array.shape[2:]) for array in (images, targets))
+    return _check_pairs(path, images, targets, manifest)
+
+
+def normalization_of(path: Path, manifest: Mapping[str, Any], channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and std that a manifest says its images were normalised with, float32 "C".
+
+    Raises:
+        InputError: it has none, or other numbers than one per channel.
+    """
+    normalization = manifest.get("normalization")
+    try:
+        mean, std = (np.asarray(normalization[key], np.float32) for key in ("mean", "std"))  # pyright: ignore[reportOptionalSubscript]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{path / MANIFEST} has normalization {normalization!r}, expected {{'mean': [...], 'std': [...]}} of pixels in [0, 1]; "
+            "write the statistics that its images were normalised with"
+        ) from None
+    if mean.shape != (channels,) or std.shape != (channels,) or not np.isfinite([mean, std]).all() or not (std > 0).all():
+        raise InputError(
+            f"{path / MANIFEST} has mean {mean.tolist()} and std {std.tolist()}, expected {channels} finite numbers each, "
+            "the stds positive: one per channel of the images; correct them"
+        )
+    return mean, std
+
+
+def _read_export(path: Path, manifest: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    names = _check_files(path, manifest)
+    if {"x_syn.pt", "y_syn.pt"} <= names:
+        return _read_syn(path)
+    if "export.safetensors" in names:
+        arrays = safetensors.numpy.load_file(path / "export.safetensors")
+        return arrays["images"], arrays["targets"]
+    if "export.npz" in names:
+        with np.load(path / "export.npz", allow_pickle=False) as arrays:
+            return arrays["images"], arrays["targets"]
+    raise InputError(f"{path / MANIFEST} lists no file of an export, found {', '.join(sorted(names)) or 'none'}; export the set again")
+
+
+def _read_foreign(path: Path, manifest: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    _check_files(path, manifest)
+    if (path / "x_syn.pt").is_file() and (path / "y_syn.pt").is_file():
+        images, targets = _read_syn(path)
+    else:
+        images, targets = (_read_npy(path, name) for name in ("images.npy", "targets.npy"))
+    if images.ndim != 4:
+        raise InputError(
+            f"images in {path} have shape {images.shape}, expected (n, H, W, C) in a .npy, (n, C, H, W) in a .pt; reshape them"
+        )
+    mean, std = normalization_of(path, manifest, images.shape[3])
+    if images.dtype == np.uint8:
+        images = (images.astype(np.float32) / np.float32(255) - mean) / std
+    return images, targets
+
+
+def _check_files(path: Path, manifest: Mapping[str, Any]) -> set[str]:
+    """Check the sha256 of all files that the manifest lists, and return their names."""
+    for name, entry in listed_files(path, manifest).items():
+        if not (path / name).is_file():
+            raise DataError(f"{path / name} is missing although {MANIFEST} lists it; copy the complete folder again")
+        if not isinstance(entry, dict) or sha256((path / name).read_bytes()) != entry.get("sha256"):
+            raise DataError(f"{path / name} is damaged: its sha256 is not the manifest's; copy or export it again")
+    return set(listed_files(path, manifest))
+
+
+def _read_syn(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    images, targets = (read_torch(path / name) for name in ("x_syn.pt", "y_syn.pt"))
+    if not isinstance(images, np.ndarray) or not isinstance(targets, np.ndarray) or images.ndim != 4:
+        raise InputError(f"x_syn.pt and y_syn.pt in {path} are not a tensor (n, C, H, W) and one (n, d), which is expected; save such")
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), targets
+
+
+def _read_npy(path: Path, name: str) -> np.ndarray:
+    if not (path / name).is_file():
+        raise InputError(f"no {name} in {path}, found {_listing(path)}; expected images.npy and targets.npy, or x_syn.pt and y_syn.pt")
+    try:
+        array = np.load(path / name, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read {path / name} ({type(error).__name__}), expected what numpy.save writes; write it again") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path / name} is an archive, expected one array; write it with numpy.save")
+    return array
+
+
+def _check_pairs(path: Path, images: np.ndarray, targets: np.ndarray, manifest: dict[str, Any]) -> Pairs:
+    if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets) or 0 in images.shape + targets.shape:
+        raise InputError(
+            f"images in {path} have shape {images.shape} and targets {targets.shape}, expected (n, H, W, C) and (n, d), n > 0; reshape them"
+        )
+    for name, array in (("images", images), ("targets", targets)):
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise InputError(
+                f"{name} in {path} are {array.dtype}, expected finite floating-point numbers (images may be uint8); convert them"
+            )
+    normalization_of(path, manifest, images.shape[3])
+    pairs = Pairs(np.asarray(images, np.float32), np.asarray(targets, np.float32), manifest)
+    if pairs.target_kind not in TARGET_KINDS:
+        raise InputError(f"{path / MANIFEST} has target_kind {pairs.target_kind!r}, expected one of {', '.join(TARGET_KINDS)}; correct it")
+    return pairs
+
+
+def _listing(path: Path) -> str:
+    """Return in words what is at a path."""
+    if not path.is_dir():
+        return "a file" if path.exists() else "nothing"
+    names = sorted(entry.name for entry in path.iterdir())
+    return f"{', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "an empty folder"
