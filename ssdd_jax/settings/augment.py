@@ -41,3 +41,8 @@ class AugmentSpec:
     gray: float = share(0.2)
     blur: float = share(0.0)
     solarize: float = share(0.0)
+
+
+def crop_and_flip(padding: int, flip: float) -> AugmentSpec:
+    """Return the view that is a random crop of the padded image, perhaps flipped, and nothing else."""
+    return AugmentSpec(1.0, padding=padding, flip=flip, jitter=0.0, gray=0.0)
