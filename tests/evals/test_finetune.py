@@ -4,11 +4,11 @@ import numpy as np
 import optax
 import pytest
 
-from ssdd_jax.core.augment import AugmentSpec
 from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.finetune import init_finetuning, make_finetune_step
 from ssdd_jax.nets import make_learner
 from ssdd_jax.nets.layers import HEAD
+from ssdd_jax.settings.augment import crop_and_flip
 
 pytestmark = pytest.mark.core
 
@@ -31,7 +31,7 @@ def test_fine_tuning_learns_moves_the_whole_network_and_depends_on_the_seed(key)
     labels = random.randint(0, 2, 64)
     images = (random.randint(0, 100, (64, *SHAPE)) + 120 * labels[:, None, None, None]).astype(np.uint8)
     learner, optimizer = make_learner("convnet", (4,), SHAPE, 2), optax.sgd(0.1, 0.9)
-    view = AugmentSpec(1.0, padding=1, flip=0.5, jitter=0.0, gray=0.0)
+    view = crop_and_flip(1, 0.5)
     step = jax.jit(make_finetune_step(learner=learner, optimizer=optimizer, view=view, normalize=lambda x: x - 0.5))
     start = init_finetuning(key, learner.init(key), learner, optimizer)
     batches = [(jnp.asarray(images[rows]), jnp.asarray(labels[rows])) for rows in np.asarray(batch_schedule(key, 64, 32, 30))]
