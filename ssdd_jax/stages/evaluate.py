@@ -231,7 +231,7 @@ class RunTools(Tools):
         settings = dict(tables=[to_device(table) for table in tables], display=self.context.display, name=f"{name}/{self.group}")
         if not resume:
             return unstack(loop.run(state, num_steps, stack(args), **settings))
-        checkpoints, start, state = self.context.resumable(self.folder / f"{name}-{self.reader}", state, every=0)
+        checkpoints, start, state = self.context.resumable(self.folder / self.reader / name, state, every=0)
         with checkpoints:
             return unstack(loop.run(state, num_steps, stack(args), **settings, start=start, checkpoints=checkpoints))
 
