@@ -31,7 +31,7 @@ def get_config(variant=""):
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.update(min_crop_scale=0.2, saturation=0.4, hue=0.2)
     config.outer.steps = 250 if large else 400
-    config.evaluation.probe_steps = 2000
+    config.protocols.linear.steps = 2000
     two_core_students(config)
     if variant == "downstream":
         config.evaluation.datasets = {"fashion_mnist": to_config(DataSpec("fashion_mnist", size=32, fit="pad", channels=3))}

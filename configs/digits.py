@@ -24,7 +24,9 @@ def get_config(variant=""):
     config.student.widths = (16, 32)
     config.pool.update(size=4, max_age=40)
     config.outer.update(steps=300, batch_size=128)
-    config.evaluation.update(updates=200, probe_steps=1000, finetune_padding=1, finetune_flip=0.0)
+    config.evaluation.updates = 200
+    config.protocols.linear.steps = 1000
+    config.protocols.finetune.update(padding=1, flip=0.0)
     if variant == "smoke":
         smoke(config)
     return config

@@ -28,7 +28,7 @@ def cpu():
     config.teacher.update(widths=(32, 64, 128), steps=1500, batch_size=256)
     for view in (config.teacher.first_view, config.teacher.second_view):
         view.min_crop_scale = 0.3
-    config.evaluation.probe_steps = 2000
+    config.protocols.linear.steps = 2000
     two_core_students(config)
     return config
 

@@ -77,7 +77,7 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
         raise AssertionError("a step was run although everything was complete")
 
     monkeypatch.setattr("ssdd_jax.stages.distill.MethodRun._optimise", refuse)
-    monkeypatch.setattr("ssdd_jax.stages.evaluate.Evaluator.evaluate", refuse)
+    monkeypatch.setattr("ssdd_jax.stages.evaluate.evaluate_group", refuse)
     run(parse([*ARGS, "--workdir", str(workdir)]).spec, workdir)
     after = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and "report" not in file.parts}
     assert after == before

@@ -12,19 +12,20 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import struct
-from ssdd_jax.evals.protocol import Protocol
-from ssdd_jax.nets.net import Net
 
 from ssdd_jax import expand, export_distilled, load_distilled, read_pairs
-from ssdd_jax.core.distilled import Layout, finished_shapes, init_distilled, support_rows
+from ssdd_jax.core.distilled import Layout, finished_shapes, init_distilled
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.krr import append_bias, ridge_predict
+from ssdd_jax.core.outer import support_rows
 from ssdd_jax.core.stores.store import StoreKind
 from ssdd_jax.data import Source, Split
 from ssdd_jax.data.sources import NAMED
+from ssdd_jax.evals.protocol import Protocol
 from ssdd_jax.methods.method import LABELS, Finished, Method, Phase
 from ssdd_jax.methods.plan import fill_budget
 from ssdd_jax.nets.layers import HEAD, Linear
+from ssdd_jax.nets.net import Net
 from ssdd_jax.registry import KERNELS, LOGGERS, METHODS, NETS, PROTOCOLS, STORES
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.parse import to_spec
@@ -287,10 +288,9 @@ def test_what_is_added_resumes_from_its_checkpoints(run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "distilled")
-    for step in again.glob("checkpoints/*-seeds_0/*/[0-9]*"):
+    for phase in again.glob("checkpoints/*-seeds_0/*"):
         # The last one is lost, so that steps are left.
-        if step.name == max((entry.name for entry in step.parent.iterdir() if entry.name.isdigit()), key=int):
-            shutil.rmtree(step)
+        shutil.rmtree(max((entry for entry in phase.iterdir() if entry.name.isdigit()), key=lambda entry: int(entry.name)))
     pipeline.run(make_spec(), again, "distill")
     for file in workdir.glob("distilled/*/*/distilled.safetensors"):
         assert file.read_bytes() == (again / file.relative_to(workdir)).read_bytes()

@@ -27,13 +27,15 @@ from ssdd_jax.core.optimizers import sgd, student_optimizer
 from ssdd_jax.core.outer import OuterState, image_sampler, init_outer, make_outer_step, support_rows
 from ssdd_jax.core.real import RealImages
 from ssdd_jax.evals.batches import batch_schedule
-from ssdd_jax.evals.probe import init_probe, make_probe_step
+from ssdd_jax.evals.linear import make_probe_step
+from ssdd_jax.evals.probe import init_probe
 from ssdd_jax.evals.student import make_student_step
 from ssdd_jax.methods import regression
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.nets import net_widths
 from ssdd_jax.runtime.loop import Loop, stack
 from ssdd_jax.runtime.memory import rows_at_once
+from ssdd_jax.settings.spec import OuterSpec, RecipeSpec
 from ssdd_jax.stages.context import PCA_BYTES
 from ssdd_jax.stages.dataset import Data
 from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
@@ -326,7 +328,7 @@ def _encoder_training(work: Work) -> int:
 def student_step(work: Work) -> Part:
     spec, rows = work.spec.evaluation, work.plan.num_images * len(work.method.views)
     size = min(spec.batch_size, rows)
-    optimizer = student_optimizer(spec.recipe, 1000, 1)
+    optimizer = student_optimizer(spec.recipes["representation"], 1000, 1)
     loop = Loop(make_student_step(learner=work.learner, optimizer=optimizer), (0, 0, 0), 1)
     schedule = batch_schedule(jax.random.key(0), rows, size, 100)
     # As many rows as the table has are enough to gather from.
@@ -338,9 +340,9 @@ def student_step(work: Work) -> Part:
 
 
 def probe_step(work: Work) -> Part:
-    spec, classes = work.spec.evaluation, work.case.num_classes
-    size = min(spec.probe_batch_size, work.case.num_train)
-    optimizer = sgd(replace(spec.recipe, learning_rate=spec.probe_learning_rate, weight_decay=0.0))
+    spec, classes = work.spec.protocols["linear"], work.case.num_classes
+    size = min(spec.batch_size, work.case.num_train)
+    optimizer = sgd(RecipeSpec(learning_rate=spec.learning_rate, weight_decay=0.0))
     loop = Loop(make_probe_step(optimizer=optimizer), (0, 0, 0), 1)
     schedule = batch_schedule(jax.random.key(0), TABLE_ROWS, size, 4)
     state = stack([init_probe(jax.random.key(1), work.features, classes, optimizer)])

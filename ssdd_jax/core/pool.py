@@ -37,24 +37,30 @@ def init_member(key: PRNGKeyArray, learner: Learner, optimizer: optax.GradientTr
     return MemberState(variables=variables, opt_state=optimizer.init(variables["params"]), age=jnp.zeros((), jnp.int32))
 
 
+def mean_squared_error(outputs: Float[Array, "n d"], targets: Float[Array, "n d"]) -> Float[Array, ""]:
+    """Return the mean over rows and width."""
+    return jnp.mean((outputs - targets) ** 2)
+
+
 def train_member(
     member: MemberState,
     images: Float[Array, "n H W C"],
-    reprs: Float[Array, "n d"],
+    targets: Float[Array, "n d"],
     learner: Learner,
     optimizer: optax.GradientTransformation,
+    loss: Callable[..., Any] = mean_squared_error,
 ) -> tuple[MemberState, Float[Array, ""]]:
-    """Do one training-mode step on the mean squared error; return the member, one update older, and its loss before."""
+    """Do one training-mode step on loss(outputs, targets); return the member, one update older, and its loss before."""
 
     def loss_fn(params):
         outputs, batch_stats = learner.apply_train({**member.variables, "params": params}, images)
-        return jnp.mean((outputs - reprs) ** 2), batch_stats
+        return loss(outputs, targets), batch_stats
 
     params = member.variables["params"]
-    (loss, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    (value, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, member.opt_state, params)
     variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
-    return MemberState(variables=variables, opt_state=opt_state, age=member.age + 1), loss
+    return MemberState(variables=variables, opt_state=opt_state, age=member.age + 1), value
 
 
 def train_or_reset(

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ssdd_jax.evals.probe import ProbeState, probe_logits
+from ssdd_jax.evals.probe import ProbeState, label_subset, probe_accuracies, probe_logits
+from ssdd_jax.evals.protocol import Protocol, Readout, Steps, Tools
+from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.settings.spec import FewSpec
 
 
 def few_label_loss(params: dict[str, Array], features: Float[Array, "n q"], labels: Int[Array, " n"], l2: float) -> Float[Array, ""]:
@@ -42,3 +45,31 @@ def make_few_label_step(*, l2: float) -> Callable[..., tuple[ProbeState, dict[st
         return kept, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
     return step
+
+
+def score_name(fraction: float) -> str:
+    """Return the name of the score with a share of the labels."""
+    return f"few_{100 * fraction:g}"
+
+
+def run(spec: FewSpec, readout: Readout, tools: Tools) -> dict[str, list[float]]:
+    """Return the accuracy of every seed's probe with each share of the labels."""
+    # L-BFGS keeps an infinity for what it has not tried yet.
+    steps = tools.once("few", lambda: Steps(make_few_label_step(l2=spec.l2), watch=lambda state: state.params))
+    labels, width, scores = readout.train_labels, readout.encoded[0].train_features.shape[1], {}
+    for fraction in spec.fractions:
+        rows = [label_subset(step_key(seed, Stream.LABEL_SUBSET), labels, fraction, spec.per_class) for seed in readout.seeds]
+        args = [(e.train_features[r], labels[r]) for e, r in zip(readout.encoded, rows, strict=True)]
+        probes = [init_few_label_probe(width, readout.num_classes)] * len(rows)
+        probes = tools.train(steps, probes, spec.steps, args, name="few-label probe")
+        scores[score_name(fraction)] = probe_accuracies(probes, [e.eval_features for e in readout.encoded], readout.eval_labels)
+    return scores
+
+
+PROTOCOL = Protocol(
+    spec=FewSpec,
+    version=1,
+    columns=lambda spec: {score_name(fraction): f"{100 * fraction:g} % of labels" for fraction in sorted(spec.fractions)},
+    definition="a linear probe fitted with a share of the training labels",
+    run=run,
+)

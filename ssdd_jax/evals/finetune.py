@@ -1,7 +1,7 @@
 """Fine-tuning: the whole pretrained network with all labels (KRR-ST's transfer protocol)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,15 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ssdd_jax.core.augment import AugmentSpec, augment
+from ssdd_jax.core.optimizers import sgd
 from ssdd_jax.core.pool import Learner, MemberState
+from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.probe import accuracy
+from ssdd_jax.evals.protocol import Protocol, Readout, Steps, Tools, Trainable
 from ssdd_jax.nets.layers import HEAD
 from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.settings.augment import crop_and_flip
+from ssdd_jax.settings.spec import FinetuneSpec, RecipeSpec
 
 
 def init_finetuning(key: PRNGKeyArray, pretrained: Any, learner: Learner, optimizer: optax.GradientTransformation) -> MemberState:
@@ -50,3 +55,54 @@ def make_finetune_step(
         return MemberState(variables=variables, opt_state=opt_state, age=member.age + 1), {"loss": loss, "accuracy": correct}
 
     return step
+
+
+class Program(NamedTuple):
+    """What is compiled once for a student and a dataset; logits(variables, uint8 images "n H W C") are the class scores."""
+
+    learner: Learner
+    optimizer: optax.GradientTransformation
+    steps: Steps
+    logits: Callable[..., jax.Array]
+
+
+def make_program(spec: FinetuneSpec, networks: Trainable, num_classes: int) -> Program:
+    """Build the network with a head of classes, and its steps on (images, labels) drawn by args (seed, schedule)."""
+    learner = networks.make_learner(num_classes)
+    optimizer = sgd(RecipeSpec(weight_decay=spec.weight_decay), optax.cosine_decay_schedule(spec.learning_rate, spec.steps))
+    view = crop_and_flip(spec.padding, spec.flip)
+    update = make_finetune_step(learner=learner, optimizer=optimizer, view=view, normalize=networks.normalize)
+    steps = Steps(
+        step=lambda member, step_number, batch, seed, schedule: update(member, step_number, seed, *batch),
+        draw=lambda step_number, seed, schedule: (schedule[step_number],) * 2,
+        causes={"loss": f"config.protocols.finetune.learning_rate ({spec.learning_rate}); lower it"},
+    )
+    return Program(learner, optimizer, steps, jax.jit(lambda variables, batch: learner.apply(variables, networks.normalize(batch))))
+
+
+def run(spec: FinetuneSpec, readout: Readout, tools: Tools) -> dict[str, list[float]]:
+    """Return the accuracy of every seed's fine-tuned network."""
+    networks = readout.networks
+    if networks is None:
+        raise ValueError("finetune: the readout has no networks, expected those of the students; leave this protocol out for others")
+    learner, optimizer, steps, logits = tools.once("finetune", lambda: make_program(spec, networks, readout.num_classes))
+    start = lambda seed, variables: init_finetuning(step_key(seed, Stream.FINETUNE_INIT), variables, learner, optimizer)
+    members = [start(seed, variables) for seed, variables in zip(readout.seeds, networks.variables, strict=True)]
+    num_rows = len(readout.train_labels)
+    schedule = lambda seed: batch_schedule(step_key(seed, Stream.FINETUNE_STEP), num_rows, spec.batch_size, spec.steps)
+    args = [(jnp.asarray(seed), schedule(seed)) for seed in readout.seeds]
+    tables = (networks.train_images, readout.train_labels)
+    members = tools.train(steps, members, spec.steps, args, name="finetune", tables=tables, resume=True)
+    labels = jnp.asarray(readout.eval_labels)
+    score = lambda variables: accuracy(jnp.asarray(tools.apply(lambda batch: logits(variables, batch), networks.eval_images)), labels)
+    return {"finetune": [float(score(member.variables)) for member in members]}
+
+
+PROTOCOL = Protocol(
+    spec=FinetuneSpec,
+    version=1,
+    columns=lambda spec: {"finetune": "fine-tuned"},
+    definition="the whole network fine-tuned with all training labels",
+    run=run,
+    trains=True,
+)

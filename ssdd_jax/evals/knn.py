@@ -1,8 +1,12 @@
-"""k-nearest neighbours: what a representation says without any training."""
+"""k-nearest neighbours: a training-free readout of a representation."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from ssdd_jax.evals.protocol import Protocol, Readout, Tools
+from ssdd_jax.settings.spec import KnnSpec
 
 
 def knn_predict(
@@ -26,3 +30,26 @@ def knn_predict(
     weights = jnp.exp((cosines - cosines.max(1, keepdims=True)) / temperature)
     votes = jnp.einsum("tk,tkc->tc", weights, jax.nn.one_hot(labels[neighbors], num_classes))
     return jnp.argmax(votes, -1)
+
+
+vote = jax.jit(knn_predict, static_argnames=("num_classes", "num_neighbors", "temperature"))
+
+
+def run(spec: KnnSpec, readout: Readout, tools: Tools) -> dict[str, list[float]]:
+    """Return the accuracy of every seed's vote."""
+    labels, scores = jnp.asarray(readout.train_labels), []
+    settings = dict(num_classes=readout.num_classes, num_neighbors=spec.neighbors, temperature=spec.temperature)
+    for encoded in readout.encoded:
+        train = jnp.asarray(encoded.train_reprs)
+        predicted = tools.apply(lambda queries, train=train: vote(train, labels, queries, **settings), encoded.eval_reprs)
+        scores.append(float(np.mean(predicted == readout.eval_labels)))
+    return {"knn": scores}
+
+
+PROTOCOL = Protocol(
+    spec=KnnSpec,
+    version=1,
+    columns=lambda spec: {"knn": "k-NN"},
+    definition="the vote of the nearest neighbours in the student's representation",
+    run=run,
+)

@@ -1,6 +1,6 @@
-"""Linear evaluation: a linear classifier on frozen features, trained as KRR-ST does (SGD, cosine to zero, cross-entropy)."""
+"""A linear classifier on features, and what else several protocols share: accuracies, and subsets of the labels."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,22 +51,15 @@ def train_probe(
     return state, {"loss": loss, "accuracy": accuracy(logits, labels)}
 
 
-def make_probe_step(*, optimizer: optax.GradientTransformation) -> Callable[..., tuple[ProbeState, dict[str, Array]]]:
-    """Build step(state, step, schedule "s b", features "n q", labels "n") -> (state, metrics), one minibatch update.
-
-    `schedule` is of `ssdd_jax.evals.batches.batch_schedule`.
-    """
-
-    def step(state: ProbeState, step_number, schedule, features, labels):
-        rows = schedule[step_number]
-        return train_probe(state, features[rows], labels[rows], optimizer)
-
-    return step
-
-
 def accuracy(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Float[Array, ""]:
     """Return the share of rows whose largest score is the label's, in [0, 1]."""
     return jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+
+
+def probe_accuracies(probes: Sequence[ProbeState], features: Sequence[np.ndarray], labels: np.ndarray) -> list[float]:
+    """Return the accuracy of every seed's classifier on its own features "t q" of the same images, whose labels are "t"."""
+    wanted = jnp.asarray(labels)
+    return [float(accuracy(probe_logits(probe.params, jnp.asarray(f)), wanted)) for probe, f in zip(probes, features, strict=True)]
 
 
 def label_subset(key: PRNGKeyArray, labels: np.ndarray, fraction: float, min_per_class: int) -> np.ndarray:

@@ -1,24 +1,42 @@
-"""Student pretraining on a distilled set, and how far its representation is from the teacher's."""
+"""Student pretraining on a distilled set, by what its targets are, and how far a representation is from the teacher's."""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ssdd_jax.core.pool import Learner, MemberState, train_member
+from ssdd_jax.core.pool import Learner, MemberState, mean_squared_error, train_member
 
 
-def make_student_step(*, learner: Learner, optimizer: optax.GradientTransformation) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
-    """Build step(member, step, schedule "s b", images "n H W C", reprs "n d") -> (member, metrics), one minibatch update.
+def label_loss(outputs: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, ""]:
+    """Return the mean cross-entropy of the classes; a row's class is the place of its largest target, one-hot or centred."""
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.argmax(targets, -1)).mean()
 
-    `schedule` is of `ssdd_jax.evals.batches.batch_schedule`; images are normalized.
+
+def logit_loss(outputs: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, ""]:
+    """Return the mean cross-entropy against softmax(targets), at temperature 1."""
+    return optax.softmax_cross_entropy(outputs, jax.nn.softmax(targets)).mean()
+
+
+LOSSES: dict[str, Callable[..., Any]] = {"representation": mean_squared_error, "labels": label_loss, "logits": logit_loss}
+"""(outputs, targets) -> what a student is trained on, by `ssdd_jax.settings.spec.TARGET_KINDS`."""
+
+
+def make_student_step(
+    *, learner: Learner, optimizer: optax.GradientTransformation, loss: Callable[..., Any] = mean_squared_error
+) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
+    """Build step(member, step, schedule "s b", images "n H W C", targets "n d") -> (member, metrics), one minibatch update.
+
+    `schedule` is of `ssdd_jax.evals.batches.batch_schedule`; images are normalized; `loss` is among `LOSSES`.
     """
 
-    def step(member: MemberState, step_number, schedule, images, reprs):
+    def step(member: MemberState, step_number, schedule, images, targets):
         rows = schedule[step_number]
-        member, loss = train_member(member, images[rows], reprs[rows], learner, optimizer)
-        return member, {"loss": loss}
+        member, value = train_member(member, images[rows], targets[rows], learner, optimizer, loss)
+        return member, {"loss": value}
 
     return step
 

@@ -1,6 +1,16 @@
 """Tables and pictures of a finished run, made of the files in its folder and of nothing else."""
 
-from ssdd_jax.report.tables import results_table, results_tables, summarize, to_markdown, to_rich, views_table
+from ssdd_jax.report.tables import results_table, results_tables, score_columns, summarize, to_markdown, to_rich, views_table
 from ssdd_jax.report.write import read_results, write_report
 
-__all__ = ["read_results", "results_table", "results_tables", "summarize", "to_markdown", "to_rich", "views_table", "write_report"]
+__all__ = [
+    "read_results",
+    "results_table",
+    "results_tables",
+    "score_columns",
+    "summarize",
+    "to_markdown",
+    "to_rich",
+    "views_table",
+    "write_report",
+]

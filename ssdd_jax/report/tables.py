@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
@@ -13,7 +14,7 @@ from rich.text import Text
 Row = Mapping[str, Any]
 TextTable = tuple[list[str], list[list[str]]]
 
-# score -> its column; those of the few-label probe are few_PERCENT.
+# score -> its column, where results.json does not name it; those of the few-label probe are few_PERCENT.
 SCORES = {"repr_error": "repr_error", "linear": "linear probe", "few": "{} % of labels", "knn": "k-NN", "finetune": "fine-tuned"}
 SIZES = ("num_images", "num_views", "stored_scalars", "steps")
 CONTROL_LABELS = {
@@ -27,26 +28,36 @@ NOTHING = "–"
 GAP = 2
 
 
-def scores_in(rows: Sequence[Row]) -> list[str]:
-    """Return the scores that any of the rows has, in the order of `SCORES`."""
-    found = dict.fromkeys(key for row in rows for key in row if key.partition("_")[0] in SCORES or key in SCORES)
-    rank = lambda key: list(SCORES).index(key if key in SCORES else "few")
-    return sorted(found, key=lambda key: (rank(key), float(key.partition("_")[2]) if key.startswith("few_") else 0.0))
+def score_columns(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the titles of the scores that a run's protocols have, as results.json names them; older files name none."""
+    return {score: title for about in results.get("protocols", {}).values() for score, title in about["columns"].items()}
 
 
-def score_label(score: str) -> str:
-    """Return the heading of a score."""
+def scores_in(rows: Sequence[Row], columns: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+    """Return the scores that any of the rows has: those of `SCORES` in its order, then others in the order of `columns`."""
+    kind = lambda key: key if key in SCORES else "few" if key.startswith("few_") else None
+    others = [key for key in columns if kind(key) is None and any(key in row for row in rows)]
+    known = dict.fromkeys(key for row in rows for key in row if kind(key) is not None)
+    rank = lambda key: (list(SCORES).index(kind(key)), float(key.partition("_")[2]) if key.startswith("few_") else 0.0)
+    return [*sorted(known, key=rank), *others]
+
+
+def score_label(score: str, columns: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the heading of a score: that of `columns`, or the one that it has in `SCORES`."""
+    if score in columns:
+        return columns[score]
     return SCORES[score] if score in SCORES else SCORES["few"].format(score.removeprefix("few_"))
 
 
-def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def summarize(rows: Sequence[Row], columns: Mapping[str, str] = MappingProxyType({})) -> list[dict[str, Any]]:
     """Average the rows of a run over seeds.
 
     Args:
-        rows: of results.json, one a method, student, dataset and seed.
+        rows: of results.json, one per method, student, dataset and seed.
+        columns: of `score_columns`.
 
     Returns:
-        One summary a method, student and dataset, in order of first appearance: its sizes and mean seconds if it is of a
+        One summary per method, student and dataset, in order of first appearance: its sizes and mean seconds if it is of a
         distilled set, and {"mean", "std"} of every score with the sample standard deviation, None for a single seed;
         "num_failed" of them have no scores.
 
@@ -74,7 +85,7 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
         entry |= {size: first[size] for size in SIZES if size in first}
         if all(row.get("seconds") is not None for row in group):
             entry["seconds"] = statistics.fmean(row["seconds"] for row in group)
-        values = {score: [row[score] for row in group if score in row] for score in scores_in(group)}
+        values = {score: [row[score] for row in group if score in row] for score in scores_in(group, columns)}
         summary.append(entry | {score: _mean_std(found) for score, found in values.items()})
     return summary
 
@@ -86,7 +97,8 @@ def main_rows(results: Mapping[str, Any]) -> list[Row]:
 
 
 def results_tables(results: Mapping[str, Any]) -> dict[str, TextTable]:
-    """Return all tables of a run by title: the main one, and where there are several students or datasets, one a score of these."""
+    """Return all tables of a run by title: the main one, and where there are several students or datasets, one per score of these."""
+    columns = score_columns(results)
     students = list(dict.fromkeys(row["student"] for row in results["rows"] if row["student"] is not None))
     tables = {f"Results, {students[0]}" if len(students) > 1 else "Results": results_table(results)}
     by_axis = {
@@ -95,24 +107,26 @@ def results_tables(results: Mapping[str, Any]) -> dict[str, TextTable]:
     }
     for axis, rows in by_axis.items():
         if len({row[axis] for row in rows}) > 1:
-            tables |= {f"{axis.capitalize()}s: {score_label(score)}": cross_table(rows, axis, score) for score in scores_in(rows)}
+            for score in scores_in(rows, columns):
+                tables[f"{axis.capitalize()}s: {score_label(score, columns)}"] = cross_table(rows, axis, score, columns)
     return tables
 
 
-def cross_table(rows: Sequence[Row], axis: str, score: str) -> TextTable:
-    """Return the header and the rows of one score: a line a method, a column a student or dataset.
+def cross_table(rows: Sequence[Row], axis: str, score: str, columns: Mapping[str, str] = MappingProxyType({})) -> TextTable:
+    """Return the header and the rows of one score: one line per method, one column per student or dataset.
 
     Args:
         rows: of results.json.
         axis: 'student' or 'dataset'.
         score: such as 'linear'.
+        columns: of `score_columns`.
     """
-    summary = {(e["method"], e[axis]): e for e in summarize([row for row in rows if score in row or "failed" in row])}
-    columns = list(dict.fromkeys(column for _, column in summary))
+    summary = {(e["method"], e[axis]): e for e in summarize([row for row in rows if score in row or "failed" in row], columns)}
+    header = list(dict.fromkeys(column for _, column in summary))
     methods = _controls_first(dict.fromkeys(method for method, _ in summary))
     cell = lambda entry: _score(score, entry) if entry else NOTHING
-    lines = [[CONTROL_LABELS.get(m, m), *(cell(summary.get((m, column))) for column in columns)] for m in methods]
-    return ["method", *columns], lines
+    lines = [[CONTROL_LABELS.get(m, m), *(cell(summary.get((m, column))) for column in header)] for m in methods]
+    return ["method", *header], lines
 
 
 def results_table(results: Mapping[str, Any]) -> TextTable:
@@ -121,9 +135,10 @@ def results_table(results: Mapping[str, Any]) -> TextTable:
     Args:
         results: results.json.
     """
-    main = main_rows(results)
-    scores, summary = scores_in(main), {entry["method"]: entry for entry in summarize(main)}
-    header = ["method", "images", "views", "pairs", "numbers stored", *map(score_label, scores), "outer steps", "seconds"]
+    main, columns = main_rows(results), score_columns(results)
+    scores, summary = scores_in(main, columns), {entry["method"]: entry for entry in summarize(main, columns)}
+    titles = [score_label(score, columns) for score in scores]
+    header = ["method", "images", "views", "pairs", "numbers stored", *titles, "outer steps", "seconds"]
     rows = []
     for method in _controls_first(summary):
         entry = summary[method]

@@ -142,16 +142,21 @@ def _introduction(results: Mapping[str, Any]) -> str:
 
 def _definitions(results: Mapping[str, Any]) -> str:
     split = results["dataset"]["split"]
+    # Older files do not say which protocols they have.
+    protocols = "; ".join(about["definition"] for about in results.get("protocols", {}).values()) or _PROTOCOLS
     return (
         f"All are of a student pretrained on the distilled set alone and measured on the {split} split. repr_error is its mean squared "
         f"error in predicting the teacher's representations of the {split} images, divided by their variance (0 is perfect, 1 no better "
-        "than their mean). The others are accuracies in percent: a linear probe on the frozen features fitted with all training labels; a "
-        "probe fitted with a share of them; the vote of the nearest neighbours in the student's representation; the whole network "
-        "fine-tuned with all labels. Values are the mean over seeds ± the sample standard deviation; pairs are images × views, numbers "
+        f"than their mean). The others are accuracies in percent: {protocols}. Values are "
+        "the mean over seeds ± the sample standard deviation; pairs are images × views, numbers "
         "stored counts all that is needed to rebuild the set, with its share of the budget, and seconds are those of distilling one seed."
     )
 
 
+_PROTOCOLS = (
+    "a linear probe on the frozen features fitted with all training labels; a linear probe fitted with a share of the training labels; the "
+    "vote of the nearest neighbours in the student's representation; the whole network fine-tuned with all training labels"
+)
 _VIEWS_CAPTION = (
     "The teacher's shift is the mean squared change of its representation under a view, divided by the variance of its representations. "
     "A view's targets are stored, shared with view 0, or predicted by an approximation network, "

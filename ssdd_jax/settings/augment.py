@@ -44,5 +44,5 @@ class AugmentSpec:
 
 
 def crop_and_flip(padding: int, flip: float) -> AugmentSpec:
-    """Return the usual augmentation of small images: a crop of the padded image, and a horizontal flip of this probability."""
+    """Return the view that is a random crop of the padded image, perhaps flipped, and nothing else."""
     return AugmentSpec(1.0, padding=padding, flip=flip, jitter=0.0, gray=0.0)

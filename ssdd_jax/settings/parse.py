@@ -48,7 +48,7 @@ def _sections(kind: Any, registry: Registry | None, value: Any, where: str) -> M
         return registry.spec(chosen)
 
     # A ConfigDict sorts its keys; tables show methods and networks in the order of PRESETS and NETS, others after them.
-    known = [name for name in (*PRESETS, *NETS) if name in value]
+    known = [name for name in dict.fromkeys((*PRESETS, *NETS, *(registry or ()))) if name in value]
     names = known + [name for name in value if name not in known]
     return types.MappingProxyType({name: _build(cls(name, value[name]), value[name], f"{where}.{name}") for name in names})
 
@@ -70,7 +70,7 @@ def _convert(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> 
     if "choices" in metadata and value not in metadata["choices"]:
         expected = f"expected one of {', '.join(map(str, metadata['choices']))}"
         raise InputError(f"{where} is {value!r}, {expected}{nearest(str(value), map(str, metadata['choices']))}")
-    if "registry" in metadata and not (value == "" and metadata["may_be_empty"]):
+    if "registry" in metadata and not (value == "" and metadata.get("may_be_empty")):
         metadata["registry"].check(value, f"{where} is {value!r}")
     low, high = metadata.get("range", (float("-inf"), float("inf")))
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,11 +1,12 @@
 """Methods by the names of their rows, and what several configs set alike: smoke runs, small students, the paper's scale."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ssdd_jax.errors import InputError, nearest
+from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.spec import NetSpec, RegressionSpec, RunSpec
 
@@ -54,7 +55,9 @@ def smoke(config: Any) -> None:
         student.width_factor = 1 / 16
     config.pool.update(size=2, max_age=3)
     config.outer.update(steps=6, batch_size=32)
-    config.evaluation.update(epochs=0, updates=5, probe_steps=5, probe_batch_size=64, low_steps=5, finetune_steps=3)
+    config.evaluation.update(epochs=0, updates=5)
+    for name, section in config.protocols.items():
+        section.update({f.name: f.metadata["smoke"] for f in fields(PROTOCOLS.spec(name)) if "smoke" in f.metadata})
     for method in config.methods.values():
         if method.kind == "regression":
             method.network_steps = 20
@@ -113,4 +116,5 @@ def paper_scale(config: Any, *, num_train: int, epochs: int) -> None:
     config.student.widths = ()
     config.pool.update(size=10, max_age=1000)
     config.outer.update(steps=30_000, batch_size=1024)
-    config.evaluation.update(updates=0, epochs=1000, probe_steps=5000, students=six_students(), only="convnet")
+    config.evaluation.update(updates=0, epochs=1000, students=six_students(), only="convnet")
+    config.protocols.linear.steps = 5000

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.registry import KERNELS, LOGGERS, METHODS, NETS, STORES, Registry
+from ssdd_jax.registry import KERNELS, LOGGERS, METHODS, NETS, PROTOCOLS, STORES, Registry
 from ssdd_jax.settings.augment import AugmentSpec
 
 
@@ -14,9 +14,9 @@ def one_of(*choices: Any, **kwargs: Any) -> Any:
     return field(default=kwargs.pop("default", choices[0]), metadata={"choices": choices})
 
 
-def within(default: Any, low: float, high: float = float("inf")) -> Any:
-    """Declare a number, or a tuple of numbers, of [low, high]."""
-    return field(default=default, metadata={"range": (low, high)})
+def within(default: Any, low: float, high: float = float("inf"), *, smoke: Any = None) -> Any:
+    """Declare a number, or a tuple of numbers, in [low, high]; `smoke` is the value in smoke runs of a protocol, if it differs."""
+    return field(default=default, metadata={"range": (low, high), **({} if smoke is None else {"smoke": smoke})})
 
 
 def named(default: str, registry: Registry) -> Any:
@@ -29,8 +29,8 @@ MOST_SEED = 2**31 - 1
 TARGET_KINDS = ("representation", "labels", "logits")
 """What the targets of a distilled set are."""
 CONTROLS = ("none", "teacher_init", "teacher", "full")
-# Those that are made with the teacher.
-TEACHER_CONTROLS = ("teacher_init", "teacher", "full")
+TEACHER_CONTROLS = ("teacher_init", "teacher")
+"""Controls that are not students: their representation itself is read."""
 PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
 """Of the products of a network, see `ssdd_jax.nets.make_learner`."""
 
@@ -43,8 +43,8 @@ class DataSpec:
         source: a dataset's name, or KIND:ARGUMENT, see `ssdd_jax.data.sources.open_source`.
         data_dir: folder of the published files; '' is $SSDD_JAX_DATA, or data/ in the working directory.
         cache: folder of prepared datasets; '' is $SSDD_JAX_CACHE, or ssdd_jax/ in the user's cache folder.
-        split: which split is distilled; the unlabelled one where there is one, such as STL-10's. The protocols read students
-            on the labelled one in any case.
+        split: which split is distilled; the unlabelled one where there is one, such as STL-10's. Evaluation always uses
+            the labelled one.
         size: side of the images; 0 leaves them, which must then all be of one size.
         fit: how they get there: crop (the shorter side resized, bilinear and antialiased, then the middle), resize (both
             sides, whatever the aspect ratio) or pad (zeros around smaller images).
@@ -238,59 +238,106 @@ class RecipeSpec:
     warmup_epochs: int = within(0, 0)
 
 
+RECIPES = {
+    "representation": RecipeSpec(),
+    "labels": RecipeSpec(learning_rate=0.01, weight_decay=5e-4),
+    "logits": RecipeSpec(learning_rate=0.01, weight_decay=5e-4),
+}
+"""How students are pretrained, by what the targets are: KRR-ST's recipe, and the supervised one."""
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """The linear probe with all labels (KRR-ST: SGD with momentum .9, cosine to zero)."""
+
+    steps: int = within(5000, 1, smoke=5)
+    batch_size: int = within(512, 1, smoke=64)
+    learning_rate: float = within(0.2, 0.0)
+
+
+@dataclass(frozen=True)
+class FewSpec:
+    """The few-label probe.
+
+    Attributes:
+        fractions: shares of the labels, class by class; one score each.
+        per_class: labels of a class that are taken at least.
+        steps: L-BFGS iterations.
+        l2: weight of half the squared norm of the probe's weights (MKDT).
+    """
+
+    fractions: tuple[float, ...] = within((0.01, 0.05), 0.0, 1.0)
+    per_class: int = within(1, 1)
+    steps: int = within(200, 1, smoke=5)
+    l2: float = within(1e-3, 0.0)
+
+
+@dataclass(frozen=True)
+class KnnSpec:
+    """The vote of the `neighbors` nearest neighbours, weighted by exp(cosine / temperature) (Wu et al., 2018)."""
+
+    neighbors: int = within(20, 1)
+    temperature: float = within(0.07, 1e-6)
+
+
+@dataclass(frozen=True)
+class FinetuneSpec:
+    """Fine-tuning of the whole network with all labels (SGD with momentum .9, cosine to zero).
+
+    Attributes:
+        padding: zeros around an image before its random crop.
+        flip: probability of a horizontal flip; 0 where left and right matter.
+    """
+
+    steps: int = within(10_000, 1, smoke=3)
+    batch_size: int = within(256, 1)
+    learning_rate: float = within(0.01, 0.0)
+    weight_decay: float = within(5e-4, 0.0)
+    padding: int = within(4, 0)
+    flip: float = within(0.5, 0.0, 1.0)
+
+
+def protocol_defaults() -> dict[str, Any]:
+    """Return the default settings of every protocol in the registry, by name."""
+    return {name: PROTOCOLS.spec(name)() for name in PROTOCOLS}
+
+
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """Student pretraining and the protocols that read the student's representation, with the settings of KRR-ST.
+    """Student pretraining, and which protocols read the student's representation.
 
     Attributes:
         split: 'test', or 'validation' while settings are being chosen.
         students: networks by label, for a cross-architecture table; none means the pool's network, `config.student`.
         datasets: further target datasets by label; the distilled set's own always comes first.
         only: restricts the students, by label and separated by commas.
-        protocols: linear (probe with all labels), few (L-BFGS probe with few labels), knn, finetune.
+        protocols: among `ssdd_jax.registry.PROTOCOLS`; `config.protocols` has their settings.
         controls: none (an untrained student), teacher_init (the untrained teacher's network; both with features of
             standard deviation 1, since theirs is arbitrary, as the teacher's are then read), teacher, and full (a student
             pretrained on all training images with the teacher's representations, as many updates as `updates`, or epochs).
         epochs: of student pretraining; exactly one of `epochs` and `updates` is positive.
         updates: of student pretraining, the same number whatever the size of the set.
-        recipe: of student pretraining.
+        recipes: of student pretraining, by what the set's targets are.
         vit_recipe: that of a ViT, which SGD at this rate does not train.
-        low_fractions: shares of the labels for the few-label probe, class by class.
-        low_per_class: and at least so many a class.
-        low_steps: L-BFGS iterations.
-        low_l2: weight of half the squared norm of the probe's weights (MKDT).
-        knn_neighbors: k of the k-nearest-neighbour vote, weighted by exp(cosine / temperature) (Wu et al., 2018).
-        finetune_steps: updates of the whole network with all labels.
-        finetune_padding: zeros around an image before its random crop.
-        finetune_flip: probability of a horizontal flip; 0 where left and right matter.
     """
 
     split: str = one_of("test", "validation")
     students: Mapping[str, NetSpec] = field(default_factory=dict)
     datasets: Mapping[str, DataSpec] = field(default_factory=dict)
     only: str = ""
-    protocols: tuple[str, ...] = one_of("linear", "few", "knn", "finetune", default=("linear", "few", "knn"))
+    protocols: tuple[str, ...] = field(default=("linear", "few", "knn"), metadata={"registry": PROTOCOLS})
     controls: tuple[str, ...] = one_of(*CONTROLS, default=("none", "teacher_init", "teacher"))
     epochs: int = within(0, 0)
     updates: int = within(300, 0)
     batch_size: int = within(256, 1)
-    recipe: RecipeSpec = RecipeSpec()
+    recipes: Mapping[str, RecipeSpec] = field(default_factory=lambda: dict(RECIPES))
     vit_recipe: RecipeSpec = RecipeSpec(optimizer="adamw", learning_rate=1e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=10)
-    probe_steps: int = within(5000, 1)
-    probe_batch_size: int = within(512, 1)
-    probe_learning_rate: float = within(0.2, 0.0)
-    low_fractions: tuple[float, ...] = within((0.01, 0.05), 0.0, 1.0)
-    low_per_class: int = within(1, 1)
-    low_steps: int = within(200, 1)
-    low_l2: float = within(1e-3, 0.0)
-    knn_neighbors: int = within(20, 1)
-    knn_temperature: float = within(0.07, 1e-6)
-    finetune_steps: int = within(10_000, 1)
-    finetune_batch_size: int = within(256, 1)
-    finetune_learning_rate: float = within(0.01, 0.0)
-    finetune_weight_decay: float = within(5e-4, 0.0)
-    finetune_padding: int = within(4, 0)
-    finetune_flip: float = within(0.5, 0.0, 1.0)
+
+    def recipe(self, net: NetSpec, target_kind: str) -> tuple[str, RecipeSpec]:
+        """Return where in the section the recipe of a network is, and the recipe; of the set it depends on the kind of targets alone."""
+        if NETS[net.net].recipe == "vit":
+            return "vit_recipe", self.vit_recipe
+        return f"recipes.{target_kind}", {**RECIPES, **self.recipes}[target_kind]
 
 
 @dataclass(frozen=True)
@@ -345,6 +392,7 @@ class RunSpec:
     """A whole run. `only` restricts it to some of `methods`, by name and separated by commas.
 
     Attributes:
+        protocols: their settings, by name; `evaluation.protocols` says which are run.
         num_pairs: N; the budget of every method is N (H W C + d) numbers.
         seeds: of the distillations and their students.
         seeds_at_once: how many seeds are vmapped together; 0 takes all on accelerators and one on a CPU, where
@@ -372,6 +420,7 @@ class RunSpec:
     outer: OuterSpec = OuterSpec()
     memory: MemorySpec = MemorySpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    protocols: Mapping[str, Any] = field(default_factory=protocol_defaults, metadata={"registry": PROTOCOLS})
     methods: Mapping[str, Any] = field(default_factory=dict, metadata={"registry": METHODS})
 
     def __post_init__(self):
@@ -390,6 +439,7 @@ class RunSpec:
                 raise InputError(f"config.methods.{name} has the name of a control; expected another than {', '.join(CONTROLS)}")
         for name in self.chosen_loggers():
             LOGGERS.check(name, f"config.logger names {name!r}")
+        _check_names("config.evaluation.recipes", "kinds of targets", tuple(self.evaluation.recipes), dict.fromkeys(TARGET_KINDS))
         _check_names("config.only", "methods", self.chosen_methods(), self.methods)
         _check_names("config.evaluation.only", "students", self.chosen_students(), self.students())
 
@@ -404,6 +454,10 @@ class RunSpec:
     def students(self) -> Mapping[str, NetSpec]:
         """Return the students to evaluate with, by label."""
         return self.evaluation.students or {self.student.net: self.student}
+
+    def chosen_protocols(self) -> Mapping[str, Any]:
+        """Return the settings of the protocols to run, by name in the order of tables."""
+        return {name: self.protocols.get(name) or PROTOCOLS.spec(name)() for name in PROTOCOLS if name in self.evaluation.protocols}
 
     def chosen_students(self) -> tuple[str, ...]:
         """Return the labels of the students to evaluate with."""

@@ -1,16 +1,13 @@
 """The stages of a run, in order: teacher, distill, evaluate, report. What is complete for the same settings is not done again."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ssdd_jax.data.prepare import default_cache
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import locked, write_json
 from ssdd_jax.io.loggers import LogFn, make_loggers
@@ -20,21 +17,18 @@ from ssdd_jax.progress import Display
 from ssdd_jax.report import read_results, results_tables, to_rich, write_report
 from ssdd_jax.runtime import hosts
 from ssdd_jax.runtime.compilation import use_cache
-from ssdd_jax.runtime.loop import seed_groups
 from ssdd_jax.settings.digest import json_ready
-from ssdd_jax.settings.spec import CONTROLS, TEACHER_CONTROLS, RunSpec
+from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.checks import check_batches, check_sizes, data_warnings
 from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.dataset import load_data
 from ssdd_jax.stages.distill import distill
-from ssdd_jax.stages.evaluate import Evaluator
-from ssdd_jax.stages.provenance import check_changes, device
-from ssdd_jax.stages.results import Results
+from ssdd_jax.stages.evaluate import evaluate
+from ssdd_jax.stages.provenance import check_changes
+from ssdd_jax.stages.sets import complete_sets, named_sets, own_sets
 
 # What a run writes, and whether it is a folder.
 CONTENTS = {"checkpoints": True, "distilled": True, "report": True, "spec.json": False, "metrics.jsonl": False, "results.json": False}
-# The folders of distilled sets, by their names and seeds.
-Sets = dict[str, dict[int, Path]]
 
 
 def run(
@@ -104,7 +98,7 @@ def _run(
     if task == "evaluate":
         return by_the_writer(lambda: show_report(workdir, evaluate(context, own, named), display))
     # Methods ask for a teacher if they need one; its controls need one whatever the methods.
-    if task == "teacher" or (task == "all" and set(spec.evaluation.controls) & set(TEACHER_CONTROLS)):
+    if task == "teacher" or (task == "all" and set(spec.evaluation.controls) - {"none"}):
         _ = context.teacher
     if task == "teacher":
         return {}
@@ -122,105 +116,6 @@ def by_the_writer(fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             result = fn()
     hosts.wait_for_writer()
     return result
-
-
-def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str, Any]:
-    """Evaluate what results.json does not hold yet, writing it after every row, and return it.
-
-    Args:
-        context: of the run.
-        own: the run's distilled sets that are there.
-        named: the sets that the user names; if there are any, these alone are evaluated, beside the rows that the own ones have.
-    """
-    spec, knows_teacher, named = context.spec, teacher_is_there(context), named or {}
-    if not knows_teacher:
-        context.display.print("no teacher in the workdir: its rows and repr_error are left out; --task=teacher pretrains it")
-    controls = tuple(name for name in spec.evaluation.controls if knows_teacher or name == "none")
-    evaluator = Evaluator(context, {**own, **named}, controls, knows_teacher=knows_teacher)
-    cells = evaluator.cells()
-    digests = {cell: evaluator.digest(cell) for cell in cells}
-    header = {
-        "name": spec.name,
-        "dataset": {
-            "name": context.data.name,
-            "fingerprint": context.data.fingerprint,
-            "image_shape": list(context.data.image_shape),
-            "num_classes": context.data.num_classes,
-            "split": spec.evaluation.split,
-        },
-        "budget": {"num_pairs": spec.num_pairs, "scalars": context.budget} if own else None,
-        "teacher": {"repr_width": context.width, "shifts": context.shifts if own and knows_teacher else {}},
-        "device": device(),
-    }
-    results = Results(context.workdir / "results.json", header, list(digests.values()))
-    # Sets and students that are left out keep the rows that they have.
-    methods = (*controls, *(named or spec.chosen_methods()))
-    students = (None, *spec.chosen_students())
-    missing = [c for c in cells if c.student in students and c.method in methods and digests[c] not in results]
-    group_of = {seed: group for group in seed_groups(spec.seeds, spec.seeds_at_once) for seed in group}
-    # A student is pretrained once for all datasets.
-    key = lambda cell: (cell.student, cell.method, group_of[cell.seed])
-    order = list(dict.fromkeys(map(key, missing)))
-    for _, group in groupby(sorted(missing, key=lambda cell: order.index(key(cell))), key):
-        for row in evaluator.evaluate(list(group)):
-            results.add(row)
-            if "failed" in row:
-                context.display.print(f"no scores for {row['method']}, seed {row['seed']}: {row['failed']}")
-    shutil.rmtree(evaluator.checkpoints, ignore_errors=True)
-    return results.write()
-
-
-def complete_sets(context: Context) -> Sets:
-    """Return `own_sets`.
-
-    Raises:
-        InputError: one of the chosen methods is not distilled for every seed.
-    """
-    folders = own_sets(context)
-    for name in context.spec.chosen_methods():
-        for seed in context.spec.seeds:
-            if seed not in folders.get(name, {}):
-                where = context.distilled_folder(name, seed)
-                raise InputError(f"no distilled set of these settings at {where}; run --task=distill with them first")
-    return folders
-
-
-def own_sets(context: Context) -> Sets:
-    """Return the folders of the distilled sets in the workdir that are of the present settings, by method and seed."""
-    folders: Sets = {}
-    for name in context.spec.methods:
-        identity = context.distilled_digest(name)
-        for seed in context.spec.seeds:
-            folder = context.distilled_folder(name, seed)
-            if (read_manifest(folder) or {}).get("digest") == identity:
-                folders.setdefault(name, {})[seed] = folder
-    return folders
-
-
-def named_sets(paths: Sequence[Path], spec: RunSpec) -> Sets:
-    """Return the same for folders that the user names: every seed's student is trained on the same set."""
-    folders: Sets = {}
-    for path in paths:
-        manifest = read_manifest(path)
-        if manifest is None:
-            raise InputError(f"--set {path}: no {MANIFEST} there, expected the folder of a distilled set or of an export")
-        name = f"{manifest.get('method') or manifest.get('name') or path.name}"
-        name = f"{name}-{manifest['seed']}" if "seed" in manifest else name
-        if name in folders or name in spec.methods or name in CONTROLS:
-            name = str(path)
-        if name in folders:
-            raise InputError(f"--set {path} is given twice; give it once")
-        folders[name] = dict.fromkeys(spec.seeds, path)
-    return folders
-
-
-def teacher_is_there(context: Context) -> bool:
-    """Return whether the teacher needs no pretraining."""
-    folder = context.checkpoints / f"teacher-{context.teacher_digest}"
-    if context.spec.teacher.checkpoint or not folder.is_dir():
-        return bool(context.spec.teacher.checkpoint)
-    with Checkpoints(folder) as checkpoints:
-        return (checkpoints.latest or 0) == context.spec.teacher.steps
 
 
 def show_report(workdir: Path, results: dict[str, Any], display: Display) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from ssdd_jax.errors import InputError, StorageError
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.spec import RunSpec
 
-# What nothing that is made depends on: names, places, what is logged, saved, evaluated or chosen; and how many steps there are.
+# Settings that no artefact depends on: names, places, what is logged, saved, evaluated or chosen; and how many steps there are.
 MAY_CHANGE = re.compile(
-    r"name|seeds|seeds_at_once|steps_per_dispatch|log_every|logger|only|checkpoints\..*|devices\..*|evaluation\..*"
+    r"name|seeds|seeds_at_once|steps_per_dispatch|log_every|logger|only|checkpoints\..*|devices\..*|evaluation\..*|protocols\..*"
     r"|memory\..*|data\.(data_dir|cache|memory_gb)|teacher\.probe_learning_rate"
 )
 # Schedules run over all steps, so that another number of them starts from the first one, beside the checkpoints of the former.

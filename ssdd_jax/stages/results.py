@@ -7,7 +7,7 @@ from typing import Any
 
 from ssdd_jax.errors import StorageError
 from ssdd_jax.io.files import write_json
-from ssdd_jax.report import summarize
+from ssdd_jax.report import score_columns, summarize
 
 
 class Results:
@@ -19,7 +19,7 @@ class Results:
         digests: of the cells of this run in the order of the table; the others' rows stay in the file as `earlier`.
 
     Raises:
-        StorageError: the file is no results.json.
+        StorageError: the file is not a results.json.
     """
 
     def __init__(self, file: Path, header: Mapping[str, Any], digests: Sequence[str]):
@@ -43,6 +43,6 @@ class Results:
         current = set(self.digests)
         rows = [self.known[digest] for digest in self.digests if digest in self.known]
         earlier = [row for digest, row in self.known.items() if digest not in current]
-        content = {**self.header, "rows": rows, "summary": summarize(rows), "earlier": earlier}
+        content = {**self.header, "rows": rows, "summary": summarize(rows, score_columns(self.header)), "earlier": earlier}
         write_json(self.file, content)
         return content

@@ -19,7 +19,7 @@ ARGS += ["--config.methods.ours.view_targets=('stored', 'network', 'network', 'n
 ARGS += ["--config.methods.ours.images=4"]
 ARGS += ["--config.pool.max_age=40", "--config.pool.size=4", "--config.checkpoints.every=10", "--config.checkpoints.minutes=0.01"]
 ARGS += ["--config.evaluation.updates=300", "--config.evaluation.protocols=('linear','few','knn','finetune')", "--config.log_every=5"]
-ARGS += ["--config.evaluation.finetune_steps=60", "--config.evaluation.controls=('none','teacher','full')"]
+ARGS += ["--config.protocols.finetune.steps=60", "--config.evaluation.controls=('none','teacher','full')"]
 
 
 def start(workdir, cache, without=()):

@@ -442,7 +442,7 @@ RESULTS = [
 
 @pytest.mark.parametrize("content", RESULTS)
 def test_damaged_results_are_one_line_for_the_evaluation_and_stay(content, copy, capsys, monkeypatch):
-    monkeypatch.setattr("ssdd_jax.stages.evaluate.Evaluator.evaluate", lambda *_: pytest.fail("a row was computed beside damaged ones"))
+    monkeypatch.setattr("ssdd_jax.stages.evaluate.evaluate_group", lambda *_: pytest.fail("a row was computed beside damaged ones"))
     (copy / "results.json").write_bytes(content)
     assert main([*CONFIG, "--task=evaluate", "--workdir", str(copy)]) in (2, 3, 5)
     assert str(copy / "results.json") in error_line(capsys.readouterr().err)

@@ -5,7 +5,8 @@ import optax
 import pytest
 
 from ssdd_jax.evals.batches import batch_schedule
-from ssdd_jax.evals.probe import accuracy, init_probe, label_subset, make_probe_step, probe_logits
+from ssdd_jax.evals.linear import make_probe_step
+from ssdd_jax.evals.probe import accuracy, init_probe, label_subset, probe_logits
 
 pytestmark = pytest.mark.core
 

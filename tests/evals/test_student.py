@@ -6,8 +6,9 @@ import pytest
 
 from ssdd_jax.core.pool import init_member, train_member
 from ssdd_jax.evals.batches import batch_schedule
-from ssdd_jax.evals.student import make_student_step, repr_error
+from ssdd_jax.evals.student import LOSSES, make_student_step, repr_error
 from ssdd_jax.nets import make_learner
+from ssdd_jax.settings.spec import RECIPES, TARGET_KINDS
 
 pytestmark = pytest.mark.core
 
@@ -44,3 +45,34 @@ def test_a_student_step_trains_on_the_rows_of_its_batch_and_learns(key):
         losses.append(float(metrics["loss"]))
     assert int(member.age) == 30
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
+
+
+def test_every_kind_of_targets_has_its_loss_and_its_recipe():
+    assert tuple(LOSSES) == tuple(RECIPES) == TARGET_KINDS
+
+
+def test_the_losses_are_those_of_numpy_in_float64():
+    outputs, targets = draw(7, 5), 2 * draw(7, 5, seed=1)
+    x, y = np.asarray(outputs, np.float64), np.asarray(targets, np.float64)
+    log_shares = x - np.log(np.exp(x).sum(1, keepdims=True))
+    teachers = np.exp(y) / np.exp(y).sum(1, keepdims=True)
+    np.testing.assert_allclose(LOSSES["representation"](outputs, targets), np.mean((x - y) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(LOSSES["logits"](outputs, targets), -np.mean(np.sum(teachers * log_shares, 1)), rtol=1e-5)
+    classes = np.array([0, 4, 2, 2, 1, 3, 0])
+    expected = -np.mean(log_shares[np.arange(7), classes])
+    # Centred as kernel methods take them, and scaled.
+    for labels in (np.eye(5)[classes], np.eye(5)[classes] - 0.2, 3 * np.eye(5)[classes] - 1):
+        np.testing.assert_allclose(LOSSES["labels"](outputs, jnp.asarray(labels, jnp.float32)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+def test_a_step_follows_the_gradient_of_the_loss_of_its_kind(key, kind):
+    learner, optimizer = make_learner("convnet", (4,), (4, 4, 1), 3), optax.sgd(0.1)
+    images, targets = draw(6, 4, 4, 1), draw(6, 3, seed=1)
+    member = init_member(key, learner, optimizer)
+    step = make_student_step(learner=learner, optimizer=optimizer, loss=LOSSES[kind])
+    after, metrics = step(member, 0, jnp.arange(6)[None], images, targets)
+    value = lambda params: LOSSES[kind](learner.apply_train({**member.variables, "params": params}, images)[0], targets)
+    np.testing.assert_allclose(metrics["loss"], value(member.variables["params"]), rtol=1e-5)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, member.variables["params"], jax.grad(value)(member.variables["params"]))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), after.variables["params"], expected)

@@ -1,11 +1,12 @@
 """Numbers of the tables, computed by hand, and the forms in which they are printed."""
 
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from ssdd_jax.report import results_table, results_tables, summarize, to_markdown, to_rich, views_table
+from ssdd_jax.report import results_table, results_tables, score_columns, summarize, to_markdown, to_rich, views_table
 from ssdd_jax.report.tables import score_label, scores_in
 
 
@@ -76,6 +77,29 @@ def test_scores_come_in_one_order_and_only_those_that_there_are(results):
     assert [score_label(score) for score in scores_in(results["rows"])] == ["repr_error", "linear probe", "1 % of labels"]
     row = {"method": "a", "finetune": 1.0, "knn": 1.0, "few_10": 1.0, "few_2.5": 1.0}
     assert scores_in([row]) == ["few_2.5", "few_10", "knn", "finetune"]
+
+
+def test_other_scores_come_last_under_the_title_that_the_results_give_them(results):
+    results["protocols"] = {
+        "toy": {"columns": {"toy": "toy score", "never": "never"}, "definition": "a toy"},
+        "linear": {"columns": {"linear": "probe of all"}, "definition": "a probe"},
+    }
+    for row in results["rows"]:
+        row |= {"toy": 0.25, "unnamed": 0.5}
+    assert score_columns(results) == {"toy": "toy score", "never": "never", "linear": "probe of all"}
+    header, rows = results_table(results)
+    assert header[5:9] == ["repr_error", "probe of all", "1 % of labels", "toy score"]
+    assert columns(header, rows)["ours"]["toy score"] == "25.0 ± 0.0"
+    assert results_tables(cross(results))["Students: toy score"][1][1] == ["ours", "25.0 ± 0.0", "25.0 ± 0.0"]
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("experiments/results/*.json")), ids=lambda file: file.stem)
+def test_published_results_are_read_whatever_version_wrote_them(file):
+    results = json.loads(file.read_text())
+    header, rows = results_table(results)
+    assert "linear probe" in header
+    assert "repr_error" in header
+    assert len(rows) > 3
 
 
 def cross(results):

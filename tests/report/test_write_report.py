@@ -48,6 +48,16 @@ def test_the_report_is_complete(workdir, results):
     assert "seeds 0, 1\n" in text
 
 
+def test_the_report_defines_the_scores_as_the_results_do_and_else_those_of_older_files(workdir, results):
+    report = workdir / "report" / "results.md"
+    write_report(workdir)
+    assert "accuracies in percent: a linear probe on the frozen features fitted with all training labels; a linear" in report.read_text()
+    results["protocols"] = {name: {"columns": {name: name}, "definition": f"what {name} is"} for name in ("linear", "toy")}
+    (workdir / "results.json").write_text(json.dumps(results))
+    write_report(workdir)
+    assert "accuracies in percent: what linear is; what toy is. Values" in report.read_text()
+
+
 def test_without_matplotlib_the_rest_is_there_with_a_note(workdir, without_matplotlib):
     assert write_report(str(workdir)) == [NO_PLOTS]
     assert "pip install ssdd-jax[plots]" in NO_PLOTS

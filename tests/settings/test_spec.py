@@ -1,10 +1,11 @@
 import pytest
 
 from ssdd_jax.errors import InputError
+from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.settings.digest import digest, json_ready
 from ssdd_jax.settings.parse import to_spec
-from ssdd_jax.settings.presets import PRESETS, default_config
-from ssdd_jax.settings.spec import RunSpec
+from ssdd_jax.settings.presets import PRESETS, default_config, smoke
+from ssdd_jax.settings.spec import RECIPES, EvaluationSpec, KnnSpec, LinearSpec, NetSpec, RecipeSpec, RunSpec
 
 
 def test_defaults_survive_the_round_trip_through_a_config():
@@ -32,6 +33,13 @@ def test_methods_keep_their_order_of_presentation():
         ("student.widths", 16, r"config\.student\.widths is 16, expected a tuple"),
         ("pool.members_per_step", 9, r"members_per_step is 9, expected at most config\.pool\.size = 5"),
         ("evaluation.epochs", 3, r"give either epochs or updates"),
+        ("evaluation.recipe", {}, r"config\.evaluation\.recipe is unknown.*did you mean 'recipes'"),
+        ("evaluation.recipes", {"label": {}}, r"config\.evaluation\.recipes names 'label', .*did you mean 'labels'"),
+        ("evaluation.protocols", ("liner",), r"config\.evaluation\.protocols\[0\] is 'liner', expected one of .*did you mean 'linear'"),
+        ("protocols.knn.neighbours", 3, r"config\.protocols\.knn\.neighbours is unknown.*did you mean 'neighbors'"),
+        ("protocols.knn.neighbors", 0, r"config\.protocols\.knn\.neighbors is 0, expected at least 1"),
+        ("protocols.few.fractions", (0.1, 2.0), r"config\.protocols\.few\.fractions\[1\] is 2\.0, expected 0\.0 to 1\.0"),
+        ("protocols.nearest", {}, r"config\.protocols\.nearest is unknown, expected one of linear, few, knn, finetune"),
         ("only", "our", r"config\.only names 'our'.*did you mean 'ours'"),
         ("teacher.first_view.flip", 2.0, r"first_view\.flip is 2\.0, expected 0\.0 to 1\.0"),
     ],
@@ -46,6 +54,30 @@ def test_a_bad_setting_is_named_with_what_was_expected(path, value, message):
     with pytest.raises(InputError, match=message) as caught:
         to_spec(values)
     assert "\n" not in str(caught.value)
+
+
+def test_protocols_are_those_of_the_registry_in_its_order_and_a_section_that_is_left_out_has_its_defaults():
+    config = default_config()
+    assert tuple(to_spec(config).protocols) == tuple(PROTOCOLS)
+    config.evaluation.protocols = ("knn", "linear")
+    del config.protocols["linear"]
+    chosen = to_spec(config).chosen_protocols()
+    assert list(chosen.items()) == [("linear", LinearSpec()), ("knn", KnnSpec())]
+
+
+def test_smoke_runs_take_the_small_values_that_a_protocol_offers():
+    config = default_config()
+    smoke(config)
+    protocols = to_spec(config).protocols
+    assert protocols["linear"] == LinearSpec(steps=5, batch_size=64)
+    assert (protocols["few"].steps, protocols["finetune"].steps, protocols["knn"]) == (5, 3, KnnSpec())
+
+
+def test_a_recipe_is_of_the_kind_of_targets_unless_the_network_needs_its_own():
+    evaluation = EvaluationSpec(recipes={"labels": RecipeSpec(learning_rate=3.0)})
+    assert evaluation.recipe(NetSpec("convnet"), "labels") == ("recipes.labels", RecipeSpec(learning_rate=3.0))
+    assert evaluation.recipe(NetSpec("convnet"), "logits") == ("recipes.logits", RECIPES["logits"])
+    assert evaluation.recipe(NetSpec("vit"), "labels") == ("vit_recipe", evaluation.vit_recipe)
 
 
 def test_equal_settings_have_equal_digests_and_a_changed_one_another():

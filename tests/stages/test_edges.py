@@ -306,7 +306,7 @@ RUNS = {
     "networks from the start": (f"{NETWORKS} methods.ours.joint=1.0", {}, 1),
     "all stages on one test image": (
         "teacher.steps=2 evaluation.protocols=('linear','knn') evaluation.controls=('teacher',) "
-        "evaluation.batch_size=9 evaluation.knn_neighbors=99",
+        "evaluation.batch_size=9 protocols.knn.neighbors=99",
         {"task": "all", "num_test": 1},
         1,
     ),

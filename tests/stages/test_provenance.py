@@ -6,7 +6,7 @@ import pytest
 from ssdd_jax.errors import InputError, StorageError
 from ssdd_jax.main import main
 from ssdd_jax.settings.presets import PRESETS
-from ssdd_jax.settings.spec import RegressionSpec, RunSpec
+from ssdd_jax.settings.spec import KnnSpec, RegressionSpec, RunSpec
 from ssdd_jax.stages.provenance import check_changes, provenance
 
 SPEC = RunSpec(methods=PRESETS)
@@ -19,7 +19,7 @@ def begun(folder, spec=SPEC, **others):
 
 def changed(**sections):
     parts = {
-        name: dataclasses.replace(getattr(SPEC, name), **values) if isinstance(values, dict) else values
+        name: dataclasses.replace(getattr(SPEC, name), **values) if dataclasses.is_dataclass(getattr(SPEC, name)) else values
         for name, values in sections.items()
     }
     return provenance(dataclasses.replace(SPEC, **parts), "f" * 64)
@@ -61,6 +61,7 @@ def test_what_was_made_depends_on_is_refused_with_a_line_each(tmp_path, sections
     [
         {"evaluation": {"updates": 5}, "log_every": 3, "seeds": (4,), "only": "ours", "checkpoints": {"every": 7}},
         {"data": {"data_dir": "elsewhere", "memory_gb": 0.0}},
+        {"protocols": {"knn": KnnSpec(neighbors=3)}},
         {"methods": {**PRESETS, "new": RegressionSpec(image_bases=3)}},
         {"methods": {"ours": PRESETS["ours"]}},
     ],

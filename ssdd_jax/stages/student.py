@@ -1,0 +1,172 @@
+"""The student of a label: its network, its pretraining, and what it makes of a dataset."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssdd_jax.core.optimizers import student_optimizer
+from ssdd_jax.core.pool import Learner, init_member, train_member
+from ssdd_jax.evals.batches import batch_schedule, batches_per_epoch
+from ssdd_jax.evals.protocol import Encoded, Trainable
+from ssdd_jax.evals.student import LOSSES, make_student_step
+from ssdd_jax.io.pairs import Pairs
+from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.runtime.encode import in_batches
+from ssdd_jax.runtime.feed import Table
+from ssdd_jax.runtime.loop import Loop, stack, unstack
+from ssdd_jax.settings.spec import NetSpec
+from ssdd_jax.stages.context import Context
+from ssdd_jax.stages.dataset import Data, normalize
+from ssdd_jax.stages.networks import student_learner
+
+
+@dataclass
+class Compiled:
+    """What is compiled, of one student at a time: what was compiled for the last one is let go."""
+
+    label: str | None = None
+    things: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, label: str | None, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return make(), kept as long as the label stays the same."""
+        if label != self.label:
+            self.label, self.things = label, {}
+        if key not in self.things:
+            self.things[key] = make()
+        return self.things[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A student network.
+
+    Attributes:
+        label: among the students of the settings.
+        net: its settings.
+        kind: what the targets are that it is pretrained on.
+        learner: with as many outputs as they are wide.
+        encode: jitted (variables, uint8 images, mean, std) -> (features, representations).
+        where: the setting that it comes from, for messages.
+        compiled: where its loops are kept.
+    """
+
+    label: str
+    net: NetSpec
+    kind: str
+    learner: Learner
+    encode: Callable[..., tuple[jax.Array, jax.Array]]
+    where: str
+    compiled: Compiled
+
+
+def get_student(context: Context, compiled: Compiled, label: str, width: int, kind: str) -> Student:
+    """Return the student of a label with `width` outputs, for targets of a kind."""
+
+    def make() -> Student:
+        where = f"config.evaluation.students.{label}" if context.spec.evaluation.students else "config.student"
+        net = context.spec.students()[label]
+        learner = student_learner(net, context.data.image_shape, width, where)
+        # Of one function, so that the network runs once for both.
+        both = lambda variables, images: (learner.features(variables, images), learner.apply(variables, images))
+        encode = jax.jit(lambda variables, batch, mean, std: both(variables, normalize(batch, mean, std)))
+        return Student(label, net, kind, learner, encode, where, compiled)
+
+    return compiled.once(label, ("student", width, kind), make)
+
+
+def untrained(student: Student, seeds: Sequence[int]) -> list[Any]:
+    """Return the untrained variables of every seed."""
+    return [student.learner.init(step_key(seed, Stream.STUDENT_INIT)) for seed in seeds]
+
+
+def pretrain(context: Context, student: Student, name: str, folder: Path, seeds: Sequence[int], sets: Sequence[Pairs]) -> list[Any]:
+    """Pretrain one fresh student per seed on its own set and return their variables.
+
+    `folder` is that of its checkpoints, of which a student that is pretrained in a few minutes makes none.
+    """
+    images, targets = (stack([jnp.asarray(getattr(pairs, part)) for pairs in sets]) for part in ("images", "targets"))
+
+    def loop(optimizer: optax.GradientTransformation) -> Loop:
+        step = make_student_step(learner=student.learner, optimizer=optimizer, loss=LOSSES[student.kind])
+        return Loop(step, (0, 0, 0), causes=_causes(context, student))
+
+    return _pretrain(context, student, name, folder, seeds, images.shape[1], loop, (images, targets))
+
+
+def pretrain_on_all(
+    context: Context, student: Student, name: str, folder: Path, seeds: Sequence[int], images: Table, targets: Table
+) -> list[Any]:
+    """Pretrain one fresh student per seed on the same images "n H W C" uint8 and targets "n d"; return their variables."""
+
+    def loop(optimizer: optax.GradientTransformation) -> Loop:
+        def step(member, step_number, batch, schedule):
+            inputs = context.data.normalize(batch[0])
+            member, loss = train_member(member, inputs, batch[1], student.learner, optimizer, LOSSES[student.kind])
+            return member, {"loss": loss}
+
+        return Loop(step, (0,), draw=lambda step_number, schedule: (schedule[step_number],) * 2, causes=_causes(context, student))
+
+    return _pretrain(context, student, name, folder, seeds, len(images), loop, (), (images, targets))
+
+
+def encode(student: Student, variables: Any, target: Data) -> Encoded:
+    """Return what the student makes of the training and of the evaluation images."""
+    mean, std = jnp.asarray(target.mean, jnp.float32), jnp.asarray(target.std, jnp.float32)
+    run = lambda batch: student.encode(variables, batch, mean, std)
+    train_features, train_reprs = in_batches(run, target.train_images)
+    eval_features, eval_reprs = in_batches(run, target.eval_images)
+    return Encoded(train_features, eval_features, train_reprs, eval_reprs)
+
+
+def trainable(student: Student, variables: Sequence[Any], target: Data) -> Trainable:
+    """Return the pretrained students for protocols that train them further on a dataset."""
+    make_learner = lambda num_outputs: student_learner(student.net, target.image_shape, num_outputs, student.where)
+    return Trainable(variables, make_learner, target.train_images, target.eval_images, target.normalize)
+
+
+def _causes(context: Context, student: Student) -> dict[str, str]:
+    setting, recipe = context.spec.evaluation.recipe(student.net, student.kind)
+    return {"loss": f"config.evaluation.{setting}.learning_rate ({recipe.learning_rate}); lower it"}
+
+
+def _pretrain(
+    context: Context,
+    student: Student,
+    name: str,
+    folder: Path,
+    seeds: Sequence[int],
+    num_rows: int,
+    make_loop: Callable[[optax.GradientTransformation], Loop],
+    args: tuple[Any, ...],
+    tables: tuple[Table, ...] = (),
+) -> list[Any]:
+    spec = context.spec.evaluation
+    per_epoch = batches_per_epoch(num_rows, spec.batch_size)
+    updates = spec.updates or spec.epochs * per_epoch
+
+    def make() -> tuple[Loop, optax.GradientTransformation]:
+        optimizer = student_optimizer(spec.recipe(student.net, student.kind)[1], updates, per_epoch)
+        return make_loop(optimizer), optimizer
+
+    # Of the student itself: its width and kind are in its loop.
+    loop, optimizer = student.compiled.once(student.label, (student, per_epoch, bool(tables)), make)
+    students = stack([init_member(step_key(seed, Stream.STUDENT_INIT), student.learner, optimizer) for seed in seeds])
+    schedules = stack([batch_schedule(step_key(seed, Stream.STUDENT_STEP), num_rows, spec.batch_size, updates) for seed in seeds])
+    checkpoints, start, students = context.resumable(folder / "pretraining", students, every=0)
+    with checkpoints:
+        students = loop.run(
+            students,
+            updates,
+            (schedules, *args),
+            tables=tables,
+            display=context.display,
+            name=f"student/{name}",
+            start=start,
+            checkpoints=checkpoints,
+        )
+    return unstack(students.variables)
