@@ -72,7 +72,7 @@ def _imported(place: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-_SPEC = "ssdd_jax.settings.spec"
+_EVALUATION = "ssdd_jax.settings.evaluation"
 
 NETS = Registry(
     "network",
@@ -94,7 +94,9 @@ STORES = Registry("store", {"plain": "ssdd_jax.core.stores.plain:STORE", "factor
 KERNELS = Registry("kernel", {"feature": "ssdd_jax.kernels.feature:feature_kernel"})
 """What the outer loss predicts with: makers of a `ssdd_jax.kernels.kernel.Kernel`."""
 
-METHODS = Registry("method", {"regression": "ssdd_jax.methods.regression:METHOD"}, {"regression": f"{_SPEC}:RegressionSpec"})
+METHODS = Registry(
+    "method", {"regression": "ssdd_jax.methods.regression:METHOD"}, {"regression": "ssdd_jax.settings.methods:RegressionSpec"}
+)
 """What moves a distilled set: `ssdd_jax.methods.method.Method`."""
 
 PROTOCOLS = Registry(
@@ -106,10 +108,10 @@ PROTOCOLS = Registry(
         "finetune": "ssdd_jax.evals.finetune:PROTOCOL",
     },
     {
-        "linear": f"{_SPEC}:LinearSpec",
-        "few": f"{_SPEC}:FewSpec",
-        "knn": f"{_SPEC}:KnnSpec",
-        "finetune": f"{_SPEC}:FinetuneSpec",
+        "linear": f"{_EVALUATION}:LinearSpec",
+        "few": f"{_EVALUATION}:FewSpec",
+        "knn": f"{_EVALUATION}:KnnSpec",
+        "finetune": f"{_EVALUATION}:FinetuneSpec",
     },
 )
 """What reads a student: `ssdd_jax.evals.protocol.Protocol`."""

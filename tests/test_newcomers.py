@@ -28,9 +28,10 @@ from ssdd_jax.nets.layers import HEAD, Linear
 from ssdd_jax.nets.net import Net
 from ssdd_jax.registry import KERNELS, LOGGERS, METHODS, NETS, PROTOCOLS, STORES
 from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.settings.methods import RegressionSpec
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.presets import default_config, smoke, to_config
-from ssdd_jax.settings.spec import NetSpec, RegressionSpec
+from ssdd_jax.settings.spec import NetSpec
 from ssdd_jax.stages import pipeline
 
 

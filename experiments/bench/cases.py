@@ -35,7 +35,8 @@ from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.nets import net_widths
 from ssdd_jax.runtime.loop import Loop, stack
 from ssdd_jax.runtime.memory import rows_at_once
-from ssdd_jax.settings.spec import OuterSpec, RecipeSpec
+from ssdd_jax.settings.evaluation import RecipeSpec
+from ssdd_jax.settings.spec import OuterSpec
 from ssdd_jax.stages.context import PCA_BYTES
 from ssdd_jax.stages.dataset import Data
 from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner

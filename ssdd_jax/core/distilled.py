@@ -19,7 +19,7 @@ from ssdd_jax.core.approximation import Networks, init_networks, predict_shift
 from ssdd_jax.core.stores.plain import Plain
 from ssdd_jax.core.stores.store import Start, Store
 from ssdd_jax.core.views import apply_views, check_views
-from ssdd_jax.settings.spec import TARGET_KINDS
+from ssdd_jax.settings.fields import TARGET_KINDS
 
 VIEW_TARGETS = ("stored", "shared", "network")
 """Where a view's targets come from."""

@@ -2,7 +2,9 @@
 
 import optax
 
-from ssdd_jax.settings.spec import PoolSpec, RecipeSpec, RegressionSpec, RunSpec
+from ssdd_jax.settings.evaluation import RecipeSpec
+from ssdd_jax.settings.methods import RegressionSpec
+from ssdd_jax.settings.spec import PoolSpec, RunSpec
 
 
 def sgd(spec: PoolSpec | RecipeSpec, schedule: optax.Schedule | None = None) -> optax.GradientTransformation:

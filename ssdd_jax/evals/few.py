@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from ssdd_jax.evals.probe import ProbeState, label_subset, probe_accuracies, probe_logits
 from ssdd_jax.evals.protocol import Protocol, Readout, Steps, Tools
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.settings.spec import FewSpec
+from ssdd_jax.settings.evaluation import FewSpec
 
 
 def few_label_loss(params: dict[str, Array], features: Float[Array, "n q"], labels: Int[Array, " n"], l2: float) -> Float[Array, ""]:

@@ -17,7 +17,7 @@ from ssdd_jax.evals.protocol import Protocol, Readout, Steps, Tools, Trainable
 from ssdd_jax.nets.layers import HEAD
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.augment import crop_and_flip
-from ssdd_jax.settings.spec import FinetuneSpec, RecipeSpec
+from ssdd_jax.settings.evaluation import FinetuneSpec, RecipeSpec
 
 
 def init_finetuning(key: PRNGKeyArray, pretrained: Any, learner: Learner, optimizer: optax.GradientTransformation) -> MemberState:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ssdd_jax.evals.protocol import Protocol, Readout, Tools
-from ssdd_jax.settings.spec import KnnSpec
+from ssdd_jax.settings.evaluation import KnnSpec
 
 
 def knn_predict(

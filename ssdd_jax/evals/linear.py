@@ -9,7 +9,7 @@ from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.probe import ProbeState, init_probe, probe_accuracies, train_probe
 from ssdd_jax.evals.protocol import Protocol, Readout, Steps, Tools
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.settings.spec import LinearSpec
+from ssdd_jax.settings.evaluation import LinearSpec
 
 
 def make_probe_step(*, optimizer: optax.GradientTransformation) -> Callable[..., tuple[ProbeState, dict[str, Array]]]:

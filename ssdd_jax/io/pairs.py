@@ -14,7 +14,7 @@ from ssdd_jax.io.artifacts import load_distilled
 from ssdd_jax.io.files import sha256
 from ssdd_jax.io.manifest import MANIFEST, listed_files, read_manifest
 from ssdd_jax.io.torch_files import read_torch
-from ssdd_jax.settings.spec import TARGET_KINDS
+from ssdd_jax.settings.fields import TARGET_KINDS
 
 EXPORT_KIND, EXPORT_FORMAT = "ssdd_jax export", 1
 PAIRS_KIND = "pairs"

@@ -27,7 +27,8 @@ from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
 from ssdd_jax.methods.selection import select_images
 from ssdd_jax.registry import KERNELS, STORES
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.settings.spec import RegressionSpec, RunSpec
+from ssdd_jax.settings.methods import RegressionSpec
+from ssdd_jax.settings.spec import RunSpec
 
 
 @struct.dataclass

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.nets.net import Net
 from ssdd_jax.registry import NETS
-from ssdd_jax.settings.spec import PRECISIONS
+from ssdd_jax.settings.fields import PRECISIONS
 
 
 def net_widths(net: str, widths: Sequence[int], image_shape: Sequence[int], width_factor: float = 1.0) -> tuple[int, ...]:

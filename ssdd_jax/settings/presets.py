@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.settings.digest import json_ready
-from ssdd_jax.settings.spec import NetSpec, RegressionSpec, RunSpec
+from ssdd_jax.settings.methods import RegressionSpec
+from ssdd_jax.settings.spec import NetSpec, RunSpec
 
 PLAIN = RegressionSpec()
 PRESETS: dict[str, RegressionSpec] = {

@@ -5,34 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.registry import KERNELS, LOGGERS, METHODS, NETS, PROTOCOLS, STORES, Registry
+from ssdd_jax.registry import LOGGERS, METHODS, NETS, PROTOCOLS
 from ssdd_jax.settings.augment import AugmentSpec
-
-
-def one_of(*choices: Any, **kwargs: Any) -> Any:
-    """Declare a field whose value is among `choices`; the first is the default."""
-    return field(default=kwargs.pop("default", choices[0]), metadata={"choices": choices})
-
-
-def within(default: Any, low: float, high: float = float("inf"), *, smoke: Any = None) -> Any:
-    """Declare a number, or a tuple of numbers, in [low, high]; `smoke` is the value in smoke runs of a protocol, if it differs."""
-    return field(default=default, metadata={"range": (low, high), **({} if smoke is None else {"smoke": smoke})})
-
-
-def named(default: str, registry: Registry) -> Any:
-    """Declare the name of something in a registry, which may be added to until a config is read; '' only if that is the default."""
-    return field(default=default, metadata={"registry": registry, "may_be_empty": not default})
-
-
-# What jax takes for a key without 64-bit integers.
-MOST_SEED = 2**31 - 1
-TARGET_KINDS = ("representation", "labels", "logits")
-"""What the targets of a distilled set are."""
-CONTROLS = ("none", "teacher_init", "teacher", "full")
-TEACHER_CONTROLS = ("teacher_init", "teacher")
-"""Controls that are not students: their representation itself is read."""
-PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
-"""Of the products of a network, see `ssdd_jax.nets.make_learner`."""
+from ssdd_jax.settings.evaluation import RECIPES, VIT_RECIPE, RecipeSpec, protocol_defaults
+from ssdd_jax.settings.fields import CONTROLS, MOST_SEED, PRECISIONS, TARGET_KINDS, named, one_of, within
 
 
 @dataclass(frozen=True)
@@ -175,134 +151,6 @@ class OuterSpec:
 
 
 @dataclass(frozen=True)
-class RegressionSpec:
-    """The method of KRR-ST and of Yu et al.: a parameterization, its views, and how long kernel ridge regression moves it.
-
-    Attributes:
-        kind: among `ssdd_jax.registry.METHODS`; it picks the settings that a section has.
-        selection: the real images that the set starts from: random ones, those nearest to the centres of k-means on the teacher's
-            representations, or those whose mean representation comes nearest to that of all (herding).
-        kernel: among `ssdd_jax.registry.KERNELS`.
-        image_store: how images are kept, among `ssdd_jax.registry.STORES`; '' is factored where there are bases, else plain.
-        repr_store: how representations are kept, likewise.
-        base_size: side of the stored images or image bases; 0 is the full resolution.
-        image_bases: U; 0 stores plain images.
-        repr_bases: V; 0 stores plain representations.
-        views: predefined augmentations, the identity first.
-        view_targets: one of stored, shared, network a view (the first stored), or ("auto",): shared where the
-            teacher's shift is at most `shared_below` of its variance, else whichever of network and stored fits more images.
-        shared_below: see `view_targets`.
-        hidden: h of the approximation networks.
-        network_steps: Adam steps of their fit.
-        joint: last share of the outer steps in which the networks take part and are trained by the outer loss.
-        factor_scale: 'balanced', or the number that bases are multiplied and coefficients divided by.
-        images: m; 0 takes as many as the budget holds.
-        steps: outer steps; -1 takes `outer.steps`.
-        learning_rate: of the outer optimizer.
-        support_images: distilled images that take part in one step, drawn afresh; 0 takes all.
-    """
-
-    kind: str = one_of("regression")
-    selection: str = one_of("random", "kmeans", "herding")
-    kernel: str = named("feature", KERNELS)
-    image_store: str = named("", STORES)
-    repr_store: str = named("", STORES)
-    base_size: int = within(0, 0)
-    image_bases: int = within(0, 0)
-    repr_bases: int = within(0, 0)
-    views: tuple[str, ...] = ("identity",)
-    view_targets: tuple[str, ...] = ("auto",)
-    shared_below: float = within(0.05, 0.0)
-    hidden: int = within(4, 0)
-    network_steps: int = within(2000, 1)
-    joint: float = within(0.0, 0.0, 1.0)
-    factor_scale: str = "balanced"
-    images: int = within(0, 0)
-    steps: int = within(-1, -1)
-    learning_rate: float = within(1e-2, 0.0)
-    support_images: int = within(0, 0)
-
-
-@dataclass(frozen=True)
-class RecipeSpec:
-    """How a student is pretrained (KRR-ST: SGD whose weight decay is coupled and takes every parameter, constant rate).
-
-    With warm-up or a cosine, the rate rises linearly for `warmup_epochs` and falls to zero at the last update.
-    """
-
-    optimizer: str = one_of("sgd", "adamw")
-    learning_rate: float = within(0.1, 0.0)
-    momentum: float = within(0.9, 0.0, 1.0)
-    weight_decay: float = within(1e-3, 0.0)
-    schedule: str = one_of("constant", "cosine")
-    warmup_epochs: int = within(0, 0)
-
-
-RECIPES = {
-    "representation": RecipeSpec(),
-    "labels": RecipeSpec(learning_rate=0.01, weight_decay=5e-4),
-    "logits": RecipeSpec(learning_rate=0.01, weight_decay=5e-4),
-}
-"""How students are pretrained, by what the targets are: KRR-ST's recipe, and the supervised one."""
-
-
-@dataclass(frozen=True)
-class LinearSpec:
-    """The linear probe with all labels (KRR-ST: SGD with momentum .9, cosine to zero)."""
-
-    steps: int = within(5000, 1, smoke=5)
-    batch_size: int = within(512, 1, smoke=64)
-    learning_rate: float = within(0.2, 0.0)
-
-
-@dataclass(frozen=True)
-class FewSpec:
-    """The few-label probe.
-
-    Attributes:
-        fractions: shares of the labels, class by class; one score each.
-        per_class: labels of a class that are taken at least.
-        steps: L-BFGS iterations.
-        l2: weight of half the squared norm of the probe's weights (MKDT).
-    """
-
-    fractions: tuple[float, ...] = within((0.01, 0.05), 0.0, 1.0)
-    per_class: int = within(1, 1)
-    steps: int = within(200, 1, smoke=5)
-    l2: float = within(1e-3, 0.0)
-
-
-@dataclass(frozen=True)
-class KnnSpec:
-    """The vote of the `neighbors` nearest neighbours, weighted by exp(cosine / temperature) (Wu et al., 2018)."""
-
-    neighbors: int = within(20, 1)
-    temperature: float = within(0.07, 1e-6)
-
-
-@dataclass(frozen=True)
-class FinetuneSpec:
-    """Fine-tuning of the whole network with all labels (SGD with momentum .9, cosine to zero).
-
-    Attributes:
-        padding: zeros around an image before its random crop.
-        flip: probability of a horizontal flip; 0 where left and right matter.
-    """
-
-    steps: int = within(10_000, 1, smoke=3)
-    batch_size: int = within(256, 1)
-    learning_rate: float = within(0.01, 0.0)
-    weight_decay: float = within(5e-4, 0.0)
-    padding: int = within(4, 0)
-    flip: float = within(0.5, 0.0, 1.0)
-
-
-def protocol_defaults() -> dict[str, Any]:
-    """Return the default settings of every protocol in the registry, by name."""
-    return {name: PROTOCOLS.spec(name)() for name in PROTOCOLS}
-
-
-@dataclass(frozen=True)
 class EvaluationSpec:
     """Student pretraining, and which protocols read the student's representation.
 
@@ -331,7 +179,7 @@ class EvaluationSpec:
     updates: int = within(300, 0)
     batch_size: int = within(256, 1)
     recipes: Mapping[str, RecipeSpec] = field(default_factory=lambda: dict(RECIPES))
-    vit_recipe: RecipeSpec = RecipeSpec(optimizer="adamw", learning_rate=1e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=10)
+    vit_recipe: RecipeSpec = VIT_RECIPE
 
     def recipe(self, net: NetSpec, target_kind: str) -> tuple[str, RecipeSpec]:
         """Return where in the section the recipe of a network is, and the recipe; of the set it depends on the kind of targets alone."""

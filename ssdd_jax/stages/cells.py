@@ -6,7 +6,7 @@ from typing import Any
 
 from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.settings.digest import digest
-from ssdd_jax.settings.spec import TEACHER_CONTROLS
+from ssdd_jax.settings.fields import TEACHER_CONTROLS
 from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.sets import Sets, StoredSet
 

@@ -22,7 +22,7 @@ from ssdd_jax.runtime.feed import to_device
 from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.runtime.loop import Loop, seed_groups, stack, unstack
 from ssdd_jax.settings.digest import digest
-from ssdd_jax.settings.spec import TEACHER_CONTROLS
+from ssdd_jax.settings.fields import TEACHER_CONTROLS
 from ssdd_jax.stages.cells import (
     Cell,
     Scope,

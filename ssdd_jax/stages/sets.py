@@ -12,7 +12,8 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.io.artifacts import MANIFEST, read_manifest
 from ssdd_jax.io.files import sha256
 from ssdd_jax.io.pairs import PAIRS_KIND, Pairs, read_pairs
-from ssdd_jax.settings.spec import CONTROLS, RunSpec
+from ssdd_jax.settings.fields import CONTROLS
+from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.context import Context
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from ssdd_jax import Layout, fit_pca, init_distilled, init_outer, make_learner, make_outer_step
+from ssdd_jax import Layout, factored, feature_kernel, fit_pca, init_distilled, init_outer, make_learner, make_outer_step
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display

@@ -10,7 +10,7 @@ import pytest
 from ssdd_jax.evals.protocol import Encoded, Readout, Steps, Tools, Trainable
 from ssdd_jax.nets import make_learner
 from ssdd_jax.registry import PROTOCOLS
-from ssdd_jax.settings.spec import FewSpec, FinetuneSpec, KnnSpec, LinearSpec
+from ssdd_jax.settings.evaluation import FewSpec, FinetuneSpec, KnnSpec, LinearSpec
 
 pytestmark = pytest.mark.core
 

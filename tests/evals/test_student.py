@@ -8,7 +8,8 @@ from ssdd_jax.core.pool import init_member, train_member
 from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.student import LOSSES, make_student_step, repr_error
 from ssdd_jax.nets import make_learner
-from ssdd_jax.settings.spec import RECIPES, TARGET_KINDS
+from ssdd_jax.settings.evaluation import RECIPES
+from ssdd_jax.settings.fields import TARGET_KINDS
 
 pytestmark = pytest.mark.core
 

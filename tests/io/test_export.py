@@ -17,7 +17,7 @@ from ssdd_jax.io.artifacts import TENSORS
 from ssdd_jax.io.export import FORMATS, TARGET_MEANINGS, export_distilled
 from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files
 from ssdd_jax.io.pairs import read_pairs
-from ssdd_jax.settings.spec import TARGET_KINDS
+from ssdd_jax.settings.fields import TARGET_KINDS
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 GREY, RGB = {"mean": [0.3], "std": [0.25]}, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}

@@ -10,8 +10,8 @@ from ssdd_jax.core.distilled import Layout, budget_scalars
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods import regression
 from ssdd_jax.methods.plan import Sizes
+from ssdd_jax.settings.methods import RegressionSpec
 from ssdd_jax.settings.parse import to_spec
-from ssdd_jax.settings.spec import RegressionSpec
 from ssdd_jax.stages.networks import repr_width
 
 ROTATIONS = ("identity", "rot90", "rot180", "rot270")

@@ -3,9 +3,10 @@ import pytest
 from ssdd_jax.errors import InputError
 from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.settings.digest import digest, json_ready
+from ssdd_jax.settings.evaluation import RECIPES, KnnSpec, LinearSpec, RecipeSpec
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.presets import PRESETS, default_config, smoke
-from ssdd_jax.settings.spec import RECIPES, EvaluationSpec, KnnSpec, LinearSpec, NetSpec, RecipeSpec, RunSpec
+from ssdd_jax.settings.spec import EvaluationSpec, NetSpec, RunSpec
 
 
 def test_defaults_survive_the_round_trip_through_a_config():

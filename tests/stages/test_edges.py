@@ -25,7 +25,7 @@ from ssdd_jax.main import main
 from ssdd_jax.methods import regression
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.nets import make_learner
-from ssdd_jax.settings.spec import RegressionSpec
+from ssdd_jax.settings.methods import RegressionSpec
 
 WIDTH = 3
 

@@ -14,9 +14,10 @@ from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.main import main
 from ssdd_jax.progress import Display
 from ssdd_jax.registry import PROTOCOLS
+from ssdd_jax.settings.evaluation import KnnSpec, RecipeSpec
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.presets import default_config, smoke, to_config
-from ssdd_jax.settings.spec import DataSpec, KnnSpec, NetSpec, RecipeSpec
+from ssdd_jax.settings.spec import DataSpec, NetSpec
 from ssdd_jax.stages import evaluate, pipeline
 from ssdd_jax.stages.cells import Cell, Scope, cell_digest, cells
 from ssdd_jax.stages.context import Context

@@ -5,8 +5,10 @@ import pytest
 
 from ssdd_jax.errors import InputError, StorageError
 from ssdd_jax.main import main
+from ssdd_jax.settings.evaluation import KnnSpec
+from ssdd_jax.settings.methods import RegressionSpec
 from ssdd_jax.settings.presets import PRESETS
-from ssdd_jax.settings.spec import KnnSpec, RegressionSpec, RunSpec
+from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.provenance import check_changes, provenance
 
 SPEC = RunSpec(methods=PRESETS)

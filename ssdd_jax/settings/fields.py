@@ -1,0 +1,32 @@
+"""How settings are declared: defaults, choices and ranges."""
+
+from dataclasses import field
+from typing import Any
+
+from ssdd_jax.registry import Registry
+
+
+def one_of(*choices: Any, **kwargs: Any) -> Any:
+    """Declare a field whose value is among `choices`; the first is the default."""
+    return field(default=kwargs.pop("default", choices[0]), metadata={"choices": choices})
+
+
+def within(default: Any, low: float, high: float = float("inf"), *, smoke: Any = None) -> Any:
+    """Declare a number, or a tuple of numbers, in [low, high]; `smoke` is the value in smoke runs of a protocol, if it differs."""
+    return field(default=default, metadata={"range": (low, high), **({} if smoke is None else {"smoke": smoke})})
+
+
+def named(default: str, registry: Registry) -> Any:
+    """Declare the name of something in a registry, which may be added to until a config is read; '' only if that is the default."""
+    return field(default=default, metadata={"registry": registry, "may_be_empty": not default})
+
+
+# What jax takes for a key without 64-bit integers.
+MOST_SEED = 2**31 - 1
+TARGET_KINDS = ("representation", "labels", "logits")
+"""What the targets of a distilled set are."""
+CONTROLS = ("none", "teacher_init", "teacher", "full")
+TEACHER_CONTROLS = ("teacher_init", "teacher")
+"""Controls that are not students: their representation itself is read."""
+PRECISIONS = ("tensorfloat32", "float32", "bfloat16")
+"""Of the products of a network, see `ssdd_jax.nets.make_learner`."""
