@@ -132,7 +132,8 @@ def reconstruct_images(distilled: DistilledSet) -> Float[Array, "m H W C"]:
         (5, 8, 8, 1)
     """
     images, layout = distilled.images, distilled.layout
-    return resize_images(images.decode(images.codes).reshape(-1, *layout.base_shape), layout.image_shape)
+    rows = images.decode(images.codes)
+    return resize_images(rows if rows.ndim == 4 else rows.reshape(-1, *layout.base_shape), layout.image_shape)
 
 
 def view_coefficients(distilled: DistilledSet) -> Float[Array, "A m V"]:
