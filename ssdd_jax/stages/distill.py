@@ -13,6 +13,7 @@ from ssdd_jax.core.batching import in_parts
 from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.errors import DataError
 from ssdd_jax.io.artifacts import save_distilled
+from ssdd_jax.io.checkpoints import Checkpoints, is_step
 from ssdd_jax.io.manifest import damaged_files, read_manifest
 from ssdd_jax.methods.method import TEACHER, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan
@@ -136,7 +137,7 @@ class MethodRun:
                     seconds_before += checkpoints.seconds_before
         return unstack(state), seconds_before
 
-    def _optimise(self, phase: Phase, loop: Loop, state: Any, seeds: jax.Array, end: int, done: int, checkpoints: Any) -> Any:
+    def _optimise(self, phase: Phase, loop: Loop, state: Any, seeds: jax.Array, end: int, done: int, checkpoints: Checkpoints) -> Any:
         """Run the steps of a phase that are left."""
         context, tables = self.context, self._tables(phase)
         label = "_".join(map(str, seeds.tolist()))
@@ -199,7 +200,7 @@ class MethodRun:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    return hosts.is_writer() and any(entry.name.isdigit() for entry in (folder.iterdir() if folder.is_dir() else ()))
+    return hosts.is_writer() and folder.is_dir() and any(map(is_step, folder.iterdir()))
 
 
 def is_complete(context: Context, folder: Path, identity: str) -> bool:
