@@ -369,7 +369,7 @@ def test_damaged_representations_are_computed_again_with_a_warning_and_have_the_
         assert distil(copy) == 0, damage.__name__
         output = capsys.readouterr().out
         assert f"warning: {file}: it" in output, damage.__name__
-        assert "it is computed again" in output
+        assert "it is recomputed" in output
         assert {path: path.read_bytes() for path in before} == before, damage.__name__
         assert tensors(copy) == tensors(whole)
 
