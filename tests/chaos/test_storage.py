@@ -327,7 +327,7 @@ def test_a_stage_without_a_whole_checkpoint_ends_with_5_and_starts_again_once_it
     for record in folder.glob("*.sha256.json"):
         flip(record)
     assert distil(copy) == 5
-    assert f"no whole checkpoint is left in {folder}" in error_line(capsys.readouterr().err)
+    assert f"no intact checkpoint is left in {folder}" in error_line(capsys.readouterr().err)
     shutil.rmtree(folder)
     assert distil(copy) == 0
     assert tensors(copy) == tensors(whole)

@@ -107,7 +107,7 @@ def test_prefixes_of_wrappers_and_of_selfsupervised_checkpoints_are_stripped(pre
         ("convnet", {"fc.weight": None}, r"lacks fc\.weight \(1 of"),
         ("vit", {"blocks.1.attn.qkv.bias": None}, r"lacks blocks\.1\.attn\.qkv\.bias \(1 of"),
         ("resnet10", {"layer1.1.conv1.weight": np.zeros((8, 8, 3, 3))}, r"has layer1\.1\.conv1\.weight \(1 such\), which resnet10 lacks"),
-        ("vit", {"fc.weight": np.zeros((2, 2))}, r"has fc\.weight \(1 such\), which vit has not"),
+        ("vit", {"fc.weight": np.zeros((2, 2))}, r"has fc\.weight \(1 such\), which vit lacks"),
         ("alexnet", {"features.4.weight": np.zeros((12, 8, 3, 3))}, r"features\.4\.weight .* \(12, 8, 3, 3\), expected \(12, 8, 5, 5\)"),
         ("convnet", {"fc.weight": np.zeros((10, 9))}, r"fc\.weight of the state dict has shape \(10, 9\), expected \(10, 256\)"),
     ],
