@@ -76,7 +76,7 @@ class Context:
 
     @cached_property
     def labelled(self) -> Data:
-        """Return the run's dataset with labelled training images for the protocols, from another split if the distilled one has no labels."""
+        """Return the run's dataset with labelled training images for the protocols: those of the train split, if there is one."""
         spec = self.spec.data
         if spec.split == "train" or "train" not in open_prepared(self.data.folder).splits:
             return self.data
