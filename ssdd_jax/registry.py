@@ -112,7 +112,7 @@ PROTOCOLS = Registry(
         "finetune": f"{_SPEC}:FinetuneSpec",
     },
 )
-"""What reads a student: `ssdd_jax.evals.protocol.Protocol`."""
+"""How a student is evaluated: `ssdd_jax.evals.protocol.Protocol`."""
 
 LOGGERS = Registry("logger", {"console": "ssdd_jax.io.loggers:make_console"})
 """Where lines of metrics go besides metrics.jsonl: makers of a `ssdd_jax.io.loggers.Logger`."""

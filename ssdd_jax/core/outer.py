@@ -19,7 +19,7 @@ from ssdd_jax.core.sharding import Shard, replicate_then_shard, unsharded
 
 @struct.dataclass
 class OuterState:
-    """The whole state of a distillation: what a checkpoint holds.
+    """The complete state of a distillation: what a checkpoint holds.
 
     Attributes:
         step: number of outer steps done.

@@ -68,7 +68,7 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     # What fits into memory is read anyway, so it is verified; `ssdd_jax.data check` verifies larger datasets.
     if sum(split.images.nbytes for split in dataset.splits.values()) <= spec.memory_gb * 1e9:
         for name in damaged_arrays(dataset.folder):
-            raise DataError(f"{name} in {str(dataset.folder)!r} is not as it was prepared; delete that folder and it is prepared again")
+            raise DataError(f"{name} in {str(dataset.folder)!r} has changed since it was prepared; delete that folder to prepare it again")
     if spec.split not in dataset.splits:
         known = ", ".join(dataset.splits)
         raise InputError(f"config.data.split is {spec.split!r}, {dataset.name} has {known}; set config.data.split to what it has")

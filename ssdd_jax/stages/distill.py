@@ -211,5 +211,5 @@ def is_complete(context: Context, folder: Path, identity: str) -> bool:
         context.display.print(f"warning: {error}; it is made again")
         return False
     if names:
-        context.display.print(f"warning: {folder} is damaged ({', '.join(names)} not as written); it is made again")
+        context.display.print(f"warning: {folder} is damaged ({', '.join(names)} changed since written); it is made again")
     return manifest is not None and manifest.get("digest") == identity and not names

@@ -43,4 +43,4 @@ def _damaged(folder: Path) -> str:
         names = damaged_files(folder)
     except DataError as error:
         return str(error)
-    return f"{', '.join(names)} not as written" if names else ""
+    return f"{', '.join(names)} changed since written" if names else ""
