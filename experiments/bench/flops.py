@@ -28,7 +28,7 @@ class Operations:
 
 
 def count_operations(fn: Callable, *args: Any, padding: bool = True) -> Operations:
-    """Count the operations of `fn(*args)`, arguments or `jax.ShapeDtypeStruct`s; `padding=False` skips products with padding, as XLA does."""
+    """Count the operations of `fn(*args)`, or of `jax.ShapeDtypeStruct`s; `padding=False` skips products with padding, as in XLA."""
     notes: set[str] = set()
     counted = _count(jax.make_jaxpr(fn)(*args).jaxpr, padding, notes)
     return Operations({name: round(value) for name, value in sorted(counted.items())}, tuple(sorted(notes)))
