@@ -6,11 +6,11 @@ BENCH_ARGS ?=
 .PHONY: help demo test test-oldest chaos bench lint clean
 
 help:
-	@echo "make demo         install into .venv, then distill the digits data set into runs/digits"
+	@echo "make demo         install into .venv, then distill the digits dataset into runs/digits"
 	@echo "make test         run the tests on the newest versions (PYTEST_ARGS='-k pool' picks some)"
 	@echo "make test-oldest  run the tests marked core on the oldest versions, in .venv-oldest"
-	@echo "make chaos        run the failure tests, also those that take minutes"
-	@echo "make bench        measure the parts of a run, in turn with PyTorch, in .venv-bench (BENCH_ARGS='--cases digits' picks some)"
+	@echo "make chaos        run the failure tests, including those that take minutes"
+	@echo "make bench        time the parts of a run, alternating with PyTorch, in .venv-bench (BENCH_ARGS='--cases digits' picks some)"
 	@echo "make lint         check style, format and types"
 	@echo "make clean        remove the environments, caches and builds; runs/ stays"
 
@@ -34,7 +34,7 @@ lint: .venv/installed
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 
-# The stamp is the last thing written, so an installation that was cut off starts again.
+# The stamp is written last, so an interrupted installation starts again.
 .venv/installed: requirements/newest.txt
 .venv-oldest/installed: requirements/oldest.txt
 .venv-bench/installed: requirements/newest.txt requirements/bench.txt

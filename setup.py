@@ -10,7 +10,7 @@ README = ROOT / "README.md"
 PLOTS = ["matplotlib"]
 DEMO = PLOTS
 
-# Read as text: an import would need every dependency before pip has installed one.
+# Read as text: importing the package would need every dependency before pip has installed any.
 VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "ssdd_jax" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
 if VERSION is None:
     raise RuntimeError('ssdd_jax/__init__.py must have a line of the form __version__ = "1.2.3"')
@@ -23,7 +23,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # The configs live at the top of the repository and travel in the wheel, so that an installation finds them by name.
+    # The configs live at the top of the repository and ship in the wheel, so that an installed package finds them by name.
     packages=[*find_packages(include=["ssdd_jax", "ssdd_jax.*"]), "ssdd_jax.configs"],
     package_dir={"ssdd_jax.configs": "configs"},
     install_requires=[
@@ -39,7 +39,7 @@ setup(
         "safetensors",
         "rich",
         "jaxtyping",
-        # k-means, and the digits.
+        # For k-means, and for the digits.
         "scikit-learn",
     ],
     extras_require={
@@ -49,9 +49,9 @@ setup(
         "bench": ["torch"],
         # tensorflow-datasets imports importlib_resources without declaring it.
         "tfds": ["tensorflow-datasets>=4.9.9", "array-record", "importlib_resources"],
-        # Earlier versions run the code that comes with a dataset.
+        # Earlier versions run code that comes with a dataset.
         "hf": ["datasets>=4"],
-        # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still admits jax 0.5 but cannot save on it.
+        # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still installs with jax 0.5 but cannot save on it.
         "neural-tangents": ["neural-tangents", "jax<0.6", "orbax-checkpoint<0.11.24"],
         "dev": [*DEMO, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]", "build"],
     },

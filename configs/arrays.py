@@ -1,7 +1,7 @@
-"""Any .npz of x_train, y_train, x_test, y_test (uint8 NHWC): --config arrays --config.data.source=arrays:FILE.npz.
+"""Any .npz with x_train, y_train, x_test, y_test (uint8 NHWC): --config arrays --config.data.source=arrays:FILE.npz.
 
 The sizes are for 32 x 32 colour images on two cores: N = 10, or 50 with the variant n50. The variant downstream is N = 10
-whose students are also read on Fashion-MNIST, padded to 32 pixels and its grey repeated three times.
+with students also evaluated on Fashion-MNIST, padded to 32 pixels and with its grey channel repeated three times.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ def get_config(variant=""):
     check_variant(variant, ("n50", "downstream", "smoke"))
     large = variant == "n50"
     bases = dict(base_size=8, image_bases=128 if large else 96, repr_bases=48 if large else 24, learning_rate=0.02)
-    # With many images a step takes a random part of them: about as many rows as the features are wide, views counted.
+    # With many images a step takes a random part of them: about as many rows, counting views, as the features are wide.
     methods = {
         **{name: PRESETS[name] for name in ("random", "kmeans", "herding")},
         "krr_st": replace(PRESETS["krr_st"], learning_rate=0.03),

@@ -1,6 +1,6 @@
 """CIFAR-100 with the paper's settings (Yu, Yao, Chiu; ICLR 2025), from cifar-100-binary.tar.gz in --config.data.data_dir.
 
-The default is N = 100 and its six students; n25, n50, n1000 and n5000 are the other budgets of the paper, and downstream reads
+The default is N = 100 and its six students; n25, n50, n1000 and n5000 are the other budgets of the paper, and downstream evaluates
 the students on CIFAR-10, CUB-200-2011 and Stanford Dogs too, at 32 pixels. Expected, linear evaluation of a ConvNet at N = 100:
 random 43.66, krr_st 47.00, ours 52.41. Not run yet.
 """
@@ -21,7 +21,7 @@ def get_config(variant=""):
     methods = {name: replace(method, **(paper if method.image_bases else {}), learning_rate=1e-3) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=16)
     methods["ours"] = replace(methods["ours"], view_targets=("stored", "network", "network", "network"))
-    # Thousands of images are more than one step can hold.
+    # One step cannot hold thousands of images.
     methods = {name: replace(method, support_images=512 if num_pairs >= 1000 else 0) for name, method in methods.items()}
     config = default_config(**methods)
     config.name = "cifar100"

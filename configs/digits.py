@@ -1,7 +1,7 @@
 """scikit-learn's 1,797 handwritten digits, 8 x 8: a demonstration that runs anywhere in a few minutes.
 
-So small an image leaves little for bases to factor out, and a rotation turns a 6 into a 9: expect `basis` to tie with
-`krr_st`, and `ours` to gain nothing by its views.
+Images this small leave little for bases to factor out, and a rotation turns a 6 into a 9: expect `basis` to tie with
+`krr_st`, and `ours` to gain nothing from its views.
 """
 
 from dataclasses import replace

@@ -18,7 +18,7 @@ def cpu():
         "basis": replace(PRESETS["basis"], learning_rate=0.02),
         "ours": replace(PRESETS["ours"], learning_rate=0.02, hidden=8),
     }
-    # More rows, for --config.only: networks trained inside the loop, a cheap view, and krr_st with the time of `ours`.
+    # More rows, for --config.only: networks trained inside the loop, a cheap view, and krr_st with as much time as `ours`.
     methods["ours_joint"] = replace(methods["ours"], joint=1 / 3)
     methods["ours_flip"] = replace(methods["ours"], views=("identity", "hflip"), view_targets=("stored", "shared"))
     methods["krr_st_long"] = replace(methods["krr_st"], steps=1500)

@@ -14,7 +14,7 @@ def get_config(variant=""):
     methods = {name: replace(method, **(paper if method.image_bases else {}), learning_rate=1e-3) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=16)
     methods["ours"] = replace(methods["ours"], view_targets=("stored", "network", "network", "network"))
-    # Of the thousands of images that the budget holds, as many as one step takes.
+    # The budget holds thousands of images; a step takes this many.
     methods = {name: replace(method, support_images=512) for name, method in methods.items()}
     config = default_config(**methods)
     config.name = "tiny_imagenet"

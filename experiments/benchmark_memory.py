@@ -1,4 +1,4 @@
-"""What an outer step takes, by setting: compiled at the shapes of configs and, with --run, run once at the setting that takes least.
+"""Memory of an outer step, by setting: compiled at the shapes of configs and, with --run, run once at the setting that takes least.
 
 python -m experiments.benchmark_memory [--run] [--out experiments/measurements/memory.json]
 """
@@ -18,7 +18,7 @@ from experiments.bench.cases import CACHED, Case, Work
 from ssdd_jax.runtime.memory import step_bytes
 
 RESNET = ("student.net=resnet18", "pool.size=2")
-# A config, its image shape, and settings that make its step another one.
+# A config, its image shape, and settings that change its step.
 CASES = {
     "cifar100, N = 100": ("cifar100", (32, 32, 3), ()),
     "cifar100, N = 5,000, 512 images a step": ("cifar100:n5000", (32, 32, 3), ()),
@@ -33,7 +33,7 @@ SETTINGS = {
 
 
 def measure(config: str, shape: tuple[int, int, int], settings: tuple[str, ...], run: bool) -> dict[str, Any]:
-    """Return the bytes of a step of `ours` at every setting, and its loss and seconds at the last if it is to run."""
+    """Return the bytes of a step of `ours` at every setting and, if it is to run, its loss and seconds at the last one."""
     found: dict[str, Any] = {"bytes": {}}
     work, key = Work(Case(config, "ours", shape, 50_000, 100, (CACHED, *settings))), jax.random.key(0)
     batch = work.spec.outer.batch_size
@@ -47,7 +47,7 @@ def measure(config: str, shape: tuple[int, int, int], settings: tuple[str, ...],
         started = time.perf_counter()
         _, metrics = jax.block_until_ready(compiled(*operands, key))
         found |= {"loss": float(metrics["loss"]), "seconds": time.perf_counter() - started}
-        # Of the process so far, in kB: what compiling took is among it.
+        # Peak of the process so far, in kB, including what compiling took.
         found["resident_peak"] = 1000 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found
 

@@ -1,12 +1,12 @@
-"""Images a second: preparing a folder of JPEGs, against a plain loop over them and against the floor of this machine.
+"""Images per second: preparing a folder of JPEGs, compared with a plain loop over them and with the floor of this machine.
 
 python experiments/benchmark_prepare.py [--images 60000] [--repetitions 3]
 
 Seeded smooth JPEGs of 64 pixels in ten class folders, five sixths of them train and the others test, lie in a temporary folder.
-The plain loop opens, decodes and stores them in one process and nothing else. Preparing uses all cores, and besides hashes
-every file, every image and the stored arrays, counts pixel values, and looks for test images that are train images too; what that
-costs is measured by itself. The floor is reading and writing the bytes at the speed of plain blocks, and decoding on all cores.
-Files are read from the system's memory, where writing has left them.
+The plain loop opens, decodes and stores them in one process and nothing else. Preparing uses all cores, and also hashes
+every file, every image and the stored arrays, counts pixel values, and looks for test images that are train images too; the cost of
+that is measured separately. The floor is reading and writing the bytes at the speed of plain blocks, and decoding on all cores.
+Files are read from the system's page cache, where writing has left them.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def read_blocks(file: Path) -> None:
 
 
 def floor(contents: list[bytes], images: int, cores: int, folder: Path) -> dict[str, float]:
-    """Return the seconds that nothing can save: bytes in and out, and decoding."""
+    """Return the seconds that cannot be saved: bytes in and out, and decoding."""
 
     def decode() -> None:
         for content in contents[:3000]:
@@ -92,7 +92,7 @@ def floor(contents: list[bytes], images: int, cores: int, folder: Path) -> dict[
 
 
 def extras(contents: list[bytes], prepared: Path) -> dict[str, float]:
-    """Return the seconds of one core that preparing spends on what the plain loop leaves out."""
+    """Return the seconds of one core that preparing spends on what the plain loop does not do."""
     images = {name: np.array(split.images) for name, split in open_prepared(prepared).splits.items()}
     rows: dict[str, np.ndarray] = {}
 

@@ -1,11 +1,11 @@
-"""What it costs to be safe: finite checks in the jitted step, and checkpoints written while the run goes on.
+"""The cost of safety: finiteness checks in the jitted step, and checkpoints written while the run goes on.
 
 python experiments/benchmark_safety.py [--repetitions 30]
 
 The step is that of `fashion_mnist:cpu` (28 x 28 x 1, ConvNet 32-64-128 unless told otherwise, 256 real images, 10 images under four
-views, a pool of five). With and without the checks it runs in turn, and the ratio is taken pair by pair. The floor of the checks is
-reading the state once: its bytes over what this machine copies a second. A checkpoint costs the loop what `save` takes to return;
-beside it, what it takes until all is on disk.
+views, a pool of five). Steps with and without the checks alternate, and the ratio is taken pair by pair. The floor of the checks is
+reading the state once: its bytes divided by the bytes that this machine copies per second. A checkpoint costs the loop the time until
+`save` returns; the time until everything is on disk is also given.
 """
 
 import argparse

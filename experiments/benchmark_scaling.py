@@ -1,13 +1,13 @@
-"""What many devices gain, and what they say to each other.
+"""What many devices gain, and what they send to each other.
 
 python experiments/benchmark_scaling.py [--steps 20] [--repetitions 3] [--devices 2 8 64] [--out experiments/measurements/scaling.json]
 
 Measured: the outer step in one process on one core, and in two processes of one core each that are joined on the loopback interface,
-with the same rows in all (strong) and with twice as many (weak). Beside them two processes that are not joined, at the same time on the
-same cores: what the machine gives to two at once, whatever they say to each other. Each is measured several times in turn, and the
-fastest taken, since other work on the machine only slows a step down. Counted: the bytes of every collective of the compiled outer step at
-the shapes of CIFAR-100, N = 100, `ours` (239 images under four views, 1,024 real images, ConvNet 128-256-512), compiled for so many
-devices of the host and not run. docs/scaling.md says what follows.
+with the same number of rows in total (strong) and with twice as many (weak). For comparison, two processes that are not joined run at the
+same time on the same cores: what the machine gives to two at once, without communication. They alternate several times, and the fastest
+of each is taken, since other work on the machine only slows a step down. Counted: the bytes of every collective of the compiled outer step
+at the shapes of CIFAR-100, N = 100, `ours` (239 images under four views, 1,024 real images, ConvNet 128-256-512), compiled for --devices
+devices of the host but not run. docs/scaling.md says what follows.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def build(side, channels, base, count, bases, rows, width, widths):
 
 
 def measure(steps: int, scale: int) -> None:
-    """Print the median seconds of a step of `scale` times the rows, on all devices."""
+    """Print the median seconds of a step with `scale` times the rows, on all devices."""
     import jax
 
     sizes = {**SIZES["small"], "rows": scale * SIZES["small"]["rows"], "count": scale * SIZES["small"]["count"]}
@@ -164,7 +164,7 @@ def main() -> None:
     from ssdd_jax.stages.provenance import device
 
     first, second = sorted(os.sched_getaffinity(0))[:2]
-    # One process, two that are not joined, two of the same rows in all, two of twice as many.
+    # One process; two that are not joined; two with the same rows in total; two with twice as many.
     cases = {
         "one": (1, [first], True),
         "two_apart": (1, [first, second], False),

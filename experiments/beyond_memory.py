@@ -1,9 +1,9 @@
-"""Distil from a folder of images whose pixels do not fit into the memory that the process is allowed, and show what it uses.
+"""Distil from a folder of images whose pixels do not fit into the memory that the process may use, and show what it uses.
 
 python experiments/beyond_memory.py [--images 175000] [--side 64] [--limit_gb 1]
 
-The limit is a memory control group where the user may make one (everything that the process touches counts, files included), and
-RLIMIT_DATA otherwise (everything but files). Teacher, representations, bases and distilled sets are made as in any other run.
+The limit is a memory control group if the user may create one (everything that the process touches counts, including files), and
+RLIMIT_DATA otherwise (everything except files). Teacher, representations, bases and distilled sets are made as in any other run.
 """
 
 import argparse
@@ -25,7 +25,7 @@ GROUPS = Path("/sys/fs/cgroup/memory")
 
 
 def write_images(folder: Path, count: int, side: int) -> None:
-    """Write smooth random JPEGs in ten class folders of a train split, and a few of a test split."""
+    """Write smooth random JPEGs into ten class folders of a train split, and a few into a test split."""
     random = np.random.RandomState(0)
     coarse = random.randint(0, 256, (512, 8, 8, 3), np.uint8)
     for split, number in (("train", count), ("test", 200)):
@@ -37,7 +37,7 @@ def write_images(folder: Path, count: int, side: int) -> None:
 
 
 def limited(limit: int) -> tuple[str, Path | None]:
-    """Return how memory is limited, and the control group if it is by one."""
+    """Return how memory is limited, and the control group if there is one."""
     group = GROUPS / f"ssdd_jax_{os.getpid()}"
     try:
         group.mkdir()
@@ -90,7 +90,7 @@ def main() -> None:
         ]
         command = [sys.executable, "-m", "ssdd_jax.main", "--config", "arrays:smoke", "--task=distill", "--workdir", str(folder / "run")]
         started, peaks = time.monotonic(), {}
-        # glibc keeps what a thread has freed in an arena of the thread's own; with one arena for all, compiling takes less.
+        # glibc keeps memory that a thread has freed in that thread's arena; with one arena for all, compiling takes less.
         process = subprocess.Popen([*command, *settings], preexec_fn=enter, env={**os.environ, "MALLOC_ARENA_MAX": "1"})
         watcher = threading.Thread(target=watch, args=(process, peaks))
         watcher.start()

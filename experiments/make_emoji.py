@@ -1,13 +1,13 @@
-"""Emoji-99: a small real RGB dataset for where CIFAR cannot be downloaded.
+"""Emoji-99: a small, real RGB dataset for places where CIFAR cannot be downloaded.
 
 Takes the npm package emoji-datasource (25 MB), cuts its four vendors' sheets into 32x32 images on white,
 labels each with its Unicode subcategory (99 classes), and writes OUT.npz:
 
     x_train (11214, 32, 32, 3) uint8   Apple, Facebook and Google drawings
-    x_test  (3786, 32, 32, 3) uint8    Twitter's drawings of the same glyphs, never seen
+    x_test  (3786, 32, 32, 3) uint8    Twitter's drawings of the same glyphs, never trained on
     y_train, y_test  int64 in [0, 99);  class_names
 
-The drawings belong to their vendors: use them to test and measure, do not commit them anywhere.
+The drawings belong to their vendors: use them to test and measure, but do not commit them anywhere.
 
 Usage: python experiments/make_emoji.py OUT.npz        needs npm, numpy, pillow
 """

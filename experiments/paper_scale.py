@@ -3,9 +3,9 @@
 python experiments/paper_scale.py --workdir runs/paper_scale [--seconds 570]
 
 One command does everything: the outer step in float32, TF32 and bfloat16 (time, utilisation, memory), teacher, 30,000 outer steps and
-evaluation in bfloat16 from end to end, and what each precision does to `repr_error` after fewer steps from the same teacher. It ends after
-so many seconds with status 75 where more is to do, and the same command goes on; 0 when all is done. Needs the data, see README. With
---smoke everything runs in minutes on two cores, and no number means anything.
+evaluation in bfloat16 from end to end, and the effect of each precision on `repr_error` after fewer steps from the same teacher. After
+--seconds it ends with status 75 if there is more to do, and the same command goes on; 0 when everything is done. Needs the data, see
+README. With --smoke everything runs in minutes on two cores, but the numbers mean nothing.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-# Dense products of an H100 SXM and an H200 as their data sheet has them, in operations a second.
+# Dense products of an H100 SXM and an H200 according to their data sheets, in operations per second.
 PEAK = {"float32": 67e12, "tensorfloat32": 494.7e12, "bfloat16": 989.4e12}
 STOPPED = 75
 
 
 def step_at(precision: str, smoke: bool, num_steps: int) -> dict:
-    """Return time, utilisation and memory of the outer step as a run compiles it, many steps a dispatch, on random images."""
+    """Return time, utilisation and memory of the outer step as a run compiles it, many steps per dispatch, on random images."""
     import jax
     import jax.numpy as jnp
 
@@ -77,7 +77,7 @@ def step_at(precision: str, smoke: bool, num_steps: int) -> dict:
 
 
 class Until:
-    """What is left of the time that this call may take."""
+    """The remaining time of this call."""
 
     def __init__(self, seconds: float):
         self.end = time.monotonic() + seconds
@@ -88,7 +88,7 @@ class Until:
 
 
 def run(args: list[str], until: Until) -> int:
-    """Run a command until the time is over, then ask it to stop with a checkpoint; return its status."""
+    """Run a command until the time is up, then ask it to stop with a checkpoint; return its status."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen([sys.executable, "-m", "ssdd_jax.main", *args], cwd=REPOSITORY, env=environment) as process:
         try:
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def everything(workdir: Path, smoke: bool, until: Until) -> int:
-    """Go on with what is to do, keep what is known in workdir/paper_scale.json, and return the exit status."""
+    """Continue with the remaining work, keep results in workdir/paper_scale.json, and return the exit status."""
     workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "paper_scale.json"
     known = json.loads(file.read_text()) if file.is_file() else {"steps": {}, "seconds": {}, "repr_error": {}}
@@ -131,7 +131,7 @@ def everything(workdir: Path, smoke: bool, until: Until) -> int:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
-            # Out of memory, for instance: that is a result too.
+            # For instance out of memory, which is a result too.
             print(done.stderr, file=sys.stderr)
         known["steps"][precision] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"status": done.returncode}
         keep()

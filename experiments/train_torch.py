@@ -1,8 +1,8 @@
-"""Train a PyTorch network on an exported set (format pt) by its protocol, and probe what it learned; needs torch and numpy alone.
+"""Train a PyTorch network on an exported set (format pt) by its protocol, and probe what it learned; needs only torch and numpy.
 
 python experiments/train_torch.py EXPORT_FOLDER DATA.npz --updates 300 --probe-steps 2000 --widths 16,32,64 --seeds 0,1,2
 
-DATA.npz, which torch_data.py writes: x_train, x_test uint8 "n H W C", y_train, y_test; with `reprs_test` "n d", the teacher's
+DATA.npz, which torch_data.py writes, holds x_train, x_test uint8 "n H W C", y_train, y_test. If it has `reprs_test` "n d", the teacher's
 representations of x_test in the targets' units, (the teacher's own - centre) / scale, the student's error in them is printed too.
 """
 
@@ -65,7 +65,7 @@ def main():
     x, y = (torch.load(args.folder / name, weights_only=True).detach() for name in ("x_syn.pt", "y_syn.pt"))
     digest = hashlib.sha256(np.ascontiguousarray(x[0].permute(1, 2, 0), "<f4").tobytes()).hexdigest()
     if digest != manifest["checksum"]["sha256"]:
-        raise SystemExit("the first image is not the manifest's: export the set again")
+        raise SystemExit("the first image does not match the manifest: export the set again")
     mean, std = (torch.tensor(manifest["normalization"][key]) for key in ("mean", "std"))
     train, probe = manifest["published_protocol"]["pretraining"], manifest["published_protocol"]["linear_probe"]
     updates = args.updates or train["epochs"] * -(-len(x) // train["batch_size"])

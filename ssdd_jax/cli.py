@@ -22,15 +22,15 @@ USAGE = f"""{__doc__}
 --config.key=value  changes a setting, e.g. --config.num_pairs=20 --config.only=krr_st,ours
 --task     all (the default): teacher, distill, evaluate, report; or one of
              teacher   pretrain the teacher
-             distill   the teacher, then the distilled sets
-             evaluate  the sets in the workdir, or those of --set
+             distill   make the teacher, then the distilled sets
+             evaluate  evaluate the sets in the workdir, or those of --set
              report    write the report of results.json again; needs no --config
              export    write the sets in the workdir, or those of --set, as plain files; needs no --config
-             verify    check every byte of the sets, exports, checkpoints and representations in the workdir, or of
-                       --set, against their digests; needs no --config
---set      folder of a distilled set, or for evaluate and verify of an export; may be given several times
---format   of the export: safetensors (the default), npz, png or pt (PyTorch)
---accept_changes  go on in a workdir that was begun with other settings; what they change is made again
+             verify    check every byte of the sets, exports, checkpoints and representations in the workdir, or
+                       those of --set, against their digests; needs no --config
+--set      folder of a distilled set, or for evaluate and verify also of an export; may be given several times
+--format   format of the export: safetensors (the default), npz, png or pt (PyTorch)
+--accept_changes  go on in a workdir that was begun with other settings; whatever depends on them is made again
 --distributed  start one process per host (or device) with the same command: auto on a TPU pod, under Slurm or Open MPI,
            elsewhere HOST:PORT,NUM,ID: the address of process 0, how many processes, and which of them this is
 --debug    show the traceback of an error
@@ -42,13 +42,13 @@ TASKS = ("all", "teacher", "distill", "evaluate", "report", "export", "verify")
 WITHOUT_CONFIG = ("report", "export", "verify")
 WITH_SETS = ("evaluate", "export", "verify")
 
-# HOST:PORT of process 0, how many processes there are, and which of them this is.
+# HOST:PORT of process 0, the number of processes, and the index of this one.
 Address = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line asks for. The settings are None for the tasks that need none."""
+    """What the command line asks for. The settings are None for tasks that need none."""
 
     spec: RunSpec | None
     workdir: Path
@@ -66,7 +66,7 @@ def usage() -> str:
 
 
 def config_folder() -> Path:
-    """Return where the shipped configs lie: inside an installed package, or next to it in a checkout."""
+    """Return the folder of the shipped configs: inside an installed package, or next to it in a checkout."""
     package = Path(__file__).parent
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
@@ -100,7 +100,7 @@ def parse(argv: Sequence[str]) -> Command:
             args[i + 1] = resolve_config(args[i + 1])
         elif arg.startswith("--config="):
             args[i] = f"--config={resolve_config(arg.removeprefix('--config='))}"
-    # ml_collections runs every config file in the module of this name, on top of what an earlier one has left there.
+    # ml_collections runs every config file in the module of this name, on top of whatever an earlier one left there.
     sys.modules.pop("config_config", None)
     values = flags.FlagValues()
     config_flag = config_flags.DEFINE_config_file("config", None, "config", flag_values=values, sys_argv=["ssdd_jax", *args])
@@ -113,13 +113,13 @@ def parse(argv: Sequence[str]) -> Command:
     logger = logging.getLogger("absl")
     level = logger.level
     try:
-        # What it warns of is an error below.
+        # Whatever it warns about is an error below.
         logger.setLevel(logging.CRITICAL)
         rest = values(["ssdd_jax", *args])[1:]
         config = config_flag.value
     except flags.UnrecognizedFlagError as error:
         raise InputError(f"{' '.join(str(error).split())}; settings follow --config and read --config.section.key=value") from error
-    except (Exception, SystemExit) as error:  # whatever a config file raises is its fault: one line, not a traceback
+    except (Exception, SystemExit) as error:  # anything that a config file raises is its own fault: one line, not a traceback
         raise InputError(_config_error(error)) from error
     finally:
         logger.setLevel(level)
@@ -163,15 +163,15 @@ def _path(flag: str, text: str) -> Path:
         text.encode()
         path = Path(text).expanduser()
     except (RuntimeError, UnicodeEncodeError):
-        raise InputError(f"{flag} {text!a} is not a valid path: its user or its letters are unknown (UTF-8); give another") from None
+        raise InputError(f"{flag} {text!a} is not a valid path: its user is unknown or it is not UTF-8; give another") from None
     if not text:
-        raise InputError(f"{flag} is empty, expected a folder; {flag}=. is the present one")
+        raise InputError(f"{flag} is empty, expected a folder; {flag}=. is the current one")
     return path
 
 
 def _config_error(error: BaseException) -> str:
-    """Return one line for whatever came of reading the config file or of setting an unknown key."""
-    # ml_collections wraps what get_config raised into the text of another error, last line last.
+    """Return one line for any error from reading the config file or from setting an unknown key."""
+    # ml_collections wraps the traceback of get_config's error into the text of another error; its last line says what happened.
     text = str(error).replace("\\'", "'").replace("\\n", "\n")
     last = ([line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__])[-1]
     if "InputError: " in last:

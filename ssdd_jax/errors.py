@@ -12,7 +12,7 @@ class Status(IntEnum):
     meaning: str
 
     def __new__(cls, value: int, meaning: str) -> "Status":
-        """Make a member that is equal to its number."""
+        """Make a member that equals its number."""
         member = int.__new__(cls, value)
         member._value_, member.meaning = value, meaning
         return member
@@ -39,7 +39,7 @@ class InputError(ValueError):
 
 
 class StorageError(InputError):
-    """What a run has stored cannot be read or written."""
+    """What a run stores cannot be read or written."""
 
     status = Status.STORAGE
 
@@ -50,7 +50,7 @@ class DataError(InputError):
     status = Status.DATA
 
 
-# What a disk or its owner refuses; any other error of the system is a mistake in the program and keeps its traceback.
+# What a disk or its owner refuses; any other OSError is a mistake in the program and keeps its traceback.
 _STORAGE_ERRORS = frozenset(
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ESTALE")
@@ -59,7 +59,7 @@ _STORAGE_ERRORS = frozenset(
 
 
 def storage_error(error: OSError) -> StorageError | None:
-    """Return in one line what a disk or its owner refused, or None where the error is another one."""
+    """Return a one-line error for what a disk or its owner refused, or None if the error is of another kind."""
     if error.errno not in _STORAGE_ERRORS:
         return None
     where = f"{error.filename}: " if error.filename else ""
@@ -67,6 +67,6 @@ def storage_error(error: OSError) -> StorageError | None:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return '; did you mean ...?' for the known name nearest to `name`, or nothing where none is as near as `cutoff`."""
+    """Return '; did you mean ...?' for the known name nearest to `name`, or '' if none is as near as `cutoff`."""
     close = difflib.get_close_matches(name, list(known), 1, cutoff)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -13,7 +13,7 @@ from ssdd_jax.terminal import escape_unknown_letters, say
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status, one of `Status`."""
-    # LAPACK's threads and XLA's take the cores from each other: factors of some hundred rows are ready sooner with one thread.
+    # LAPACK's and XLA's threads compete for the cores: factorizing a few hundred rows is faster with one thread.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"--help", "-h"} & set(argv):
@@ -82,7 +82,7 @@ def _report(error: Any, debug: bool, cause: BaseException | None = None) -> int:
 
 
 def _leave(status: int, line: str) -> int:
-    """Return the exit status, or end here and now where other processes of the run have to be called off."""
+    """Return the exit status, or end at once if other processes of the run have to be stopped."""
     hosts = sys.modules.get("ssdd_jax.runtime.hosts")
     if hosts is not None:
         hosts.leave(status, line)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+"""What a user sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ FILE_WIDTH = 120
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to `tolerant`: the library would end the process."""
+        """Do nothing: rich would exit the process; `tolerant` handles it."""
         raise
 
 
@@ -24,7 +24,7 @@ class Display:
     """The display of one run; `Task.advance` is cheap enough to call every step.
 
     Args:
-        quiet: show nothing, as of the processes of a run all but one do.
+        quiet: show nothing, as in all processes of a run except one.
     """
 
     def __init__(self, quiet: bool = False):
@@ -67,7 +67,7 @@ class Task:
         self.bar_id = bar.add_task(name, total=total, note="") if bar else None
 
     def advance(self, done: int, note: str = "") -> None:
-        """Say that `done` steps of all are done."""
+        """Report that `done` of the steps are done."""
         if self.bar is not None and self.bar_id is not None:
             self.bar.update(self.bar_id, completed=done, **({"note": note} if note else {}))
         elif not self.quiet and time.monotonic() - self.last_line >= PLAIN_INTERVAL_S:

@@ -1,7 +1,7 @@
-"""Everything that a newcomer can add, by name: one file for it, and one row here.
+"""Everything that can be added, by name: each newcomer is one file, and one row here.
 
-A row is where an object is, "module:attribute", and is imported on first use, so that reading a config needs no jax. Whoever uses this
-package as a library adds objects of their own with `register`.
+A row says where an object is, "module:attribute"; it is imported on first use, so that reading a config needs no jax. Users of this
+package as a library add their own objects with `register`.
 """
 
 import importlib
@@ -15,9 +15,9 @@ class Registry(Mapping[str, Any]):
     """Objects by name, in the order of tables; imported on first use.
 
     Args:
-        what: one of them, in words, for messages.
-        rows: by name, where the object is: "module:attribute".
-        specs: by name, where the dataclass of its settings is, if that can be imported without the object; else it is `spec` of it.
+        what: what one of the objects is called in messages.
+        rows: name -> where the object is, "module:attribute".
+        specs: name -> where the dataclass of its settings is, if that can be imported without the object; otherwise the object's `spec`.
     """
 
     def __init__(self, what: str, rows: Mapping[str, str], specs: Mapping[str, str] | None = None):
@@ -40,13 +40,13 @@ class Registry(Mapping[str, Any]):
         return name in self._rows
 
     def check(self, name: str, where: str = "") -> None:
-        """Raise an InputError unless there is something of this name."""
+        """Raise an InputError unless there is an object of this name."""
         if name not in self._rows:
             where = where or f"{self.what} {name!r} is unknown"
             raise InputError(f"{where}, expected one of {', '.join(self)}{nearest(str(name), self)}")
 
     def spec(self, name: str) -> type:
-        """Return the dataclass of the settings of one of them."""
+        """Return the dataclass of an object's settings."""
         self.check(name)
         return _imported(self._specs[name]) if name in self._specs else self[name].spec
 
@@ -57,13 +57,13 @@ class Registry(Mapping[str, Any]):
             InputError: the name is taken, or cannot be written on a command line.
         """
         if name in self._rows:
-            raise InputError(f"{self.what} {name!r} is there already; choose another name")
+            raise InputError(f"{self.what} {name!r} exists already; choose another name")
         if not name.isidentifier():
             raise InputError(f"{self.what} {name!r} cannot be a setting's name, expected letters, digits and underscores")
         self._rows[name], self._objects[name] = "", value
 
     def remove(self, name: str) -> None:
-        """Take back what `register` has added."""
+        """Remove what `register` added."""
         del self._rows[name], self._objects[name]
 
 
@@ -114,7 +114,7 @@ PROTOCOLS = Registry(
         "finetune": f"{_EVALUATION}:FinetuneSpec",
     },
 )
-"""What reads a student: `ssdd_jax.evals.protocol.Protocol`."""
+"""How a student is evaluated: `ssdd_jax.evals.protocol.Protocol`."""
 
 LOGGERS = Registry("logger", {"console": "ssdd_jax.io.loggers:make_console"})
 """Where lines of metrics go besides metrics.jsonl: makers of a `ssdd_jax.io.loggers.Logger`."""

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, stream, step): no key is ever stored, so a resumed run draws what it would have drawn."""
+"""Randomness as a function of (seed, stream, step): no key is ever stored, so a resumed run draws what it would have drawn anyway."""
 
 import enum
 

@@ -1,4 +1,4 @@
-"""Writing to a terminal, pipe or file that may be gone: what nobody reads must not end a run."""
+"""Writing to a terminal, pipe or file that may be gone: output that nobody reads must not end a run."""
 
 import io
 import os
@@ -10,11 +10,11 @@ from typing import Literal
 
 @contextmanager
 def tolerant(name: Literal["stdout", "stderr"] = "stdout") -> Iterator[None]:
-    """Go on where writing to the stream fails; nothing more is written to it then."""
+    """Go on if writing to the stream fails; nothing more is written to it after that."""
     try:
         yield
     except (OSError, ValueError):  # ValueError: the stream is closed
-        # What is left in its buffer would be tried again, and fail again, when the process ends.
+        # Otherwise the rest of its buffer would be written, and fail, again when the process ends.
         setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 

@@ -312,5 +312,5 @@ def test_a_method_without_a_teacher_is_not_made_again_with_another_teacher(run, 
     ("registry", "name"), [(STORES, "plain"), (KERNELS, "feature"), (METHODS, "regression"), (PROTOCOLS, "knn"), (NETS, "vit")]
 )
 def test_a_name_that_is_taken_is_refused(registry, name):
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists already"):
         registry.register(name, object())

@@ -1,6 +1,6 @@
-"""Time, operations, memory and PyTorch's time of every part of a run: python -m experiments.bench [--quick] [--cases cifar100]
+"""Time, operations and memory of every part of a run, and PyTorch's time: python -m experiments.bench [--quick] [--cases cifar100]
 
-Each part runs in turn with the same in PyTorch and with a large matrix product, which says what this machine can do at that moment.
+Each part alternates with the same part in PyTorch and with a large matrix product, which shows what this machine can do at that moment.
 Results go to a JSON file as they come, and to the terminal as a table.
 """
 
@@ -29,19 +29,19 @@ OUT = Path(__file__).parents[1] / "measurements" / "bench.json"
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=__doc__.splitlines()[0])
     names, parts = [case.name for case in CASES], [build.__name__ for build in (*OUTER_PARTS, *STAGES)]
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"those whose name begins so; of {', '.join(names)}")
-    parser.add_argument("--parts", nargs="+", metavar="PART", choices=parts, help=f"of {', '.join(parts)}")
+    parser.add_argument("--cases", nargs="+", metavar="CASE", help=f"those whose name begins like this; any of {', '.join(names)}")
+    parser.add_argument("--parts", nargs="+", metavar="PART", choices=parts, help=f"any of {', '.join(parts)}")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file of the results")
-    parser.add_argument("--without-torch", action="store_true", help="measure ours alone")
-    parser.add_argument("--quick", action="store_true", help="the small cases once: whether all runs, not how fast")
+    parser.add_argument("--without-torch", action="store_true", help="measure only ours")
+    parser.add_argument("--quick", action="store_true", help="run the small cases once, to see whether everything runs, not how fast")
     parser.add_argument("--check", action="store_true", help="compare one step with PyTorch's, and measure nothing")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the table of a JSON file, and measure nothing")
     return parser.parse_args()
 
 
 def hardware() -> dict[str, Any]:
-    """Return what the numbers were measured on and with."""
+    """Return the hardware and the versions that the numbers were measured with."""
     models = [line.split(":")[1].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
     memory = [int(line.split()[1]) for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal")]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -92,7 +92,7 @@ def chosen(options: argparse.Namespace) -> list[Case]:
 
 def main() -> None:
     options = arguments()
-    # A file or a pipe has no width that a table could be broken for.
+    # A file or a pipe has no width to break a table for.
     console = Console(width=None if sys.stdout.isatty() else 240)
     if options.markdown:
         print(table(json.loads(options.markdown.read_text())))
@@ -116,7 +116,7 @@ def main() -> None:
         results |= {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
         factor = torch.randn(side, side)
         peaks[PEAKS[1]] = lambda: factor @ factor
-    # A quick run must not take the place of a real one.
+    # A quick run must not replace a real one.
     out = options.out or (None if options.quick else OUT)
     for case in chosen(options):
         for part in measured(Work(case), options, side, peaks):

@@ -1,6 +1,6 @@
-"""What is measured: the shapes of shipped configs on random images, and the parts of a run at these shapes.
+"""What is measured: shipped configs on random images, and the parts of a run at their shapes.
 
-Everything is built as a run builds it, from the config by `ssdd_jax.stages`; only the images are random, so no dataset is needed.
+Everything is built as in a run, from the config by `ssdd_jax.stages`; only the images are random, so no dataset is needed.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,13 +43,13 @@ from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
 from ssdd_jax.stages.teacher import Teacher, teacher_optimizer
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
 
-# Variants of our outer step: a row of the table each, by settings of `make_outer_step`.
+# Variants of our outer step, one row of the table each, by settings of `make_outer_step`.
 VARIANTS: dict[str, dict[str, Any]] = {OURS: {}, f"{OURS}, all rows at once": {"rows_at_once": 0}}
-# What is called so runs the teacher in every step.
+# Programs with this suffix run the teacher in every step.
 AS_RELEASED = ", as released"
 
 TABLE_ROWS = 2048
-"""Rows of the tables that batches are gathered from."""
+"""Number of rows in the tables that batches are gathered from."""
 NETWORK_STEPS = 200
 
 
@@ -58,14 +58,14 @@ class Case:
     """A method at the shapes of a config.
 
     Attributes:
-        config: and its variant.
-        method: among the config's.
+        config: name of a config, with its variant.
+        method: one of the config's methods.
         image_shape: (H, W, C) of its dataset.
-        num_train: training images of its dataset.
-        num_classes: of its dataset.
+        num_train: number of training images of its dataset.
+        num_classes: number of classes of its dataset.
         settings: what differs from the config, as on the command line.
-        stages: whether teacher, student, probe, PCA and network fit are measured too; they are alike for all methods.
-        released: whether the step is also measured with the teacher in every step, as KRR-ST released it.
+        stages: whether teacher, student, probe, PCA and network fit are measured too; they are the same for all methods.
+        released: whether the step is also measured with the teacher in every step, as in KRR-ST's released code.
     """
 
     config: str
@@ -100,7 +100,7 @@ CASES = [
     Case(**_FASHION, method="ours", stages=True),
     Case(**_CIFAR, method="krr_st", settings=(CACHED,), released=True),
     Case(**_CIFAR, method="ours", settings=(CACHED, "teacher.batch_size=64"), stages=True),
-    # So few images that two cores finish.
+    # Few enough images for two cores to finish.
     Case(
         **_TINY,
         method="ours",
@@ -114,7 +114,7 @@ CASES = [
 class Part:
     """A part of a run: our programs by label (`OURS` is among them), the operations that it needs, and its shapes in words.
 
-    `teacher` are the further operations of what is called `AS_RELEASED`.
+    `teacher` is the number of additional operations of the programs that end in `AS_RELEASED`.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Part:
 
 
 class Work:
-    """A case with its random images, as a run would hold it."""
+    """A case with its random images, as a run would have it."""
 
     def __init__(self, case: Case):
         self.case = case
@@ -139,7 +139,7 @@ class Work:
         self.learner = member_learner(self.spec, case.image_shape)
         self.rows_at_once = rows_at_once(self.spec.memory, self.learner, case.image_shape)
         self.widths = net_widths(self.spec.student.net, self.spec.student.widths, case.image_shape, self.spec.student.width_factor)
-        # Every view shifts the teacher's representation by its whole variance, so that none is shared.
+        # Every view shifts the teacher's representation by its full variance, so that none is shared.
         shifts = dict.fromkeys(self.method.views, 1.0)
         sizes = Sizes(self.spec.num_pairs, case.image_shape, self.width, case.num_classes, shifts)
         self.plan = regression.plan(case.method, self.method, sizes)
@@ -184,7 +184,7 @@ class Work:
         return RealImages(spec, len(self.data.train_images), self.data.normalize)
 
     def step_settings(self, rows_at_once: int | None = None, remat: bool | None = None) -> dict[str, Any]:
-        """Return the settings of the outer step as a run maps them, but for those of memory that are given."""
+        """Return the settings of the outer step as a run maps them, except for the given memory settings."""
         memory = self.spec.memory if remat is None else replace(self.spec.memory, remat=remat)
         run, rows = replace(self.spec, memory=memory), self.rows_at_once if rows_at_once is None else rows_at_once
         return regression.step_settings(self.method, run, regression.make_kernel(self.method, run, self.learner, chunk_size=rows))
@@ -198,7 +198,7 @@ class Work:
         return in_parts(lambda part: self.learner.features(variables, part), images, self.rows_at_once)
 
     def outer_program(self, settings: dict[str, Any], *, fresh: bool = False) -> Program:
-        """Return the step with what a run does around it: batches gathered and cropped, all checked to be finite."""
+        """Return the step with what a run does around it: batches are gathered and cropped, and everything is checked to be finite."""
         real = self.real(replace(self.spec.outer, real_augment="fresh") if fresh else self.spec.outer)
         teacher = Teacher(teacher_learner(self.spec.teacher, self.case.image_shape), None, np.zeros(self.width, np.float32), 1.0, "")
         rows = settings.get("rows_at_once", rows_at_once(self.spec.memory, teacher.learner, self.case.image_shape)) if fresh else 0
@@ -220,7 +220,7 @@ def _looped(loop: Loop, number: Callable[[Any], Any], state: Any, tables: Any, *
 
 
 def _decoding(factors: Any, rows: int) -> int:
-    """Return the operations of decoding so many rows, and of both gradients."""
+    """Return the operations of decoding `rows` rows, and of both gradients."""
     return 0 if factors.bases is None else 3 * 2 * rows * prod(factors.bases.shape)
 
 
@@ -318,7 +318,7 @@ def _encoder_forward(work: Work) -> int:
 
 
 def _encoder_training(work: Work) -> int:
-    """Return the operations of one image in the teacher's encoder: forward and both gradients, but none by the image."""
+    """Return the operations of one image in the teacher's encoder: forward and both gradients, but none with respect to the image."""
     spec, (height, width, channels) = work.spec.teacher, work.case.image_shape
     # A ResNet's stem pads by two.
     border = 0 if spec.net == "convnet" else 2
@@ -332,7 +332,7 @@ def student_step(work: Work) -> Part:
     optimizer = student_optimizer(spec.recipes["representation"], 1000, 1)
     loop = Loop(make_student_step(learner=work.learner, optimizer=optimizer), (0, 0, 0), 1)
     schedule = batch_schedule(jax.random.key(0), rows, size, 100)
-    # As many rows as the table has are enough to gather from.
+    # The rows of the table are enough to gather from.
     held = min(rows, TABLE_ROWS)
     args = (schedule % held, work.normal(held, *work.case.image_shape), work.normal(held, work.width))
     state = stack([pools.init_member(jax.random.key(1), work.learner, optimizer)])
@@ -349,7 +349,7 @@ def probe_step(work: Work) -> Part:
     state = stack([init_probe(jax.random.key(1), work.features, classes, optimizer)])
     args = (schedule, work.normal(TABLE_ROWS, work.features), jnp.asarray(work.data.train_labels))
     program = _looped(loop, lambda _: 0, state, (), *(leaf[None] for leaf in args))
-    # Of the two gradients only that by the weights.
+    # Only one of the two gradients: that with respect to the weights.
     return Part("probe step", {OURS: program}, 2 * 2 * size * work.features * classes, f"{size} rows, {work.features} features")
 
 
@@ -377,7 +377,7 @@ STAGES = (teacher_step, student_step, probe_step, pca, network_fit)
 
 
 def builders(work: Work) -> Iterator[tuple[str, Callable[[Work], Part]]]:
-    """Yield the parts of a case: a name for --parts, and what builds it."""
+    """Yield the parts of a case: a name for --parts, and the function that builds it."""
     for build in (*OUTER_PARTS, *(STAGES if work.case.stages else ())):
         if build is not network_fit or work.plan.layout.count("network"):
             yield build.__name__, build

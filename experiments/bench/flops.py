@@ -1,7 +1,7 @@
 """Operations of a function: what has to be computed, however XLA computes it.
 
-XLA's own analysis counts the body of a loop once, and what a convolution becomes on a backend. This one walks the jaxpr, where loops have a
-length: products, convolutions (a multiply-add is two operations, those with the zeros of the padding counted, as is usual) and
+XLA's own analysis counts the body of a loop once, and convolutions as a backend rewrites them. This one walks the jaxpr, where loops have
+a length: products, convolutions (a multiply-add is two operations, including, as is usual, those with the zeros of the padding) and
 factorizations. Elementwise work is left out.
 """
 
@@ -28,7 +28,7 @@ class Operations:
 
 
 def count_operations(fn: Callable, *args: Any, padding: bool = True) -> Operations:
-    """Count the operations of `fn(*args)`; the arguments may be `jax.ShapeDtypeStruct`s. XLA leaves out what multiplies padding."""
+    """Count the operations of `fn(*args)`, or of `jax.ShapeDtypeStruct`s; `padding=False` skips products with padding, as in XLA."""
     notes: set[str] = set()
     counted = _count(jax.make_jaxpr(fn)(*args).jaxpr, padding, notes)
     return Operations({name: round(value) for name, value in sorted(counted.items())}, tuple(sorted(notes)))
@@ -44,7 +44,7 @@ def _count(jaxpr: Any, padding: bool, notes: set[str]) -> Counter:
         elif name == "scan":
             counted.update({key: params["length"] * value for key, value in inner(params["jaxpr"]).items()})
         elif name == "cond":
-            # Also what `jax.lax.platform_dependent` becomes.
+            # `jax.lax.platform_dependent` becomes a conditional too.
             counted.update(max((inner(branch) for branch in params["branches"]), key=lambda c: sum(c.values())))
         elif name == "while":
             once = inner(params["cond_jaxpr"]) + inner(params["body_jaxpr"])
@@ -52,7 +52,7 @@ def _count(jaxpr: Any, padding: bool, notes: set[str]) -> Counter:
                 notes.add("the body of a while loop is counted once")
             counted.update(once)
         elif name == "custom_linear_solve":
-            # Of its four functions a solve runs this one; differentiated, it is another solve.
+            # Of its four functions, a solve runs only this one; its derivative is another solve.
             counted.update(inner(params["jaxprs"].solve))
         else:
             for sub in _jaxprs(params.values()):
@@ -90,7 +90,7 @@ def _conv_general_dilated(eqn: Any, padding: bool) -> int:
     for axis, (low, _) in enumerate(params["padding"]):
         size, taps, places = (shape[spec[2 + axis]] for shape, spec in zip((left, right, out), numbers, strict=True))
         position = np.arange(places)[:, None] * params["window_strides"][axis] + np.arange(taps)[None] * params["rhs_dilation"][axis] - low
-        # What dilation puts between the rows is no work; what padding puts around them is, unless it is left out.
+        # The zeros that dilation puts between rows cost nothing; those that padding puts around them do, unless `padding` is False.
         used = position % params["lhs_dilation"][axis] == 0
         if not padding:
             used &= (position >= 0) & (position <= (size - 1) * params["lhs_dilation"][axis])
@@ -117,11 +117,11 @@ RULES: dict[str, Callable[[Any, bool], float]] = {
 }
 
 
-# By hand: what a step needs when nothing is computed twice.
+# Counted by hand: what a step needs if nothing is computed twice.
 
 
 def convnet_layers(widths: Sequence[int], image_shape: Sequence[int]) -> list[int]:
-    """Return the operations of every 3 x 3 convolution of a ConvNet on one image; an average pooling halves the sides behind each."""
+    """Return the operations of every 3 x 3 convolution of a ConvNet on one image; average pooling halves the sides after each."""
     height, width, channels = image_shape
     layers = []
     for outputs in widths:
@@ -136,15 +136,15 @@ def feature_width(widths: Sequence[int], image_shape: Sequence[int]) -> int:
 
 
 def training_operations(layers: Sequence[int], head: int) -> int:
-    """Return what one image costs in training: forward, and both gradients but that by the input of the first layer."""
+    """Return what one image costs in training: forward and both gradients, except that with respect to the first layer's input."""
     return 3 * (sum(layers) + head) - layers[0]
 
 
 def kernel_operations(n: int, q: int, d: int, b: int) -> int:
     """Return the operations of the regression on n support and b real rows, q features and d targets, with both gradients.
 
-    Gram matrix, Cholesky factor, solve and prediction; in the cheapest of three forms: the n x n system, which predicts by K_ts or by
-    weights, or the q x q system.
+    Gram matrix, Cholesky factor, solve and prediction; in the cheapest of three forms: the n x n system, predicting through K_ts or
+    through weights, or the q x q system.
     """
     system = lambda size, rows: 2 * (2 * size * size * rows) + size**3 // 3 + 2 * (2 * size * size * d) + 2 * size * size * d
     by_kernel = 2 * (2 * b * n * q) + 3 * (2 * b * n * d)

@@ -1,7 +1,7 @@
-"""Measuring in turn, and the table of what was measured.
+"""Alternating measurements, and the table of their results.
 
-A machine that other work shares is slow now and fast a minute later. So everything that is to be compared runs in turn, A B A B, and
-what is reported is the median of the ratios, each of two neighbours in time: also the share of the machine's own product rate.
+A machine that is shared with other work may be slow now and fast a minute later. So programs to be compared alternate, A B A B, and the
+reported ratio is the median over pairs of neighbours in time; so is the fraction of the machine's own rate of matrix products.
 """
 
 import statistics
@@ -16,9 +16,9 @@ import numpy as np
 
 from ssdd_jax.runtime.memory import step_bytes
 
-# A measurement takes at least so long, by calling again; and threads that wait busily for more work have stopped after the pause.
+# Calls are repeated until a measurement takes at least this long (s); after the pause (s), threads that busy-wait for work have stopped.
 LEAST_SECONDS, PAUSE = 0.05, 0.2
-# After so long a part has been measured often enough.
+# After this time (s) a part is not measured again, once it has the fewest repetitions.
 MOST_SECONDS, LEAST_REPETITIONS = 240.0, 3
 
 PEAKS = ("product, jax", "product, torch")
@@ -26,10 +26,10 @@ OURS = "ours"
 
 
 class Program:
-    """A function (state, *args) -> (state, anything), compiled for its arguments; the state is donated and goes on from call to call."""
+    """A function (state, *args) -> (state, anything), compiled for its arguments; the state is donated and carried from call to call."""
 
     def __init__(self, fn: Callable, state: Any, *args: Any):
-        # A copy, since donation takes it away.
+        # A copy, since donation destroys it.
         self.state, self.args = jax.tree.map(jnp.copy, state), args
         lowered = jax.jit(fn, donate_argnums=0).lower(self.state, *args)
         self.compiled = lowered.compile()
@@ -44,12 +44,12 @@ class Program:
         return analysis[0] if isinstance(analysis, list) else analysis
 
     def operations(self) -> int | None:
-        """Return XLA's own count, in which loops run once and elementwise work has a part."""
+        """Return XLA's own count, which counts loop bodies once and includes elementwise work."""
         found = self._analysis().get("flops")
         return None if found is None else int(found)
 
     def memory(self) -> dict[str, int | None]:
-        """Return bytes: those that XLA's program reads and writes, those of arguments and results once, and the peak of what is held."""
+        """Return bytes: read and written by XLA's program, of arguments and results counted once, and the peak of memory in use."""
         found = self._analysis().get("bytes accessed")
         size = lambda tree: sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
         return {
@@ -60,18 +60,18 @@ class Program:
 
 
 def product(side: int) -> Callable[[], None]:
-    """Return a large float32 product, as exact as networks run by default, which measures the machine."""
+    """Return a large float32 product at the networks' default precision, which measures the machine."""
     factor = jax.random.normal(jax.random.key(0), (side, side))
     compiled = jax.jit(lambda a: jnp.matmul(a, a)).lower(factor).compile()
     return lambda: jax.block_until_ready(compiled(factor))
 
 
 def measure(contenders: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
-    """Return the seconds of one call of each contender, `repetitions` times in turn, after a call that is not counted."""
+    """Return the seconds of one call of each contender, `repetitions` times alternating, after one uncounted call."""
     calls = {}
     for name, run in contenders.items():
         first = _seconds(run)
-        # The first call may find nothing in the caches.
+        # The first call may find cold caches.
         calls[name] = 1 if first > 10 * LEAST_SECONDS else max(1, round(LEAST_SECONDS / _seconds(run)))
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     started = time.perf_counter()
@@ -92,17 +92,17 @@ def _seconds(run: Callable[[], Any], calls: int = 1) -> float:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, least and most."""
+    """Return median, minimum and maximum."""
     return {"median": statistics.median(values), "min": float(np.min(values)), "max": float(np.max(values))}
 
 
 def result(seconds: Mapping[str, Sequence[float]], needed: Callable[[str], int], side: int) -> dict[str, Any]:
-    """Return what was measured: times, the machine's rate, the share of it that each contender reaches, and their times over ours.
+    """Return what was measured: times, the machine's rate, the fraction of it that each contender reaches, and their times over ours.
 
     Args:
         seconds: by contender, as `measure` returns them; `PEAKS` are the products.
-        needed: operations of a contender, by its name.
-        side: of the product's matrices.
+        needed: name of a contender -> its operations.
+        side: side of the product's matrices.
     """
     peaks = {name: seconds[name] for name in PEAKS if name in seconds}
     # The larger of the two rates is the machine's.
@@ -121,14 +121,14 @@ def result(seconds: Mapping[str, Sequence[float]], needed: Callable[[str], int],
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Return the results as a markdown table, a row a part."""
+    """Return the results as a markdown table, one row per part."""
     head, rows = cells(results)
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of the table; a column a contender that is compared with ours, its time over ours."""
+    """Return the head and the rows of the table; each contender that is compared with ours has a column, its time over ours."""
     others = list(dict.fromkeys(name for part in results["parts"] for name in part["ratio_to_ours"]))
     head = ["case", "part", "ms", "GFLOP", "share of product rate", "MB moved (least)", "peak MB", *(f"{name} / ours" for name in others)]
     return head, [_row(part, others) for part in results["parts"]]

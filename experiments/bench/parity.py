@@ -1,4 +1,4 @@
-"""Whether PyTorch's step and ours are the same step: loss, gradient and trained member from equal weights, set and batch. Needs torch."""
+"""Whether PyTorch's step and ours agree: loss, gradient and trained member, from equal weights, set and batch. Needs torch."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ from ssdd_jax.nets import make_learner
 from ssdd_jax.nets.torch_weights import variables_from_torch
 
 SHAPE, WIDTHS, OUTPUTS, IMAGES, BATCH = (16, 16, 3), (8, 16), 8, 10, 32
-# Large enough that the regression does not magnify the rounding of float32.
+# Large enough for the regression not to magnify the rounding of float32.
 RIDGE = 1e-3
 # A set of plain pairs, bases under views with fewer rows than features, and with more.
 SETS = {"pairs": (WIDTHS, False), "bases under views": (WIDTHS, True), "bases under views, primal": ((8, 2), True)}
 
 
 def parity() -> dict[str, dict[str, float]]:
-    """Return relative errors by set: of the loss, of the gradient by every array of the set, of the member after its update."""
+    """Return relative errors by set: of the loss, of the gradient with respect to every array of the set, of the updated member."""
     return {
         f"{name}, {label}": _errors(widths, with_bases, layout)
         for name, (widths, with_bases) in SETS.items()
@@ -51,14 +51,14 @@ def _errors(widths: tuple[int, ...], with_bases: bool, memory_layout: torch.memo
     outer = Outer(distilled_tensors(distilled), lambda: ConvNet(widths, SHAPE, OUTPUTS), layout=memory_layout, ridge=RIDGE)
     net = outer.pool[0][0]
     for name, buffer in net.named_buffers():
-        # Statistics as of a network that has been trained.
+        # Statistics like those of a trained network.
         if name.endswith("running_mean"):
             buffer.copy_(torch.from_numpy(0.1 * normal(*buffer.shape)))
         elif name.endswith("running_var"):
             buffer.copy_(torch.from_numpy(0.5 + 0.5 * normal(*buffer.shape) ** 2))
     learner = make_learner("convnet", widths, SHAPE, OUTPUTS)
     template = jax.eval_shape(learner.init, jax.random.key(0))
-    # A copy, since the step changes the tensors where they are.
+    # A copy, since the step changes the tensors in place.
     weights = lambda: {name: value.numpy().copy() for name, value in net.state_dict().items()}
     to_ours = lambda: variables_from_torch("convnet", weights(), template)
     variables = jax.tree.map(jnp.asarray, to_ours())

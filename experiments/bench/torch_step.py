@@ -1,7 +1,7 @@
 """One step of KRR-ST, and of Yu et al.'s bases under views, in plain PyTorch, written from the formulas. Needs torch.
 
 The formulas are those of `ssdd_jax.core.outer`. `Outer.step` takes the teacher's representations as given; with a `ResNet18` in front of
-it, it is the step as KRR-ST released it, whose teacher sees every freshly cropped batch.
+it, it is the step of KRR-ST's released code, whose teacher sees every freshly cropped batch.
 """
 
 import random
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """As `ssdd_jax.nets.convnet`, with the names that `variables_from_torch` reads."""
+    """Like `ssdd_jax.nets.convnet`, with the names that `variables_from_torch` reads."""
 
     def __init__(self, widths: Sequence[int], image_shape: Sequence[int], num_outputs: int):
         super().__init__()
@@ -72,7 +72,7 @@ class ResNet18(nn.Module):
 
 
 class DistilledTensors:
-    """What the outer optimizer moves: plain images "m h w C" and representations "T m d", or {mean, bases, coefficients} of either."""
+    """What the outer optimizer moves: plain images "m h w C" and representations "T m d", or {mean, bases, coefficients} for either."""
 
     def __init__(self, images: Any, reprs: Any, base_shape: Sequence[int], image_shape: Sequence[int], views: Sequence[str]):
         self.images, self.reprs = _leaves(images), _leaves(reprs)
@@ -106,14 +106,14 @@ class Outer:
     """The outer step.
 
     Args:
-        distilled: what it moves.
+        distilled: the set that the step moves.
         make_member: () -> an untrained network.
-        pool_size, max_age: of the pool.
+        pool_size, max_age: number of members in the pool, and updates after which one is replaced.
         layout: memory format of images and networks.
-        learning_rate: of AdamW on the set.
+        learning_rate: learning rate of AdamW on the set.
         inner: settings of SGD on a member.
-        ridge: lambda is so much of the kernel's trace.
-        support_images: so many images take part in a step; 0 takes all.
+        ridge: lambda as a fraction of the kernel's trace.
+        support_images: number of images that take part in a step; 0 takes all.
     """
 
     def __init__(
@@ -144,13 +144,13 @@ class Outer:
         return images.contiguous(memory_format=self.layout)
 
     def features(self, net: ConvNet, images: torch.Tensor) -> torch.Tensor:
-        """Return a member's features in evaluation mode, and a constant one."""
+        """Return a member's features in evaluation mode, with a constant feature 1 appended."""
         net.eval()
         features = net.features(self.laid_out(images))
         return torch.cat([features, features.new_ones(len(features), 1)], 1)
 
     def loss(self, support: torch.Tensor, targets: torch.Tensor, real: torch.Tensor, reprs: torch.Tensor) -> torch.Tensor:
-        """Return the mean squared error of the ridge regression; the n x n or the q x q system, whichever is smaller."""
+        """Return the mean squared error of the ridge regression, from the n x n or the q x q system, whichever is smaller."""
         primal = support.shape[0] > support.shape[1]
         kernel = support.T @ support if primal else support @ support.T
         strength = self.ridge * kernel.detach().trace()
@@ -178,7 +178,7 @@ class Outer:
         with torch.no_grad():
             real = self.features(member[0], images)
         loss = self.loss(self.features(member[0], rows), targets, real, reprs)
-        # Of the set alone: the member's parameters need no gradient here.
+        # With respect to the set only: the member's parameters need no gradient here.
         for parameter, gradient in zip(self.distilled.parameters, torch.autograd.grad(loss, self.distilled.parameters), strict=True):
             parameter.grad = gradient
         self.train(member, rows.detach(), targets.detach())
@@ -187,7 +187,7 @@ class Outer:
 
 
 class RealBatches:
-    """Real batches out of uint8 images "n H W C": drawn, perhaps cropped and flipped, and normalized."""
+    """Real batches from uint8 images "n H W C": drawn, optionally cropped and flipped, and normalized."""
 
     def __init__(self, images: np.ndarray, reprs: np.ndarray, mean: np.ndarray, std: np.ndarray, size: int, padding: int, flip: float):
         self.images, self.reprs = torch.from_numpy(np.array(images)), torch.from_numpy(np.array(reprs))
@@ -212,7 +212,7 @@ class RealBatches:
 
 
 def references(work: Work) -> dict[str, dict[str, Callable[[], Any]]]:
-    """Return what runs beside our programs of a case: by part, then by label."""
+    """Return what our programs of a case are compared with: by part, then by label."""
     found: dict[str, dict[str, Callable[[], Any]]] = {}
     for label, layout in LAYOUTS.items():
         for part, variant, run in _references(work, layout):

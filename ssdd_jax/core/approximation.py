@@ -1,6 +1,6 @@
 """Approximation networks: how a representation's coefficients shift under each predefined augmentation.
 
-One two-layer perceptron a view, V -> h -> V, stacked along a leading axis. They replace the stored coefficients of the
+One two-layer perceptron per view, V -> h -> V, stacked along a leading axis. They replace the stored coefficients of the
 augmented views: C_a is approximated by C_0 + g_a(C_0) (Yu et al., 2025).
 """
 
@@ -15,10 +15,13 @@ from ssdd_jax.core.bases import HIGHEST
 
 @struct.dataclass
 class Networks:
-    """Stacked networks g_a(c) = relu(c W1 + b1) W2 + b2. Width h = 0 leaves the bias b2: a mean shift.
+    """Stacked networks g_a(c) = relu(c W1 + b1) W2 + b2. With h = 0 only the bias b2 is left: a mean shift.
 
     Attributes:
-        w1: "A V h". b1: "A h". w2: "A h V". b2: "A V".
+        w1: weights of the first layer, "A V h".
+        b1: biases of the first layer, "A h".
+        w2: weights of the last layer, "A h V".
+        b2: biases of the last layer, "A V".
     """
 
     w1: Float[Array, "A V h"]
@@ -63,19 +66,19 @@ def fit_networks(
     num_steps: int = 2000,
     learning_rate: float = 1e-2,
 ) -> tuple[Networks, Float[Array, " A"]]:
-    """Fit one network a view to the shifts C_a - C_0, by full-batch Adam with a cosine schedule.
+    """Fit one network per view to the shifts C_a - C_0, by full-batch Adam with a cosine schedule.
 
     Inputs and shifts are standardised for the fit, and the standardisation is folded into the first and the last layer,
     so that it costs no storage. The error is measured in representation space, ||(g_a(C_0) - (C_a - C_0)) B||^2.
 
     Args:
-        key: for the first layer.
-        coefficients: "m V", of view 0.
-        view_coefficients: "A m V", of the augmented views.
+        key: draws the initial first layer.
+        coefficients: those of view 0, "m V".
+        view_coefficients: those of the augmented views, "A m V".
         hidden: width h >= 0; 0 fits the mean shift alone.
-        bases: "V d", of the representations; without them the error is measured between coefficients.
-        num_steps: of Adam.
-        learning_rate: its peak.
+        bases: representation bases, "V d"; without them the error is measured between coefficients.
+        num_steps: number of Adam steps.
+        learning_rate: Adam's peak learning rate.
 
     Returns:
         The networks, and R^2 "A": one minus the ratio of the squared error to that of predicting no shift.

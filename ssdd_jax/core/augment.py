@@ -1,4 +1,4 @@
-"""Random augmentations of images in [0, 1]: key first, one draw an image.
+"""Random augmentations of images in [0, 1]: the key comes first, and every image has its own draw.
 
 They serve self-supervised pretraining and real batches. Distilled images are never augmented at random: that would
 bias the outer gradient, which is what the predefined views are for.
@@ -37,7 +37,7 @@ def random_shift(key: PRNGKeyArray, image: Image, padding: int) -> Image:
 
 
 def grayscale(image: Image) -> Image:
-    """Replace RGB by its luma (ITU-R 601); one channel stays as it is."""
+    """Replace RGB by its luma (ITU-R 601); a single channel stays as it is."""
     if image.shape[-1] != 3:
         return image
     luma = jnp.sum(image * jnp.array([[[0.299, 0.587, 0.114]]]), -1, keepdims=True)
@@ -90,7 +90,7 @@ def augment(key: PRNGKeyArray, images: Float[Array, "n H W C"], spec: AugmentSpe
 
 
 def augment_each(keys: Key[Array, "n"], images: Float[Array, "n H W C"], spec: AugmentSpec) -> Float[Array, "n H W C"]:
-    """Draw one augmented view of every image in [0, 1], each with its own key, "n" of them."""
+    """Draw one augmented view of every image in [0, 1], each with its own key."""
 
     def one(key: PRNGKeyArray, image: Image) -> Image:
         keys = iter(jax.random.split(key, 11))
@@ -105,7 +105,7 @@ def augment_each(keys: Key[Array, "n"], images: Float[Array, "n H W C"], spec: A
         if spec.min_crop_scale < 1:
             image = random_resized_crop(next(keys), image, spec.min_crop_scale, spec.interpolation)
         if spec.padding:
-            # A key apart, so that the other draws are the same with and without it.
+            # A separate key, so that the other draws are the same with and without padding.
             image = random_shift(jax.random.fold_in(key, 11), image, spec.padding)
         image = sometimes(spec.jitter, lambda k, x: color_jitter(k, x, spec), image)
         image = sometimes(spec.gray, lambda _, x: grayscale(x), image)

@@ -26,10 +26,10 @@ class PCA:
 def fit_pca(rows: Float[Array, "n p"], num_components: int) -> PCA:
     """Fit the leading principal components: the eigenvectors of (X - mean)^T (X - mean) / n.
 
-    Signs are fixed such that the entry of largest magnitude of every basis row is positive.
+    Signs are fixed so that the entry of largest magnitude in every basis row is positive.
 
     Args:
-        rows: "n p", one observation a row.
+        rows: "n p", one observation per row.
         num_components: how many basis rows to keep, between 1 and min(n - 1, p).
 
     Raises:

@@ -1,7 +1,7 @@
 """The distilled set: a small pytree from which support images and their representations are expanded.
 
 There is one type for every parameterization: images and representations are each in a store of `ssdd_jax.core.stores`, so KRR-ST
-(plain, plain), the bases of Yu et al. (factored, factored) and the rows between them are settings, and what a method stores is the
+(plain, plain), the bases of Yu et al. (factored, factored) and the mixtures of both are settings, and what a method stores is the
 number of scalars in the pytree.
 """
 
@@ -32,7 +32,7 @@ class Layout:
     Attributes:
         image_shape: (H, W, C) of the expanded images.
         base_shape: (h, w, C) of the stored images or image bases, upsampled bilinearly to `image_shape`.
-        views: names of `ssdd_jax.core.views.VIEWS`, the first 'identity'.
+        views: names in `ssdd_jax.core.views.VIEWS`, the first 'identity'.
         view_targets: where each view's representations come from: 'stored' (the view has its own), 'shared' (those of
             view 0) or 'network' (those of view 0, shifted by an approximation network). View 0 is 'stored'.
         target_kind: what the targets are: 'representation' (a teacher's), 'labels' (one-hot, perhaps centred) or 'logits'. It picks
@@ -49,7 +49,8 @@ class Layout:
         check_views(self.views, self.image_shape)
         if len(self.view_targets) != len(self.views) or self.view_targets[0] != "stored" or not set(self.view_targets) <= set(VIEW_TARGETS):
             raise ValueError(
-                f"view targets {self.view_targets} for views {self.views}: expected one of {', '.join(VIEW_TARGETS)} a view, 'stored' first"
+                f"view targets {self.view_targets} for views {self.views}: "
+                f"expected one of {', '.join(VIEW_TARGETS)} per view, 'stored' first"
             )
         if self.target_kind not in TARGET_KINDS:
             raise ValueError(f"target kind {self.target_kind!r}: expected one of {', '.join(TARGET_KINDS)}")
@@ -57,11 +58,11 @@ class Layout:
             raise ValueError(f"base shape {self.base_shape}: expected at most {self.image_shape} with as many channels")
 
     def count(self, kind: str) -> int:
-        """Return how many views are of this kind."""
+        """Return how many views have targets of this kind."""
         return self.view_targets.count(kind)
 
     def free(self) -> "Layout":
-        """Return the layout during distillation: what networks will predict is stored until they are trained."""
+        """Return the layout during distillation: targets that networks will predict are stored until the networks are trained."""
         return replace(self, view_targets=tuple("stored" if kind == "network" else kind for kind in self.view_targets))
 
 
@@ -70,7 +71,7 @@ class DistilledSet:
     """A distilled set of m images under A views.
 
     Attributes:
-        images: store of "m h w C", or of rows of h w C numbers. In the student's normalized pixel space.
+        images: store of images "m h w C", or of rows of h w C numbers, in the student's normalized pixel space.
         reprs: store of the targets "T m d" of T stored views, view 0 first.
         networks: approximation networks of the views of kind 'network', or None when there is no such view.
         layout: what the arrays mean.
@@ -100,7 +101,7 @@ def init_distilled(
     Args:
         images: "m H W C" real images.
         view_reprs: "A m d", the teacher's representation of every view of every image.
-        layout: of the finished set; views of kind 'network' keep their own representations until `compress`.
+        layout: layout of the finished set; views of kind 'network' keep their own representations until `compress`.
         image_store: how images at base resolution are kept, such as `Plain` or `factored(pca)` with principal components of
             flattened real images of that size.
         repr_store: how representations are kept.
@@ -109,7 +110,7 @@ def init_distilled(
         ValueError: shapes do not match the layout.
     """
     if images.shape[1:] != tuple(layout.image_shape):
-        raise ValueError(f"init_distilled: images of shape {images.shape[1:]}, the layout says {layout.image_shape}")
+        raise ValueError(f"init_distilled: images have shape {images.shape[1:]}, expected the layout's {layout.image_shape}")
     if view_reprs.shape[:2] != (len(layout.views), len(images)):
         raise ValueError(f"init_distilled: view_reprs has shape {view_reprs.shape}, expected ({len(layout.views)}, {len(images)}, d)")
     layout = layout.free()
@@ -137,7 +138,7 @@ def reconstruct_images(distilled: DistilledSet) -> Float[Array, "m H W C"]:
 
 
 def view_coefficients(distilled: DistilledSet) -> Float[Array, "A m V"]:
-    """Return the codes of every view's representations: coefficients, or of plain ones the representations themselves."""
+    """Return the codes of every view's representations: coefficients, or in a plain store the representations themselves."""
     stored = distilled.reprs.codes
     shifts = None if distilled.networks is None else predict_shift(distilled.networks, stored[0])
     rows, num_stored, num_networks = [], 0, 0
@@ -173,11 +174,11 @@ def compress(distilled: DistilledSet, layout: Layout, networks: Networks | None 
 
     Args:
         distilled: a set whose views each have their own or shared representations, as `init_distilled` makes it.
-        layout: of the result; same shapes and views, some 'stored' views turned into 'network' (or 'shared').
-        networks: one network a view of kind 'network', in the order of the views.
+        layout: layout of the result; same shapes and views, some 'stored' views turned into 'network' (or 'shared').
+        networks: one network per view of kind 'network', in the order of the views.
 
     Raises:
-        ValueError: the layouts disagree, a dropped view has no network, or the set is compressed already.
+        ValueError: the layouts disagree, a dropped view has no network, or the set is already compressed.
 
     Example:
         >>> layout = Layout((8, 8, 1), (4, 4, 1), ("identity", "hflip"), ("stored", "stored"))
@@ -187,9 +188,9 @@ def compress(distilled: DistilledSet, layout: Layout, networks: Networks | None 
     """
     old = distilled.layout
     if replace(old, view_targets=layout.view_targets) != layout:
-        raise ValueError(f"compress: the set is laid out as {old}, the result as {layout}; only the view targets may differ")
+        raise ValueError(f"compress: the set has the layout {old}, the result {layout}; only the view targets may differ")
     if distilled.networks is not None:
-        raise ValueError("compress: the set is compressed already")
+        raise ValueError("compress: the set is already compressed")
     if layout.count("network") != (0 if networks is None else len(networks.w1)):
         raise ValueError(f"compress: {layout.count('network')} views of kind 'network', expected one network each; call fit_networks")
     pairs = list(zip(old.view_targets, layout.view_targets, strict=True))
@@ -201,7 +202,7 @@ def compress(distilled: DistilledSet, layout: Layout, networks: Networks | None 
 
 
 def take_images(distilled: DistilledSet, index: Int[Array, " k"]) -> DistilledSet:
-    """Return the set of the chosen images alone; bases, means and networks are shared, and differentiable as such."""
+    """Return the set of the chosen images only; bases, means and networks are shared and receive gradients."""
     return replace(distilled, images=distilled.images.take(index, axis=0), reprs=distilled.reprs.take(index, axis=1))
 
 
@@ -211,7 +212,7 @@ def num_images(distilled: DistilledSet) -> int:
 
 
 def num_stored_scalars(distilled: Any) -> int:
-    """Return how many numbers the set stores: bases, coefficients, means, networks, all of them.
+    """Return how many numbers the set stores: bases, coefficients, means and networks.
 
     Example:
         >>> layout = Layout((4, 4, 1), (4, 4, 1))
@@ -224,12 +225,12 @@ def num_stored_scalars(distilled: Any) -> int:
 def finished_shapes(
     num_images: int, layout: Layout, repr_width: int, *, image_store: Start = Plain, repr_store: Start = Plain, hidden: int = 0
 ) -> DistilledSet:
-    """Return the finished set of so many images as shapes alone, as `init_distilled` and `compress` make it; nothing is computed.
+    """Return the shapes of the finished set of `num_images` images, as `init_distilled` and `compress` make it; nothing is computed.
 
     Args:
-        num_images: m.
-        layout: of the finished set.
-        repr_width: d.
+        num_images: number of images m.
+        layout: layout of the finished set.
+        repr_width: width d of a representation.
         image_store: see `init_distilled`; it may return zeros in place of what is fitted to data.
         repr_store: likewise.
         hidden: width of the approximation networks.
@@ -250,7 +251,7 @@ def max_images(budget: int, cost: Callable[[int], int]) -> int:
 
     Args:
         budget: how many numbers may be stored.
-        cost: number of images -> numbers stored, which grows with every image.
+        cost: number of images -> numbers stored; it grows with every image.
     """
     first = cost(1)
     if first > budget:

@@ -17,7 +17,7 @@ from ssdd_jax.core.bases import HIGHEST
 RidgeScale = Literal["absolute", "trace", "mean_trace"]
 
 MAX_RIDGE_INCREASES = 8
-"""How many times the ridge is increased for a kernel that is singular to float32: from 1e-7 of the trace to beyond it."""
+"""Limit on the tenfold increases of the ridge for a kernel that is singular in float32: from 1e-7 of the trace to beyond it."""
 
 
 def append_bias(features: Float[Array, "n q"]) -> Float[Array, "n q1"]:
@@ -43,18 +43,18 @@ def ridge_strength(trace: Float[Array, ""], num_rows: int, ridge: float, ridge_s
 def solve_regularized(
     kernel: Float[Array, "n n"], rhs: Float[Array, "n d"], strength: Float[Array, ""]
 ) -> tuple[Float[Array, "n d"], Int[Array, ""]]:
-    """Return (K + lambda I)^-1 R, and how many times lambda had to be increased for a Cholesky factor.
+    """Return (K + lambda I)^-1 R, and how many times lambda had to be increased to get a Cholesky factor.
 
-    A kernel that is singular to float32 has none, or one with a pivot that is nothing but rounding (at most the machine epsilon of the
-    largest diagonal element), and would silently give NaN or noise: lambda is then increased to ten times as much, and to the
-    machine epsilon of the trace at least, until there is one. A lambda of more than that from the start is never increased. `strength`,
-    lambda, is constant under differentiation; the gradient solves with the same factor and does not differentiate it.
+    A kernel that is singular in float32 has no such factor, or one with a pivot that is nothing but rounding (its square at most the
+    largest diagonal element times the machine epsilon), and would silently give NaN or noise. Lambda is then increased tenfold, and to at
+    least the trace times the machine epsilon, until there is a factor; a lambda that starts above that is never increased. Lambda is
+    `strength`, and constant under differentiation; the gradient solves with the same factor and does not differentiate it.
     """
     identity = jnp.eye(kernel.shape[0], dtype=kernel.dtype)
     fixed = jax.lax.stop_gradient(kernel)
     trace, limits = jnp.trace(fixed), jnp.finfo(kernel.dtype)
     factorize = lambda strength: cho_factor(fixed + strength * identity, lower=True)[0]
-    # Also true of a factor of NaN.
+    # Also true for a factor of NaN.
     singular = lambda factor: ~(jnp.min(jnp.diagonal(factor)) ** 2 > limits.eps * jnp.max(jnp.diagonal(fixed)))
 
     def increased(state):
@@ -62,7 +62,7 @@ def solve_regularized(
         strength = jnp.maximum(10 * strength, jnp.maximum(limits.eps * trace, limits.tiny))
         return strength, factorize(strength), increases + 1
 
-    # Features that are not finite have no factor whatever the ridge.
+    # Where features are not finite, no ridge gives a factor.
     retry = lambda state: singular(state[1]) & (state[2] < MAX_RIDGE_INCREASES) & jnp.isfinite(trace)
     strength = jax.lax.stop_gradient(strength)
     start = (strength, factorize(strength), jnp.zeros((), jnp.int32))
@@ -112,7 +112,7 @@ def krr_predict(
 ) -> Float[Array, "b d"]:
     """Predict the targets' representations by kernel ridge regression: K_ts (K_ss + lambda I)^-1 Y_s, with K = F F^T.
 
-    Where K_ss + lambda I is singular to float32 (no ridge, or equal support rows), lambda is increased until it is not.
+    Where K_ss + lambda I is singular in float32 (no ridge, or equal support rows), lambda is increased until it is not.
 
     Args:
         f_support: "n q" features of the support set; append a bias column with `append_bias` if you want an intercept.
@@ -137,7 +137,7 @@ def krr_predict(
             f"krr_predict: support features are {f_support.shape[1]} wide, target features {f_target.shape[1]}; use one network"
         )
     if f_support.shape[0] != y_support.shape[0]:
-        raise ValueError(f"krr_predict: {f_support.shape[0]} support features and {y_support.shape[0]} support targets, expected as many")
+        raise ValueError(f"krr_predict: {f_support.shape[0]} support features and {y_support.shape[0]} support targets, expected one each")
     if ridge_scale not in get_args(RidgeScale):
         raise ValueError(f"krr_predict: ridge_scale is {ridge_scale!r}, expected one of {', '.join(get_args(RidgeScale))}")
     if ridge < 0:

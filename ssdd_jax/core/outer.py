@@ -19,13 +19,13 @@ from ssdd_jax.core.sharding import Shard, replicate_then_shard, unsharded
 
 @struct.dataclass
 class OuterState:
-    """The whole state of a distillation: what a checkpoint holds.
+    """The complete state of a distillation: what a checkpoint holds.
 
     Attributes:
         step: number of outer steps done.
-        distilled: the set.
-        opt_state: of the outer optimizer.
-        pool: L members, stacked; None for a kernel without any.
+        distilled: the distilled set.
+        opt_state: state of the outer optimizer.
+        pool: L members, stacked; None for a kernel without members.
         ridge_increases: how many times a singular kernel's ridge was increased tenfold so far, see `solve_regularized`.
     """
 
@@ -45,13 +45,13 @@ def support_rows(distilled: DistilledSet) -> tuple[Float[Array, "n H W C"], Floa
 def outer_loss(
     distilled: DistilledSet, variables: Any, images: Float[Array, "b H W C"], reprs: Float[Array, "b d"], *, kernel: Kernel
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Return mean((P - T(x_t))^2) on real images (KRR-ST, with every view among the support rows), and how often the ridge was increased.
+    """Return mean((P - T(x_t))^2) on real images x_t (KRR-ST; all views are support rows), and how often the ridge was increased.
 
     Args:
-        distilled: what is differentiated.
-        variables: of one inner model; None for a kernel without any.
-        images: "b H W C" real images.
-        reprs: "b d" the teacher's representations of them, or their labels.
+        distilled: the set, with respect to which the loss is differentiated.
+        variables: variables of one inner model; None for a kernel without members.
+        images: real images "b H W C".
+        reprs: the teacher's representations of them, or their labels, "b d".
         kernel: predicts P from the set's rows, such as `ssdd_jax.kernels.feature.feature_kernel(learner)`.
     """
     predicted, increases = kernel.predict(variables, *support_rows(distilled), images)
@@ -71,13 +71,13 @@ def init_outer(
     members, learner = None, kernel.learner
     if learner is not None:
         members = jax.vmap(lambda k: pools.init_member(k, learner, inner_optimizer))(jax.random.split(key, pool_size))
-    # A buffer each, so that the state can be donated.
+    # One buffer each, so that the state can be donated.
     step, ridge_increases = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return OuterState(step=step, distilled=distilled, opt_state=optimizer.init(distilled), pool=members, ridge_increases=ridge_increases)
 
 
 def image_sampler(key: PRNGKeyArray, total: int, count: int) -> Callable[[DistilledSet], DistilledSet]:
-    """Return the function that takes `count` of a set's `total` images, drawn with the key; 0 takes all of them."""
+    """Return a function that restricts a set to `count` of its `total` images, drawn with the key; 0 keeps all of them."""
     if not 0 < count < total:
         return lambda distilled: distilled
     index = jax.random.permutation(key, total)[:count]
@@ -97,21 +97,21 @@ def make_outer_step(
     """Build the outer step: a pure function, not yet jitted.
 
     One step draws K members without replacement, averages the outer loss over them, moves the distilled set by one
-    optimizer step, and trains (or resets) the same members on the set as it was. K = 1 is the published algorithm.
+    optimizer step, and trains (or resets) the same members on the set as it was before. K = 1 is the published algorithm.
     A kernel without members has one loss and nothing to train.
 
     Args:
-        kernel: of the outer loss, such as `ssdd_jax.kernels.feature.feature_kernel(learner)`.
+        kernel: kernel of the outer loss, such as `ssdd_jax.kernels.feature.feature_kernel(learner)`.
         optimizer: moves the distilled set.
         inner_optimizer: trains the members.
-        max_age: updates after which a member is replaced.
-        members_per_step: K.
+        max_age: number of updates after which a member is replaced.
+        members_per_step: number of members K.
         support_images: how many distilled images take part in a step, drawn afresh each time; 0 takes all.
         shard: how real rows, support rows and members lie on devices, see `Shard`.
 
     Returns:
-        step(state, images "b H W C", reprs "b d", key) -> (state, metrics); metrics are scalars: loss, grad_norm, and of the members
-        member_loss, member_norm (of the trained ones' variables: finite if they are), mean_age.
+        step(state, images "b H W C", reprs "b d", key) -> (state, metrics); metrics are scalars: loss, grad_norm, and for the members
+        member_loss, member_norm (norm of the trained ones' variables, finite if these are) and mean_age.
 
     Example:
         >>> step = jax.jit(make_outer_step(kernel=feature_kernel(learner), optimizer=optax.adam(1e-2),
@@ -165,7 +165,7 @@ def make_outer_step(
 
 
 def warm_up_ages(key: PRNGKeyArray, pool_size: int, max_age: int) -> Int[Array, " L"]:
-    """Draw how many updates each member has behind it when distillation starts: U{1, ..., max_age - 1} (KRR-ST)."""
+    """Draw how many updates each member has had when distillation starts: U{1, ..., max_age - 1} (KRR-ST)."""
     return jax.random.randint(key, (pool_size,), 1, max(max_age, 2))
 
 
@@ -174,8 +174,8 @@ def make_warm_up_step(
 ) -> Callable[[OuterState, Int[Array, ""], Int[Array, " L"], PRNGKeyArray], tuple[OuterState, dict[str, Array]]]:
     """Build step(state, member, ages, key) -> (state, metrics), which trains one member on the set unless it has reached its age.
 
-    `support_images`, `shard` and the key are those of the outer step: the images that take part, and where. The metrics are loss and
-    member_norm, see `make_outer_step`.
+    `support_images`, `shard` and the key mean what they mean in the outer step: which images take part, and where they lie. The metrics
+    are loss and member_norm, see `make_outer_step`.
     """
 
     def step(state: OuterState, member, ages, key):

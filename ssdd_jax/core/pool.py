@@ -22,7 +22,7 @@ class MemberState:
 
     Attributes:
         variables: parameters and batch statistics.
-        opt_state: of the inner optimizer.
+        opt_state: state of the inner optimizer.
         age: number of updates since the last reset.
     """
 
@@ -50,7 +50,7 @@ def train_member(
     optimizer: optax.GradientTransformation,
     loss: Callable[..., Any] = mean_squared_error,
 ) -> tuple[MemberState, Float[Array, ""]]:
-    """Do one training-mode step on loss(outputs, targets); return the member, one update older, and its loss before."""
+    """Do one training-mode step on loss(outputs, targets); return the member, one update older, and its loss before the step."""
 
     def loss_fn(params):
         outputs, batch_stats = learner.apply_train({**member.variables, "params": params}, images)
@@ -75,11 +75,11 @@ def train_or_reset(
 ) -> tuple[MemberState, Float[Array, ""]]:
     """Train a member for one step, or replace it by a fresh one once it has had `max_age` updates.
 
-    A fresh member has age 0 and trains again from its next visit on: the intent of KRR-ST, whose released code leaves
-    the counter at its limit and thereby never trains a replaced member.
+    A fresh member has age 0 and trains from the next time it is drawn: the intent of KRR-ST, whose released code leaves
+    the counter at its limit and so never trains a replaced member.
     """
     trained, loss = train_member(member, images, reprs, learner, optimizer)
-    # Drawing a network takes as long as a good part of its update, so it is done only when needed, where nothing is vmapped.
+    # Initializing a network takes a good part of an update's time, so it is done only when needed, unless this is vmapped.
     return jax.lax.cond(member.age >= max_age, lambda: init_member(key, learner, optimizer), lambda: trained), loss
 
 
@@ -89,14 +89,14 @@ def take(pool: MemberState, index: Int[Array, " K"]) -> MemberState:
 
 
 def put(pool: MemberState, index: Int[Array, " K"], members: MemberState) -> MemberState:
-    """Return the pool with the chosen members replaced; the others keep their bits."""
+    """Return the pool with the chosen members replaced; the others are unchanged bit for bit."""
     return jax.tree.map(lambda leaf, new: leaf.at[index].set(new), pool, members)
 
 
 def over_leading_axis(fn: Callable, in_axes: tuple[int | None, ...] | int = 0) -> Callable:
     """Map `fn` over a leading axis: `jax.vmap`, but an axis of length one runs `fn` as it is written.
 
-    A batched kernel turns a convolution into a grouped one, which XLA runs many times slower on CPUs.
+    Batching over convolution kernels makes a grouped convolution, which XLA runs many times slower on CPUs.
     """
 
     def mapped(*args):

@@ -13,21 +13,21 @@ from ssdd_jax.settings.augment import crop_and_flip
 from ssdd_jax.settings.spec import OuterSpec
 
 Count = int | Int[Array, ""]
-"""A step's or a seed's number; it may be traced."""
+"""The number of a step, or a seed; it may be traced."""
 
 
 class RealImages:
-    """Draws real batches; everything is a function of (seed, step), or for the fixed crops of (row, crop)."""
+    """Draws real batches; everything is a function of (seed, step), or of (row, crop) for the fixed crops."""
 
     def __init__(self, spec: OuterSpec, num_rows: int, normalize: Callable[[Array], Array]):
         self.spec, self.num_rows, self.normalize = spec, num_rows, normalize
         self.crop = crop_and_flip(spec.real_padding, spec.real_flip)
         crops = tuple(f"crop{r}_padding{spec.real_padding}_flip{spec.real_flip:g}" for r in range(spec.real_crops))
         self.names = {"views": spec.real_views, "crops": crops, "fresh": ()}[spec.real_augment]
-        """Names of the views whose representations are computed once; none where every batch is fresh."""
+        """Names of the views whose representations are computed once; empty where every batch is cropped afresh."""
 
     def draw(self, step_number: Count, seed: Count) -> tuple[Int[Array, "b"], ...]:
-        """Return the rows of a step's images and, unless they are fresh, those of their targets: view * n + row."""
+        """Return the rows of a step's images and, unless these are cropped afresh, the rows of their targets: view * n + row."""
         rows_key, view_key, _ = self._keys(step_number, seed)
         rows = jax.random.randint(rows_key, (self.spec.batch_size,), 0, self.num_rows)
         if not self.names:
@@ -35,7 +35,7 @@ class RealImages:
         return rows, jax.random.randint(view_key, rows.shape, 0, len(self.names)) * self.num_rows + rows
 
     def images(self, batch: UInt8[Array, "b H W C"], step_number: Count, seed: Count) -> Float[Array, "b H W C"]:
-        """Return a step's normalized images, given those of `draw`'s rows."""
+        """Return a step's normalized images, given the stored images at the rows that `draw` returned."""
         if not self.names:
             return self.normalize(augment(self._keys(step_number, seed)[1], batch.astype(jnp.float32) / 255.0, self.crop))
         rows, targets = self.draw(step_number, seed)
@@ -46,13 +46,13 @@ class RealImages:
         return jnp.stack([VIEWS[name](normalized) for name in self.names])[view, jnp.arange(len(rows))]
 
     def view(self, name: str, batch: UInt8[Array, "n H W C"], rows: Int[Array, "n"]) -> Float[Array, "n H W C"]:
-        """Return one view of the images of some rows, normalized."""
+        """Return one view of the images at the given rows, normalized."""
         if name in VIEWS:
             return VIEWS[name](self.normalize(batch))
         return self._cropped(batch, rows, jnp.full_like(rows, self.names.index(name)))
 
     def outer_key(self, step_number: Count, seed: Count) -> Array:
-        """Return the key of the rest of the step."""
+        """Return the key for the rest of the step."""
         return self._keys(step_number, seed)[2]
 
     def _cropped(self, batch: Array, rows: Array, crop: Array) -> Array:

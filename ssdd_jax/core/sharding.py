@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 Shard = Callable[[str, Any], Any]
-"""(axis, tree) -> the tree, its leaves' leading axis spread over devices: "data" for rows, "pool" for members; or "whole" on every device.
+"""(axis, tree) -> the tree, its leaves' leading axis sharded over devices: "data" for rows, "pool" for members; "whole" replicates it.
 
-Changes no value.
+It changes no value.
 """
 
 

@@ -63,13 +63,13 @@ def check_views(views: Sequence[str], image_shape: Sequence[int]) -> None:
     if unknown:
         raise ValueError(f"views: unknown view {unknown[0]!r}, expected names among {', '.join(VIEWS)}")
     if not views or views[0] != "identity" or len(set(views)) != len(views):
-        raise ValueError(f"views: got {tuple(views)}, expected distinct names of which the first is 'identity'")
+        raise ValueError(f"views: got {tuple(views)}, expected distinct names, the first of them 'identity'")
     quarter_turns = {"rot90", "rot270"} & set(views)
     if quarter_turns and image_shape[0] != image_shape[1]:
         raise ValueError(f"views: {sorted(quarter_turns)[0]} of {tuple(image_shape)} images, expected square images; pad or resize them")
     zooms = sorted(name for name in views if name.startswith("zoom"))
     if zooms and min(image_shape[:2]) < 2:
-        raise ValueError(f"views: {zooms[0]} of {tuple(image_shape)} images, expected 2 or more pixels a side; leave it out")
+        raise ValueError(f"views: {zooms[0]} of {tuple(image_shape)} images, expected sides of 2 or more pixels; leave it out")
 
 
 def apply_views(images: Images, views: Sequence[str]) -> Float[Array, "A n H W C"]:
@@ -80,8 +80,8 @@ def apply_views(images: Images, views: Sequence[str]) -> Float[Array, "A n H W C
         views: names among `VIEWS`; the first must be 'identity', so that row 0 is the input itself.
 
     Raises:
-        ValueError: a name is unknown or repeated, the first is not 'identity', a quarter turn meets non-square images, or a zoom
-            a single pixel.
+        ValueError: a name is unknown or repeated, the first is not 'identity', images are not square but a quarter turn is asked for, or an
+            image is too small for a zoom.
 
     Example:
         >>> apply_views(jnp.zeros((5, 8, 8, 1)), ("identity", "rot90")).shape

@@ -31,7 +31,7 @@ __all__ = [
 def load_dataset(
     source: str, data_dir: str | Path = "", options: Options | None = None, cache: Path | None = None, display: Display | None = None
 ) -> Dataset:
-    """Open a source, prepare it unless that is done, and return it; the images are memory-mapped.
+    """Open a source, prepare it unless it is prepared already, and return it; the images are memory-mapped.
 
     Args:
       source: see `open_source`.

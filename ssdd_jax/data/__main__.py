@@ -22,7 +22,7 @@ _ARGUMENTS = {"idx": "FOLDER", "arrays": "FILE", "folder": "ROOT"}
 SOURCES = f"""SOURCE is one of
   {", ".join(NAMED)}
   {", ".join(f"{kind}:{_ARGUMENTS.get(kind, 'NAME')}" for kind in KINDS)}"""
-# As a shell's: 128 and the number of SIGINT.
+# As in a shell: 128 plus the number of SIGINT.
 _INTERRUPTED = 130
 _MEANINGS = {**{int(status): status.meaning for status in (Status.DONE, Status.INPUT, Status.DATA)}, _INTERRUPTED: "interrupted"}
 _EXIT_CODES = "exit status: " + ", ".join(f"{status} {meaning}" for status, meaning in _MEANINGS.items())
@@ -37,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status, one of `_EXIT_CODES`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    # Ended from outside, it cleans up as after Ctrl-C.
+    # When ended from outside, clean up as after Ctrl-C.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if threading.current_thread() is threading.main_thread() else None
     try:
         return _run(_parser().parse_args([arg for arg in argv if arg != "--debug"]))
     except InputError as error:
         if debug:
             raise
-        # Settings have the names of the options.
+        # Settings have the same names as the options.
         print(f"error: {str(error).replace('config.data.', '--')}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
@@ -85,13 +85,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    # Not shortened: --s could be --size or --sheet tomorrow.
+    # No abbreviations: --s could be --size or --sheet tomorrow.
     how = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser = _Parser(prog="python -m ssdd_jax.data", description=__doc__, epilog=f"{SOURCES}\n\n{_EXIT_CODES}", **how)
     commands = parser.add_subparsers(dest="command", metavar="{check,prepare,download}", required=True)
     texts = {
-        "check": "prepare a dataset and report what is in it against what is published",
-        "prepare": "decode, resize and store a dataset, once",
+        "check": "prepare a dataset and compare its contents with what is published",
+        "prepare": "decode, resize and store a dataset, once and for all",
         "download": "fetch a dataset's published files into the data folder",
     }
     for name, text in texts.items():
@@ -101,9 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name == "download":
             continue
-        command.add_argument("--size", type=_count, default=0, metavar="N", help="side in pixels; default: 0, as they are")
-        command.add_argument("--fit", choices=FITS, default="crop", help="how images get to that size; default: crop")
-        command.add_argument("--channels", type=int, choices=(0, 1, 3), default=0, help="1 or 3 converts; default: 0, as they are")
+        command.add_argument("--size", type=_count, default=0, metavar="N", help="side in pixels; default: 0, unchanged")
+        command.add_argument("--fit", choices=FITS, default="crop", help="how images are brought to that size; default: crop")
+        command.add_argument("--channels", type=int, choices=(0, 1, 3), default=0, help="1 or 3 converts; default: 0, unchanged")
         command.add_argument("--on_bad_image", choices=("stop", "skip"), default="stop", help="default: stop")
         where = "folder of prepared datasets; default: $SSDD_JAX_CACHE or ~/.cache/ssdd_jax"
         command.add_argument("--cache", default="", metavar="DIR", help=where)
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     if not text.lstrip("-").isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, expected 0 or more pixels")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, expected 0 or more pixels")
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative, expected 0 or more pixels")
     if int(text) > 4096:

@@ -1,4 +1,4 @@
-"""What is in a dataset, compared with what is published of it; and a sheet of its images to look at."""
+"""What is in a dataset, compared with what is published about it; and a sheet of its images to look at."""
 
 import io
 import math
@@ -27,7 +27,7 @@ _COLUMNS = ("split", "images", "published", "a class has", "mean", "std", "conve
 
 _SHEET_WIDTH = 1600
 _MOST_CLASSES, _MOST_COLUMNS, _MOST_UNLABELLED = 20, 16, 64
-# Images are enlarged to about this many pixels, or reduced to at most the other.
+# Small images are enlarged to sides of about this many pixels, large ones reduced to at most that many.
 _CELL, _LARGEST_CELL = 64, 160
 _GAP, _MARGIN, _FONT_SIZE = 4, 16, 15
 _LABEL_WIDTH = 260
@@ -40,8 +40,8 @@ class Report:
 
     Attributes:
       title: the dataset's name, number of classes and stored shape.
-      rows: one a split, for the table.
-      lines: what else there is to know.
+      rows: one per split, for the table.
+      lines: anything else worth knowing.
       warnings: differences from what is published; the data can be used.
       problems: what makes the data unusable.
       folder: where the dataset is prepared.
@@ -82,7 +82,7 @@ def check(source_text: str, data_dir: str | Path, options: Options, cache: Path 
     folder = prepare(source, options, cache, display)
     dataset, manifest = open_prepared(folder), read_prepared_manifest(folder)
     if manifest is None:
-        raise DataError(f"{str(folder)!r} has been removed meanwhile, expected a prepared dataset; check again")
+        raise DataError(f"{str(folder)!r} has been removed in the meantime, expected a prepared dataset; check again")
     splits = manifest["splits"]
     lines, warnings = [], []
     for name, about in splits.items():
@@ -110,18 +110,18 @@ def check(source_text: str, data_dir: str | Path, options: Options, cache: Path 
         found = set(train_labels.tolist())
         names = [name for label, name in enumerate(dataset.class_names) if label not in found]
         if names:
-            warnings.append(f"{source_text}: {len(names)} of {len(dataset.class_names)} classes have no train image, such as {names[0]!r}")
+            warnings.append(f"{source_text}: {len(names)} of {len(dataset.class_names)} classes have no train image, e.g. {names[0]!r}")
     file_lines, file_warnings = _compare_files(source_text, source, display)
     warnings += file_warnings
     problems = [
-        f"the prepared {name} in {str(folder)!r} is no longer what was prepared; delete the folder and it is prepared again"
+        f"the prepared {name} in {str(folder)!r} has changed since it was prepared; delete the folder and it is prepared again"
         for name in damaged_arrays(folder)
     ]
     used = sum(file.stat().st_size for file in folder.iterdir())
     free = shutil.disk_usage(folder).free
     lines += [
         *file_lines,
-        f"prepared in {folder}: {_bytes(used)}, {'damaged' if problems else 'whole'}; {_bytes(free)} of the disk are free",
+        f"prepared in {folder}: {_bytes(used)}, {'damaged' if problems else 'intact'}; {_bytes(free)} of disk space are free",
         f"fingerprint {dataset.fingerprint}",
     ]
     height, width, channels = next(iter(splits.values()))["shape"][1:]
@@ -143,7 +143,7 @@ def contact_sheet(dataset: Dataset, path: Path) -> None:
 
     Args:
       dataset: images uint8 (n, H, W, C) with C 1 or 3.
-      path: of the PNG.
+      path: the PNG file to write.
 
     Raises:
       InputError: it cannot be written there.
@@ -191,14 +191,14 @@ def _count_warnings(source_text: str, published: Published | None, dataset: Data
     for name in (*published.splits, *(name for name in dataset.splits if name not in published.splits)):
         found = len(dataset.splits[name].images) if name in dataset.splits else 0
         if found != published.splits.get(name, 0):
-            warnings.append(f"{source_text}: the {name} split has {found:,} images, published are {published.splits.get(name, 0):,}")
+            warnings.append(f"{source_text}: the {name} split has {found:,} images, the published one {published.splits.get(name, 0):,}")
     if len(dataset.class_names) != published.classes:
-        warnings.append(f"{source_text}: {len(dataset.class_names)} classes, published are {published.classes}")
+        warnings.append(f"{source_text}: {len(dataset.class_names)} classes, {published.classes} are published")
     return warnings
 
 
 def _compare_files(source_text: str, source: Source, display: Display) -> tuple[list[str], list[str]]:
-    """Compare the files that were read with the checksums that are published; return lines and warnings."""
+    """Compare the files that were read with their published checksums; return lines and warnings."""
     checksums = {archive.file: archive.md5 for archive in archives(source_text) if archive.md5}
     if not checksums:
         return [], []
@@ -218,7 +218,7 @@ def _compare_files(source_text: str, source: Source, display: Display) -> tuple[
         return lines, []
     return lines, [
         f"{source_text}: md5 not as published: {', '.join(others)}; where counts and statistics are as published, "
-        "they were packed again (as Debian does), else they are other files"
+        "they were repacked (as Debian does), otherwise they are other files"
     ]
 
 
@@ -273,14 +273,14 @@ def _cell_scale(side: int) -> float:
 
 
 def _drawable(label: int, name: str) -> str:
-    """Return a class name in letters that Pillow's own font has; where it loses some, with the class's number."""
+    """Return a class name in letters that Pillow's own font has; if it loses some, with the class's number."""
     plain = unicodedata.normalize("NFKD", name)
     plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
     return plain if plain.isascii() else f"{label}: {plain}"
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Return a text on one line, cut so that it is at most so wide."""
+    """Return a text on one line, cut to at most `width` pixels."""
     text = " ".join(text.encode("ascii", "replace").decode().split())
     if font.getlength(text) <= width:
         return text

@@ -1,4 +1,4 @@
-"""The dataset at hand, and the pure functions on it: rows, channels, validation split, statistics."""
+"""A prepared dataset, and pure functions on it: rows, channels, validation split, statistics."""
 
 import hashlib
 import mmap
@@ -23,7 +23,7 @@ class StoredSplit:
     labels: np.ndarray | None
 
 
-# eq=False: comparing arrays has no single truth value; the fingerprint is how two datasets are compared.
+# eq=False: comparing arrays has no single truth value; two datasets are compared by their fingerprints.
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A prepared dataset.
@@ -31,8 +31,8 @@ class Dataset:
     Attributes:
       name: short name, used in reports.
       splits: by name, among `ssdd_jax.data.source.SPLITS`, with the same H, W, C in all.
-      class_names: one string a class, in label order; () where nothing is labelled.
-      fingerprint: 64 hex digits that stand for all pixels and labels, whatever they were read from.
+      class_names: one string per class, in label order; () where nothing is labelled.
+      fingerprint: 64 hex digits, a digest of all pixels and labels, whatever they were read from.
       folder: where it is stored.
     """
 
@@ -47,8 +47,8 @@ class Rows:
     """Some rows of an array that stays on disk; each access reads what it asks for and keeps nothing.
 
     Args:
-      array: memory-mapped "N ...".
-      rows: which of its rows, int "n"; None is all.
+      array: memory-mapped array "N ...".
+      rows: which of its rows, int "n"; None means all.
     """
 
     def __init__(self, array: np.memmap, rows: np.ndarray | None = None):
@@ -67,7 +67,7 @@ class Rows:
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         """Return the rows at a slice or at an integer array, in memory."""
         found = np.array(self._array[index if self._rows is None else self._rows[index]])
-        # What was read is dropped from this process's memory; the system keeps it as long as it has room.
+        # Pages that were read are dropped from this process's memory; the system caches them as long as it has room.
         if isinstance(mapping := getattr(self._array, "_mmap", None), mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             mapping.madvise(mmap.MADV_DONTNEED)
         return found
@@ -78,7 +78,7 @@ class Rows:
 
 
 class Concatenated:
-    """The rows of several arrays of one shape "n ...", one array behind the other, by integer index."""
+    """The rows of several arrays of one shape "n ...", one array after the other, by integer index."""
 
     def __init__(self, arrays: Sequence[np.ndarray | Rows]):
         self._arrays = arrays
@@ -102,14 +102,14 @@ Images = np.ndarray | Rows
 
 
 def take_rows(array: np.ndarray, rows: np.ndarray | None, in_memory: bool) -> Images:
-    """Return the rows of a memory-mapped array, copied into memory or left on disk; None is all."""
+    """Return the rows of a memory-mapped array, copied into memory or left on disk; None means all."""
     if not in_memory and isinstance(array, np.memmap):
         return Rows(array, rows)
     return np.array(array) if rows is None else np.asarray(array[rows])
 
 
 def select_rows(images: Images, rows: np.ndarray) -> Images:
-    """Return some rows, which stay on disk if they are there."""
+    """Return some rows; rows on disk stay there."""
     return images.select(rows) if isinstance(images, Rows) else images[rows]
 
 
@@ -118,7 +118,7 @@ def validation_rows(count: int, fraction: float, seed: int = 0) -> tuple[np.ndar
 
     Args:
       count: number of training images.
-      fraction: share to hold out, in (0, 1); round(fraction * count) rows.
+      fraction: fraction to hold out, in (0, 1); round(fraction * count) rows.
       seed: 0..2**32-1.
 
     Returns:
@@ -144,20 +144,20 @@ def validation_rows(count: int, fraction: float, seed: int = 0) -> tuple[np.ndar
 
 
 def convert_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Repeat a grey channel three times, or take the luma of RGB (ITU-R 601, rounded), as Pillow's mode conversions do.
+    """Repeat a grey channel three times, or take the luma of RGB (ITU-R 601, rounded), as Pillow's mode conversion does.
 
     Args:
       images: uint8 (..., C) with C 1 or 3.
-      channels: 1 or 3; equal to C changes nothing, whatever C is.
+      channels: 1 or 3; if it equals C, nothing changes, whatever C is.
 
     Raises:
-      DataError: the images have another number of channels, or another number is asked for.
+      DataError: the images have another number of channels, or `channels` is another number.
     """
     found = images.shape[-1]
     if found == channels:
         return images
     if found not in (1, 3) or channels not in (1, 3):
-        raise DataError(f"images have {found} channels and {channels} are asked for, expected 1 or 3 of either; use channels 0")
+        raise DataError(f"images have {found} channels and {channels} are asked for, expected 1 or 3 for both; use channels 0")
     if channels == 3:
         return np.repeat(images, 3, axis=-1)
     weights = np.array([19595, 38470, 7471], np.uint32)  # .299, .587, .114 of 65,536
@@ -185,7 +185,7 @@ def statistics_of(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def channel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
-    """Compute every channel's mean and population standard deviation over all pixels of all images, a block at a time.
+    """Compute every channel's mean and population standard deviation over all pixels of all images, block by block.
 
     Args:
       images: uint8 (n, H, W, C), n >= 1.
@@ -206,7 +206,7 @@ def channel_statistics(images: Images) -> tuple[np.ndarray, np.ndarray]:
 
 
 def array_digest(array: Images) -> str:
-    """Return the sha256 of an array's bytes in little-endian order, read a block at a time."""
+    """Return the sha256 of an array's bytes in little-endian order, read block by block."""
     digest = hashlib.sha256()
     rows = max(1, _BLOCK_BYTES // max(1, prod(array.shape[1:]) * array.dtype.itemsize))
     for start in range(0, len(array), rows):

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels, and from pixels to one size."""
+"""From the bytes of an image file to pixels, and from any size to a common one."""
 
 import io
 import re
@@ -11,7 +11,7 @@ from ssdd_jax.errors import InputError, nearest
 
 FITS = ("crop", "resize", "pad")
 
-# An explicit list: among the other formats that Pillow opens is EPS, for which it runs Ghostscript on the file.
+# An explicit list: Pillow also opens EPS, among others, for which it runs Ghostscript on the file.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _GREY_MODES = ("1", "L", "LA", "La")
 # Pillow's own default, above which it warns (it refuses at twice as many): 256 MiB as RGB.
@@ -19,31 +19,31 @@ _MAX_PIXELS = 89_478_485
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; the text is a short reason, without the image's name."""
+    """An image that cannot be used; the message is a short reason, without the image's name."""
 
 
 def decode_image(content: bytes, channels: int = 0) -> tuple[np.ndarray, str]:
     """Decode an image file: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
 
-    Alpha is dropped and not composed, palettes are expanded, and the EXIF orientation is ignored, as torchvision's ImageFolder does.
-    16-bit grey is scaled to 8 bits and rounded; of 16-bit colour, Pillow keeps the high bytes. Of an animation, the first frame is used.
+    Alpha is dropped without compositing, palettes are expanded, and the EXIF orientation is ignored, as torchvision's ImageFolder does.
+    16-bit grey is scaled to 8 bits and rounded; for 16-bit colour Pillow keeps the high bytes. The first frame of an animation is used.
 
     Args:
-      content: the file.
-      channels: 1 or 3 converts to so many: grey is repeated, colour becomes its luma (ITU-R 601, of the RGB pixels). 0 keeps one channel
-        of images stored as grey, bilevel or grey with alpha, and gives three for all others; a palette is colour.
+      content: the file's bytes.
+      channels: 1 or 3 converts to that many: grey is repeated, colour becomes its luma (ITU-R 601, of the RGB pixels). 0 keeps one
+        channel for images stored as grey, bilevel or grey with alpha, and gives three for all others; a palette counts as colour.
 
     Returns:
-      uint8 (H, W, C), C of 1 or 3, possibly read-only; and what was converted, by Pillow's mode names, such as "CMYK to RGB", or "".
+      uint8 (H, W, C) with C 1 or 3, possibly read-only; and what was converted, in Pillow's mode names, such as "CMYK to RGB", or "".
 
     Raises:
-      BadImage: truncated, damaged, of no known format, without pixels, of floating-point or 32-bit pixels, or more than 89 megapixels.
+      BadImage: it is truncated, damaged, of an unknown format, without pixels, with floating-point or 32-bit pixels, or over 89 megapixels.
     """
     if channels not in (0, 1, 3):
-        raise InputError(f"channels is {channels}, expected 0, 1 or 3; use 0 to keep them")
+        raise InputError(f"channels is {channels}, expected 0, 1 or 3; 0 keeps the file's own")
     if not content:
         raise BadImage("empty file")
-    # Pillow warns of odd metadata in images that it reads well, and of sizes that are refused here.
+    # Pillow warns about odd metadata in images that it reads well, and about sizes that are refused here.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -55,31 +55,31 @@ def decode_image(content: bytes, channels: int = 0) -> tuple[np.ndarray, str]:
         except (BadImage, MemoryError):
             raise
         except Image.DecompressionBombError as error:
-            # The image's number of pixels is the larger of the two in the text, the other is the limit.
+            # Of the two numbers in the message the larger is the image's, the other the limit.
             raise _too_large(max((int(digits) for digits in re.findall(r"\d+", str(error))), default=2 * _MAX_PIXELS)) from error
         except Image.UnidentifiedImageError as error:
-            raise BadImage(f"no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from error
+            raise BadImage(f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image") from error
         except Exception as error:  # Pillow's decoders raise nearly every type on damaged bytes.
             text = " ".join(str(error).split())
             raise BadImage("truncated" if "truncated" in text.lower() else f"{type(error).__name__}: {text}"[:100]) from error
 
 
 def fit_image(image: np.ndarray, size: int, fit: str) -> np.ndarray:
-    """Bring an image to size x size pixels; one that has them is returned as it is.
+    """Bring an image to size x size pixels; one of that size is returned unchanged.
 
     Args:
-      image: uint8 (H, W, C), C of 1 or 3.
+      image: uint8 (H, W, C) with C 1 or 3.
       size: height and width in pixels.
-      fit: "crop" scales the shorter side to `size` (the longer one to the whole pixels below its share) and cuts out the middle, as
-        torchvision's Resize and CenterCrop; "resize" scales both sides to `size`, whatever the aspect ratio; "pad" surrounds with zeros,
-        where an odd rest goes to the bottom or right. Scaling is bilinear, antialiased where it reduces (Pillow's).
+      fit: "crop" scales the shorter side to `size` (the longer one in proportion, rounded down) and cuts out the middle, as
+        torchvision's Resize and CenterCrop do; "resize" scales both sides to `size`, whatever the aspect ratio; "pad" surrounds the image
+        with zeros, an odd one going to the bottom or right. Scaling is Pillow's: bilinear, antialiased when reducing.
 
     Returns:
       uint8 (size, size, C).
 
     Raises:
-      BadImage: an image larger than `size` is to be padded, or one is so long and thin that cropping would take over 89 megapixels.
-      InputError: an unknown fit.
+      BadImage: it is larger than `size` and is to be padded, or is so long and thin that cropping would take over 89 megapixels.
+      InputError: `fit` is unknown.
     """
     if fit not in FITS:
         raise InputError(f"unknown fit {fit!r}, expected one of {', '.join(FITS)}{nearest(fit, FITS) or '; choose one of them'}")
@@ -97,7 +97,7 @@ def fit_image(image: np.ndarray, size: int, fit: str) -> np.ndarray:
     if size * longer > _MAX_PIXELS:
         raise BadImage(f"{height}x{width} pixels, too long and thin to crop: {shorter} scaled to {size} makes {longer} of the other side")
     new_height, new_width = (size, longer) if height < width else (longer, size)
-    # Python's round, half to even, is where torchvision's CenterCrop starts.
+    # Rounded half to even, as torchvision's CenterCrop does.
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)
     return _resize(image, new_height, new_width)[top : top + size, left : left + size]
 
@@ -109,7 +109,7 @@ def _to_array(image: Image.Image, channels: int) -> tuple[np.ndarray, str]:
     is_grey = mode in _GREY_MODES or mode.startswith("I")
     target = "L" if channels == 1 or (channels == 0 and is_grey) else "RGB"
     if mode.startswith("I"):
-        # Not by Pillow's convert, which clips at 255.
+        # Pillow's convert would clip at 255.
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise BadImage(f"32-bit grey pixels {values.min()}..{values.max()}, expected 0..65535")

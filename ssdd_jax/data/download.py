@@ -15,36 +15,36 @@ from ssdd_jax.errors import DataError
 from ssdd_jax.io.files import file_digest
 from ssdd_jax.progress import Display
 
-# Their files have the names of other datasets' files, so each has a folder of its own, where its reader looks first.
+# Their files are named like other datasets' files, so each has its own folder, where its reader looks first.
 _OWN_FOLDERS = {"mnist": "mnist", "fashion_mnist": "fashion_mnist", "kmnist": "kmnist", "dogs": "stanford_dogs"}
 _TIMEOUT_S = 60
 _BLOCK = 2**20
 
 
 def download(source: str, data_dir: str | Path = "", display: Display | None = None) -> None:
-    """Fetch what a source is read from into the data folder, unless it is there.
+    """Fetch the files of a source into the data folder, unless they are there.
 
-    A file appears under its name only when it is whole and has its published checksum; none is ever overwritten.
+    A file appears under its name only when it is complete and has its published checksum; none is ever overwritten.
 
     Args:
       source: see `ssdd_jax.data.open_source`.
-      data_dir: where to put the files; "" is `ssdd_jax.data.sources.default_data_dir()`.
-      display: for the progress bar and what has been done.
+      data_dir: where to put the files; "" means `ssdd_jax.data.sources.default_data_dir()`.
+      display: where progress and results are shown.
 
     Raises:
-      DataError: an unknown source, a file that cannot be fetched or has another checksum, or another file in its place.
+      DataError: the source is unknown, a file cannot be fetched or has another checksum, or another file is in its place.
     """
     display = display or Display()
     kind = source.partition(":")[0]
     if kind in ("tfds", "hf"):
         open_source(source, data_dir, download=True)
-        display.print(f"{source} is here")
+        display.print(f"{source} is already here")
     elif source in NAMED and archives(source):
         root = data_folder(data_dir)
         for archive in archives(source):
             _fetch(archive, root / _OWN_FOLDERS.get(source, ""), display)
     else:
-        # Whatever is misspelt or not there is refused.
+        # This refuses whatever is misspelt or missing.
         open_source(source, data_dir)
         display.print(f"{source}: nothing to download")
 
@@ -54,9 +54,9 @@ def _fetch(archive: Archive, folder: Path, display: Display) -> None:
     if target.exists():
         _check_existing(archive, target, display)
         return
-    by_hand = f"download it by hand and put it into {str(folder)!r}"
+    by_hand = f"download it manually and put it into {str(folder)!r}"
     if not archive.url:
-        raise DataError(f"{archive.file} has no address from which it can be fetched without an account; {by_hand}")
+        raise DataError(f"{archive.file} cannot be fetched without an account; {by_hand}")
     temporary = folder / f".{archive.file}.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,14 +83,14 @@ def _fetch(archive: Archive, folder: Path, display: Display) -> None:
 
 def _check_existing(archive: Archive, target: Path, display: Display) -> None:
     if not target.is_file():
-        raise DataError(f"{str(target)!r} is no file, expected to download {archive.file} to there; move it away")
+        raise DataError(f"{str(target)!r} is not a file, but {archive.file} would be downloaded to it; move it away")
     if not archive.md5:
         display.print(f"{target}: kept, no md5 is published to compare with")
         return
     found = file_digest(target, "md5")
     if found != archive.md5:
         raise DataError(
-            f"{str(target)!r} is there with md5 {found}, expected {archive.md5}, and is not overwritten; move it away and download again"
+            f"{str(target)!r} exists with md5 {found}, expected {archive.md5}, and is not overwritten; move it away and download again"
         )
     display.print(f"{target}: kept, md5 {found} as published")
 
@@ -99,7 +99,7 @@ def _copy(archive: Archive, temporary: Path, display: Display) -> None:
     request = urllib.request.Request(archive.url, headers={"User-Agent": "ssdd-jax"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response, temporary.open("wb") as stream:
         if not archive.md5 and response.headers.get_content_type() == "text/html":
-            raise OSError("the address gives a web page, it may ask for an account")
+            raise OSError("the address returned a web page, perhaps because it requires an account")
         total = int(response.headers.get("Content-Length") or 0)
         if total > (free := shutil.disk_usage(temporary.parent).free):
             raise OSError(errno.ENOSPC, f"{total / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free")

@@ -1,4 +1,4 @@
-"""Preparing a source once: decoded, resized and stored as uint8 arrays that are memory-mapped ever after."""
+"""Preparing a source once: decoded, resized and stored as uint8 arrays that are memory-mapped from then on."""
 
 import errno
 import hashlib
@@ -25,7 +25,7 @@ from ssdd_jax.io.manifest import MANIFEST, read_manifest
 from ssdd_jax.progress import Display
 
 FORMAT = 1
-# A younger folder than this may not be locked yet.
+# A folder younger than this may not be locked yet.
 YOUNG_S = 60.0
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{12}\.[^.]+\.tmp")
 
@@ -42,16 +42,16 @@ def default_cache() -> Path:
 
 
 def prepare(source: Source, options: Options, cache: Path | None = None, display: Display | None = None) -> Path:
-    """Store a source's images and labels, unless that has been done and nothing changed since, and return their folder.
+    """Store a source's images and labels, unless this has been done and nothing has changed since, and return their folder.
 
     The folder holds, for every split, SPLIT_images.npy (uint8 n H W C), SPLIT_labels.npy (int32 n, if there are labels) and,
-    for image files, SPLIT_files.sha256 with a line 'digest  name' for each that was read; manifest.json says what they are made
+    for image files, SPLIT_files.sha256 with a line 'digest  name' for each file read; manifest.json says what they were made
     from. It appears under its name only when it is complete.
 
     Args:
       source: what to read.
       options: how to store it.
-      cache: folder of all prepared datasets; None is `default_cache()`.
+      cache: folder of all prepared datasets; None means `default_cache()`.
       display: for the progress bar.
 
     Raises:
@@ -76,8 +76,8 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
         _store(source, options, folder, stamp, display)
     except (BrokenProcessPool, MemoryError) as error:
         raise DataError(
-            f"cannot prepare {source.name}: a process that decodes images ended unexpectedly; it may have had too little memory, or the "
-            'program that calls this lacks `if __name__ == "__main__":` around its main part; try again'
+            f"cannot prepare {source.name}: a process that decodes images ended unexpectedly; it may have run out of memory, or the "
+            'calling program lacks `if __name__ == "__main__":` around its main part; try again'
         ) from error
     except OSError as error:
         raise DataError(
@@ -87,7 +87,7 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
 
 
 def _store(source: Source, options: Options, folder: Path, stamp: str, display: Display) -> None:
-    """Prepare into a folder next to `folder`, held so that nobody takes it for a left-over, and put it in place."""
+    """Prepare into a folder next to `folder`, locked so that no other process takes it for a left-over, and move it into place."""
     _remove_left_over(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -99,7 +99,7 @@ def _store(source: Source, options: Options, folder: Path, stamp: str, display: 
             manifest["root"] = str(source.root) if source.root else None
             manifest["stamp"] = stamp
             content = {name: [split["shape"], split["sha256"]] for name, split in manifest["splits"].items()}
-            # Names are left out: the same pixels and labels are the same dataset, whatever they were read from.
+            # Without names: equal pixels and labels are the same dataset, whatever they were read from.
             manifest["fingerprint"] = json_digest([content, len(source.class_names)])
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             _put_in_place(temporary, folder, stamp)
@@ -108,7 +108,7 @@ def _store(source: Source, options: Options, folder: Path, stamp: str, display: 
 
 
 def read_prepared_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a prepared dataset, or None where there is none that can be read: then it is prepared again."""
+    """Return the manifest of a prepared dataset, or None if it cannot be read, so that the dataset is prepared again."""
     try:
         manifest = read_manifest(folder) or {}
     except (OSError, DataError):
@@ -143,7 +143,7 @@ def open_prepared(folder: Path) -> Dataset:
 
 
 def damaged_arrays(folder: Path) -> list[str]:
-    """Return the names of the arrays whose bytes are no longer those that were prepared; reads all of them."""
+    """Return the names of the arrays whose bytes have changed since they were prepared; reads all of them."""
     manifest = read_prepared_manifest(folder) or {"splits": {}}
     kept = {f"{split}_{part}": digest for split, about in manifest["splits"].items() for part, digest in about["sha256"].items()}
     load = lambda name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -151,10 +151,10 @@ def damaged_arrays(folder: Path) -> list[str]:
 
 
 def check_labels(source: Source) -> None:
-    """Refuse labels that do not fit the class names, or of which there is only one.
+    """Refuse labels that do not fit the class names, or that are all of one class.
 
     Raises:
-      DataError: see above, or the source has no training images.
+      DataError: the labels are refused, or the source has no training images.
     """
     if not {"train", "unlabelled"} & source.splits.keys():
         raise DataError(
@@ -162,7 +162,7 @@ def check_labels(source: Source) -> None:
         )
     for name, split in source.splits.items():
         if len(split.images) == 0:
-            raise DataError(f"{source.name}: the {name} split is empty, expected an image or more; check its layout")
+            raise DataError(f"{source.name}: the {name} split is empty, expected at least one image; check its layout")
         if split.labels is None:
             continue
         where = f"{source.name}: {name} labels"
@@ -182,7 +182,7 @@ def check_labels(source: Source) -> None:
 
 
 def _stamp(source: Source) -> str:
-    """Return what changes when the source's files do: names, sizes and times, or the pixels where there are no files."""
+    """Return a digest that changes when the source's files do: of names, sizes and times, or of the pixels where there are no files."""
     files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ctime_ns] for file in source.files]
     digest = hashlib.sha256(json.dumps([files, list(source.class_names)]).encode())
     for name, split in sorted(source.splits.items()):
@@ -203,7 +203,7 @@ def _stamp(source: Source) -> str:
 
 
 def _remove_left_over(cache: Path) -> None:
-    """Remove what processes that are gone have left half done: a folder that nobody holds, and that is not just being made."""
+    """Remove folders that dead processes left unfinished: those that nobody has locked and that are not brand new."""
     for folder in cache.glob(".*.tmp"):
         with suppress(OSError, InputError):
             if _TEMPORARY.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > YOUNG_S:
@@ -212,13 +212,13 @@ def _remove_left_over(cache: Path) -> None:
 
 
 def _put_in_place(temporary: Path, folder: Path, stamp: str) -> None:
-    while (read_prepared_manifest(folder) or {}).get("stamp") != stamp:  # else another process has prepared the same meanwhile
+    while (read_prepared_manifest(folder) or {}).get("stamp") != stamp:  # else another process has prepared the same in the meantime
         try:
             temporary.rename(folder)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # Whoever has the old arrays open keeps them.
+            # Processes that have the old arrays open keep them.
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
             with suppress(FileNotFoundError):
                 folder.rename(old / folder.name)

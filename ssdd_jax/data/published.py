@@ -1,4 +1,4 @@
-"""What is published of the datasets that are known by name."""
+"""What is published about the datasets that are known by name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Published:
       splits: number of images by split.
       classes: number of classes.
       shape: (H, W, C) of every image; () where their sizes differ.
-      mean: of the training split's pixels by channel, in units of [0, 1]; () where none is widely used.
+      mean: mean of the training split's pixels per channel, in units of [0, 1]; () where none is widely used.
       std: population standard deviation, likewise.
-      statistics_size: side in pixels of the images that mean and std are of.
+      statistics_size: side in pixels of the images that mean and std were computed on.
     """
 
     splits: Mapping[str, int]
@@ -31,7 +31,7 @@ class Published:
 _MNIST_SPLITS = {"train": 60_000, "test": 10_000}
 _CIFAR_SPLITS = {"train": 50_000, "test": 10_000}
 
-# No statistics where there is no figure that most work agrees on.
+# No statistics where there are none that most papers agree on.
 PUBLISHED: Mapping[str, Published] = {
     "digits": Published({"train": 1_438, "test": 359}, 10, (8, 8, 1)),
     "mnist": Published(_MNIST_SPLITS, 10, (28, 28, 1), (0.1307,), (0.3081,), 28),
@@ -48,17 +48,17 @@ PUBLISHED: Mapping[str, Published] = {
     "cub200": Published({"train": 5_994, "test": 5_794}, 200, (), (0.4857, 0.4995, 0.4324), (0.2145, 0.2098, 0.2496), 32),
     "dogs": Published({"train": 12_000, "test": 8_580}, 120, (), (0.4765, 0.4516, 0.3911), (0.2490, 0.2435, 0.2479), 32),
 }
-"""By name, every one of `ssdd_jax.data.sources.NAMED`."""
+"""By name, for every name in `ssdd_jax.data.sources.NAMED`."""
 
 
 def statistics_warning(source: str, manifest: Mapping[str, Any]) -> str:
-    """Return one line if the training images' mean or deviation differs from the published ones by more than 0.02, else "".
+    """Return one line if the training images' mean or standard deviation differs from the published one by more than 0.02, else "".
 
-    Nothing is compared where nothing is published, and where padding or another number of channels changes the statistics.
+    Nothing is compared where nothing is published, or where padding or another number of channels changes the statistics.
 
     Args:
       source: what the dataset was opened as; only the names in `PUBLISHED` have published statistics.
-      manifest: of the prepared dataset, see `ssdd_jax.data.prepare.read_prepared_manifest`.
+      manifest: manifest of the prepared dataset, see `ssdd_jax.data.prepare.read_prepared_manifest`.
     """
     published = PUBLISHED.get(source)
     train = manifest["splits"].get("train")
@@ -70,7 +70,7 @@ def statistics_warning(source: str, manifest: Mapping[str, Any]) -> str:
     height, width, _ = train["shape"][1:]
     mean, std, published_mean, published_std = map(format_statistics, (train["mean"], train["std"], published.mean, published.std))
     side = published.statistics_size
-    sizes = "" if height == width == side else "the deviation of photographs changes with their size; "
+    sizes = "" if height == width == side else "the standard deviation of photographs changes with their size; "
     return (
         f"{source}: the {height}x{width} train images have mean {mean} and standard deviation {std}, published for {side}x{side} are "
         f"{published_mean} and {published_std}, more than {MOST_DIFFERENT} away; {sizes}check that these are the published files"
@@ -78,10 +78,10 @@ def statistics_warning(source: str, manifest: Mapping[str, Any]) -> str:
 
 
 def format_statistics(values: Sequence[float]) -> str:
-    """Return a statistic's channels as ".4914 .4822 .4465"."""
+    """Return the channels of a statistic in the form ".4914 .4822 .4465"."""
     return " ".join(f"{value:.4f}".removeprefix("0") for value in values)
 
 
 def is_padded(published: Published, options: Mapping[str, Any]) -> bool:
-    """Tell whether images stored so have zeros around them that the published ones have not."""
+    """Return whether images stored with these options have zeros around them that the published ones lack."""
     return bool(options["size"]) and options["fit"] == "pad" and published.shape[:2] != (options["size"],) * 2

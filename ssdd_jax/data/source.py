@@ -1,4 +1,4 @@
-"""What a source of images is: named splits of images in a fixed order, with integer labels, read as they are published.
+"""What a source of images is: named splits of images in a fixed order, with integer labels, as published.
 
 A source reads lazily and decides nothing about sizes; `ssdd_jax.data.prepare` decodes, resizes and stores.
 """
@@ -16,7 +16,7 @@ from ssdd_jax.errors import DataError
 from ssdd_jax.io.files import file_digest
 
 SPLITS = ("train", "test", "unlabelled")
-# The name of a split in libraries of datasets; of several, the first with labels is taken.
+# Names of our splits in other dataset libraries; of several, the first with labels is taken.
 PUBLISHED_SPLITS = {
     "train": ("train",),
     "test": ("test", "validation", "valid", "val"),
@@ -29,7 +29,7 @@ class EncodedImage(NamedTuple):
 
     Attributes:
       index: its row in the split, 0..count-1.
-      name: what messages and the list of files call it: its path inside the archive or folder.
+      name: its path inside the archive or folder, used in messages and in the list of files.
       content: the file's bytes, or its path.
     """
 
@@ -50,9 +50,9 @@ class EncodedImages:
     """Image files (JPEG, PNG, WebP, ...) of any size.
 
     Attributes:
-      count: how many.
+      count: number of files.
       read: yields each of them once, in any order; may be called again.
-      channels: 1 or 3 converts them to so many; 0 goes by the first image.
+      channels: 1 or 3 converts them to that many; 0 goes by the first image.
     """
 
     count: int
@@ -65,11 +65,11 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class PixelBlocks:
-    """Images of one shape that are too many to be held at once.
+    """Images of one shape, too many to be held in memory.
 
     Attributes:
       shape: (n, H, W, C).
-      read: yields them in order as uint8 blocks (b, H, W, C) of any b; may be called again.
+      read: yields them in order as uint8 blocks (b, H, W, C), b arbitrary; may be called again.
     """
 
     shape: tuple[int, int, int, int]
@@ -98,10 +98,10 @@ class Source:
 
     Attributes:
       name: short name, used in reports.
-      splits: by name, among `SPLITS`: train and test, or either of train and unlabelled alone.
-      class_names: one string a class, in label order; () where nothing is labelled.
-      files: what is read, for the manifest and to see whether anything changed; image files in a folder are not among them.
-      root: folder that `EncodedImage.content` paths lie in, if there is one.
+      splits: by name, among `SPLITS`: train and test, or train alone, or unlabelled alone.
+      class_names: one string per class, in label order; () where nothing is labelled.
+      files: files that are read, for the manifest and to notice changes; not including image files in a folder.
+      root: folder that `EncodedImage.content` paths lie in, if any.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Archive:
     """A published file.
 
     Attributes:
-      file: its published name, with which it lies in the data folder.
+      file: its published name, which it keeps in the data folder.
       url: where it is published.
       md5: its published (or widely used) checksum; "" where none is known.
     """
@@ -130,7 +130,7 @@ def locate(data_dir: Path, archives: Sequence[Archive], name: str, subfolder: st
     """Return the paths of a dataset's published files in the data folder, or in a folder inside it.
 
     Raises:
-      DataError: some are missing; the message has each one's name, checksum and address.
+      DataError: some are missing; the message gives the name, checksum and address of each.
     """
     folder = data_dir / subfolder
     missing = [archive for archive in archives if not (folder / archive.file).is_file()]
@@ -152,7 +152,7 @@ def choose_splits(
     """Choose which of a dataset's splits to take for train, test and unlabelled.
 
     Args:
-      where: what the message calls the dataset.
+      where: name of the dataset in the message.
       names: the splits it has; see `PUBLISHED_SPLITS` for those that are known.
       read_labels: returns a split's labels, integers (n,), -1 where one is missing or kept secret, or None if it has none.
 
@@ -175,7 +175,7 @@ def choose_splits(
 
 
 def damaged(file: Path, error: Exception | str, expected: str, archive: Archive | None = None) -> DataError:
-    """Return the error of a file that is there but cannot be read; with its published checksum, says whether the file has it."""
+    """Return the error for a file that is there but cannot be read; if a checksum is published, it says whether the file matches."""
     reason = error if isinstance(error, str) else f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
     checksum = ""
     if archive is not None and archive.md5 and os.access(file, os.R_OK):

@@ -1,4 +1,4 @@
-"""Decoding the images of a source, fitting them to one shape and writing them as arrays of uint8, in several processes where it pays."""
+"""Decoding the images of a source, fitting them to one shape and writing them as uint8 arrays, in several processes where that pays off."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ PARALLEL_FROM = 2048
 CHUNK_IMAGES = 256
 CHUNK_BYTES = 2**23
 BAD_LISTED = 5
-# Published datasets have a few images in both of their splits.
+# Published datasets have a few images in both splits.
 MAX_SHARED = 0.01
 
 
@@ -36,8 +36,8 @@ class Options:
     """How images are stored.
 
     Attributes:
-      size: side in pixels; 0 keeps the images' own size, which must then be one for all.
-      fit: how they get there, see `ssdd_jax.data.decode.fit_image`: crop, resize or pad.
+      size: side in pixels; 0 keeps the images' own size, which must then be the same for all.
+      fit: how they are brought to that size, see `ssdd_jax.data.decode.fit_image`: crop, resize or pad.
       channels: 1 or 3 converts to that many; 0 goes by the source, or by the first image.
       on_bad_image: stop, or skip and record the images that cannot be used.
     """
@@ -60,7 +60,7 @@ class _Chunk:
 
 
 def write_splits(source: Source, options: Options, folder: Path, display: Display) -> dict[str, Any]:
-    """Write all splits, and return what the manifest says of each; the first one settles the shape of all.
+    """Write all splits, and return what the manifest says about each; the first one determines the shape of all.
 
     Raises:
       DataError: shapes do not fit together, images are bad, or splits overlap.
@@ -92,7 +92,7 @@ def write_splits(source: Source, options: Options, folder: Path, display: Displa
 
 @contextmanager
 def _pool(source: Source, options: Options) -> Iterator[Callable[..., Future]]:
-    """Yield a function that runs another here or, for many images, in processes next to this one."""
+    """Yield a function that runs another one in this process or, for many images, in worker processes."""
 
     def here(function: Callable[..., Any], *args: Any) -> Future:
         future: Future = Future()
@@ -104,7 +104,7 @@ def _pool(source: Source, options: Options) -> Iterator[Callable[..., Future]]:
     if workers < 2 or max(costly, default=0) < PARALLEL_FROM:
         yield here
         return
-    # Forked processes would inherit whatever threads the caller's libraries have started.
+    # Spawned, not forked: forked processes would inherit the state of threads that the caller's libraries have started.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ignore_signals) as executor:
         try:
             yield executor.submit
@@ -113,7 +113,7 @@ def _pool(source: Source, options: Options) -> Iterator[Callable[..., Future]]:
 
 
 def _ignore_signals() -> None:
-    """Leave Ctrl-C and SIGTERM, which may reach all processes of a group, to the one that has started this one."""
+    """Leave Ctrl-C and SIGTERM, which may reach all processes of a group, to the parent process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -128,7 +128,7 @@ def _write_split(
     submit: Callable[..., Future],
     display: Display,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Write a split's files; return what the manifest says of it, and a short digest of every image."""
+    """Write a split's files; return what the manifest says about it, and a short digest of every image."""
     count, file = len(split.images), folder / f"{name}_images.npy"
     if isinstance(split.images, EncodedImages):
         options = replace(options, channels=options.channels or split.images.channels)
@@ -161,7 +161,7 @@ def _write_split(
         for chunk in _chunks(split.images, most):
             size = len(chunk) if isinstance(chunk, list) else len(chunk[1])
             waiting.append((submit(_process, file, chunk, options, shape), size))
-            # Enough are under way that no process waits, and no more are held in memory.
+            # Enough are under way to keep every process busy, and no more are held in memory.
             while len(waiting) > 2 * num_workers():
                 collect()
         while waiting:
@@ -169,7 +169,7 @@ def _write_split(
     if bad and options.on_bad_image == "stop":
         raise _bad_images(where, bad, done, count)
     if done != count:
-        raise DataError(f"{where}: {done} images were read, expected {count}; the source changed meanwhile or is damaged: check it")
+        raise DataError(f"{where}: {done} images were read, expected {count}; the source has changed since or is damaged: check it")
     labels, skipped = split.labels, sorted(bad)
     if skipped:
         keep = np.delete(np.arange(count), [index for index, _, _ in skipped])
@@ -178,7 +178,7 @@ def _write_split(
         _keep_rows(file, keep)
         labels, rows, count = None if labels is None else labels[keep], rows[keep], len(keep)
         if name == "train" and labels is not None and labels.min() == labels.max():
-            raise DataError(f"{where}: what is left without {len(bad)} images that cannot be used is of one class, expected two or more")
+            raise DataError(f"{where}: without the {len(bad)} images that cannot be used, one class is left, expected two or more")
     images = np.load(file, mmap_mode="r")
     mean, std = statistics_of(counts)
     about = {
@@ -202,7 +202,7 @@ def _write_split(
 
 
 def _chunks(images: np.ndarray | PixelBlocks | EncodedImages, most: int) -> Iterator[list[EncodedImage] | tuple[int, np.ndarray]]:
-    """Yield the images in pieces of `most`: lists of image files, or blocks of pixels with the row of the first."""
+    """Yield the images in pieces of `most`: lists of image files, or (row of the first, block of pixels)."""
     if isinstance(images, EncodedImages):
         chunk = []
         for image in images.read():
@@ -266,7 +266,7 @@ def _fitted(
 
 
 def _first_shape(where: str, images: np.ndarray | PixelBlocks | EncodedImages, options: Options) -> tuple[int, int, int]:
-    """Return the (H, W, C) of all images to be stored, by the first one that can be used."""
+    """Return the (H, W, C) of all images to be stored, from the first one that can be used."""
     if not isinstance(images, EncodedImages):
         h, w, c = images.shape[1:]
         _check_channels(where, c, options.channels)
@@ -292,7 +292,7 @@ def _first_shape(where: str, images: np.ndarray | PixelBlocks | EncodedImages, o
 
 def _check_channels(where: str, found: int, wanted: int) -> None:
     if wanted and found != wanted and {found, wanted} != {1, 3}:
-        raise DataError(f"{where} has {found} channels and {wanted} are asked for, expected 1 or 3 of either; use channels 0")
+        raise DataError(f"{where} has {found} channels and {wanted} are asked for, expected 1 or 3 for both; use channels 0")
 
 
 def _bad_images(where: str, bad: list[tuple[int, str, str]], seen: int, count: int) -> DataError:

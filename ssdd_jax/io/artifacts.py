@@ -21,13 +21,13 @@ STORED = ("images", "reprs")
 
 
 def _names(part: str, cls: type) -> dict[str, str]:
-    """Return the fields of a part's dataclass and what their arrays are called: 'images.bases' and so on, 'images' where there is one."""
+    """Return the fields of a part's dataclass and the names of their arrays: 'images.bases' and so on, or 'images' if there is only one."""
     fields = [field.name for field in dataclasses.fields(cls)]
     return {field: part if len(fields) == 1 else f"{part}.{field}" for field in fields}
 
 
 def _flatten(distilled: DistilledSet) -> dict[str, np.ndarray]:
-    """Name every array."""
+    """Return every array by its name."""
     arrays = {}
     for part in (*STORED, "networks"):
         value = getattr(distilled, part)
@@ -48,7 +48,7 @@ def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> 
 
     Args:
         path: folder, made if it is missing.
-        compact: the set.
+        compact: the distilled set.
         metadata: JSON values for the manifest: `normalization` ({"mean": [...], "std": [...]} of pixels in [0, 1]),
             `teacher`, `method`, `seed` and the like.
 
@@ -91,7 +91,7 @@ def load_distilled(path: str | Path) -> DistilledSet:
 
     Raises:
         InputError: the folder holds no distilled set.
-        DataError: its files are not those that were written.
+        DataError: its files have changed since they were written.
 
     Example:
         >>> images, reprs = expand(load_distilled("my_set"))  # doctest: +SKIP
@@ -111,7 +111,7 @@ def load_distilled(path: str | Path) -> DistilledSet:
         raise DataError(f"{path / TENSORS} is damaged: its sha256 is not the manifest's; copy or distill it again")
     arrays = {name: jnp.asarray(array) for name, array in safetensors.numpy.load(content).items()}
 
-    # Before they were named there were two.
+    # Older manifests do not name their stores: these were two.
     stores = manifest.get("stores") or {part: "plain" if part in arrays else "factored" for part in STORED}
 
     def part(name: str, cls: type) -> Any:

@@ -1,7 +1,7 @@
 """Checkpoints of a state, through Orbax.
 
-A checkpoint is a folder named by its step, which Orbax writes, and STEP.sha256.json beside it, which is written last and makes it
-whole: the digests of its files and of its leaves, which Orbax does not keep, and what a run needs to know besides the state.
+A checkpoint is a folder named by its step, which Orbax writes, and STEP.sha256.json next to it, which is written last and completes
+it: the digests of its files and leaves, which Orbax does not keep, and what a run needs to know besides the state.
 """
 
 import json
@@ -26,12 +26,12 @@ from ssdd_jax.io.files import file_digest, json_digest, reserve, sha256, write_j
 STATE = "state"
 # What Orbax needs besides the arrays, at most.
 OVERHEAD_BYTES = 2**18
-# Other values of these in `about` mean other bits.
+# If these differ in `about`, the bits differ.
 BITS = ("versions", "device")
 
 
 def _leaves(state: Any) -> dict[str, Any]:
-    """Name every leaf by its path, so that a checkpoint holds plain arrays and none of our types."""
+    """Return every leaf by its path, so that a checkpoint holds plain arrays and none of our types."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
@@ -40,11 +40,11 @@ class Checkpoints:
 
     Args:
         folder: made when the first one is saved.
-        every: steps between two of them, see `due`; 0 saves by time alone, and not at the end.
-        minutes: at most so long from one to the next; 0 saves by steps alone.
+        every: steps between two checkpoints, see `due`; 0 saves by time only, and not at the end.
+        minutes: longest time from one checkpoint to the next; 0 saves by steps only.
         keep: how many of the newest are kept, at least 2: one may turn out to be damaged.
-        keep_every: those of every so many steps are kept as well; 0 keeps none of them.
-        about: JSON values to record in every one: settings, versions, device, the data's fingerprint.
+        keep_every: checkpoints whose step is a multiple of this are kept as well; 0 keeps none of them.
+        about: JSON values to record in each: settings, versions, device, the data's fingerprint.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Checkpoints:
         self.folder, self.every, self.minutes, self.keep, self.keep_every = folder, every, minutes, keep, keep_every
         self.about: dict[str, Any] = dict(about or {})
         self.notes: dict[str, Any] = {}
-        """The notes of the checkpoint that `restore` has returned."""
+        """The notes of the checkpoint that `restore` returned."""
         self.seconds_before = 0.0
-        """How long the stage had run when that was saved."""
+        """How long the stage had run when that checkpoint was saved."""
         self._opened = self._last = time.monotonic()
         self._writer: ThreadPoolExecutor | None = None
         self._pending: Future | None = None
@@ -76,7 +76,7 @@ class Checkpoints:
         try:
             self.wait()
         except StorageError:
-            # An error that is under way already says more.
+            # An error already being raised says more.
             if kind is None:
                 raise
         finally:
@@ -86,7 +86,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Return the steps whose checkpoints are there, damaged or not, in order."""
+        """Return the steps of all existing checkpoints, damaged or not, in order."""
         self.wait()
         return self._steps()
 
@@ -100,20 +100,20 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def due(self, step: int) -> bool:
-        """Return whether the state after so many steps should be saved."""
+        """Return whether the state after `step` steps should be saved."""
         by_steps = self.every > 0 and step % self.every == 0
         return by_steps or 0 < self.minutes * 60 <= time.monotonic() - self._last
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any] | None = None) -> None:
-        """Save a state with some JSON notes; one of the same step that is there already stays.
+        """Save a state with some JSON notes; an existing checkpoint of the same step is kept.
 
-        Returns once the state is copied, so that its buffers may be given away. What goes wrong while it is written is raised by the
-        next `save`, by `wait`, or on leaving the context.
+        Returns once the state is copied, so that its buffers may be donated. An error in writing it is raised by the next `save`, by
+        `wait`, or on leaving the context.
 
         Raises:
-            StorageError: the one before could not be written, for lack of space for instance; earlier ones are as they were.
+            StorageError: the previous one could not be written, for instance for lack of space; earlier ones are untouched.
         """
-        if step in self.steps:  # waits for the one before
+        if step in self.steps:  # waits for the previous one
             return
         leaves = {name: np.array(leaf) for name, leaf in _leaves(state).items()}
         notes = {**(notes or {}), "seconds": round(self.seconds_before + time.monotonic() - self._opened, 3)}
@@ -138,17 +138,17 @@ class Checkpoints:
             raise StorageError(f"cannot save a checkpoint in {self.folder}: {reason}; free space and run the same command again") from error
 
     def restore(self, template: Any, warn: Callable[[str], None] = lambda line: None) -> tuple[int, Any] | None:
-        """Return the newest whole checkpoint as (step, state like `template`), or None when there is none.
+        """Return the newest intact checkpoint as (step, state like `template`), or None if there is none.
 
-        One whose saving was cut off is removed. One that is damaged is set aside under another name, and the one before it is taken.
+        A checkpoint whose saving was interrupted is removed. A damaged one is set aside under another name, and the previous one is taken.
 
         Args:
-            template: a state of the expected leaves.
-            warn: is told of damaged checkpoints, and of other versions than those that wrote the checkpoint, a line each.
+            template: a state with the expected leaves.
+            warn: called with one line for each damaged checkpoint, and if other versions wrote the checkpoint.
 
         Raises:
             InputError: its leaves are not those of `template`.
-            StorageError: there are checkpoints, and none of them is whole.
+            StorageError: there are checkpoints, but none of them is intact.
         """
         damaged = ""
         self._remove_left_over(warn)
@@ -167,17 +167,17 @@ class Checkpoints:
             aside = where.with_name(f"{step}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             where.rename(aside)
-            damaged = f"checkpoint {where} is damaged ({reason}) and now called {aside.name}"
+            damaged = f"checkpoint {where} is damaged ({reason}) and was renamed to {aside.name}"
             warn(f"{damaged}; {'none is left' if self.latest is None else f'going on from {self.latest}'}")
         if damaged:
-            raise StorageError(f"no whole checkpoint is left in {self.folder}: {damaged}; delete that folder to start this stage again")
+            raise StorageError(f"no intact checkpoint is left in {self.folder}: {damaged}; delete that folder to start this stage again")
         return None
 
     def _remove_left_over(self, warn: Callable[[str], None]) -> None:
-        """Remove what a process that ended while saving or removing has left."""
+        """Remove what a process has left that ended while saving or removing a checkpoint."""
         for step in self.steps:
             if not record_file(self.folder / str(step)).is_file():
-                warn(f"checkpoint {self.folder / str(step)} has no {step}.sha256.json, as when saving it is cut off; it is removed")
+                warn(f"checkpoint {self.folder / str(step)} has no {step}.sha256.json, as when saving is interrupted; it is removed")
                 shutil.rmtree(self.folder / str(step))
         for entry in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(entry)
@@ -190,19 +190,19 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         reserve(self.folder, sum(leaf.nbytes for leaf in leaves.values()) + OVERHEAD_BYTES)
         digests = {name: _leaf_digest(leaf) for name, leaf in leaves.items()}
-        # Orbax has no arrays without elements.
+        # Orbax cannot save arrays without elements.
         with _quiet():
             _save(folder.absolute(), {name: leaf for name, leaf in leaves.items() if leaf.size})
         record = {"files": _file_digests(folder), "leaves": digests, "notes": notes, "about": self.about}
         write_json(record_file(folder), {**record, "sha256": json_digest(record)})
         for old in self._steps()[: -self.keep]:
             if not (self.keep_every and old % self.keep_every == 0):
-                # Without its record it is not taken for a whole one, however far removing it gets.
+                # Without its record it does not count as complete, however far its removal gets.
                 record_file(self.folder / str(old)).unlink(missing_ok=True)
                 shutil.rmtree(self.folder / str(old))
 
     def _load(self, step: int, record: Mapping[str, Any], template: Any) -> tuple[Any, str]:
-        """Return the state of a checkpoint whose files are whole, and what is wrong with its leaves, or ""."""
+        """Return the state of a checkpoint whose files are intact, and what is wrong with its leaves, or ""."""
         where, saved, expected = self.folder / str(step), record["leaves"], _leaves(template)
         for name in sorted(saved.keys() ^ expected.keys()):
             raise InputError(f"checkpoint {where}: {name} is not in both the checkpoint and this run; use another --workdir")
@@ -216,14 +216,14 @@ class Checkpoints:
         leaves = {name: loaded[name] if leaf.size else leaf for name, leaf in empty.items()}
         for name, leaf in leaves.items():
             if _leaf_digest(leaf) != saved[name]:
-                return None, f"{name} is not as it was saved"
+                return None, f"{name} has changed since it was saved"
         paths, structure = jax.tree_util.tree_flatten_with_path(template)
-        # Copied: memory of numpy's that jax takes as it is must not be given away with a donated state.
+        # Copied: jax may use numpy's memory directly, and that must not be given away with a donated state.
         return jax.tree.unflatten(structure, [jnp.array(leaves[jax.tree_util.keystr(path)]) for path, _ in paths]), ""
 
 
 def is_step(entry: Path) -> bool:
-    """Return whether something in the folder of a stage is a checkpoint, damaged or not."""
+    """Return whether an entry of a stage's folder is a checkpoint, damaged or not."""
     return entry.name.isdecimal() and entry.name == str(int(entry.name)) and entry.is_dir()
 
 
@@ -240,18 +240,18 @@ def damage(folder: Path) -> str:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{record_file(folder).name} cannot be read"
     if digest != json_digest(record):
-        return f"{record_file(folder).name} is not as it was saved"
+        return f"{record_file(folder).name} has changed since it was saved"
     found = _file_digests(folder)
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    return f"{wrong[0]} is not as it was saved" if wrong else ""
+    return f"{wrong[0]} has changed since it was saved" if wrong else ""
 
 
 def _save(folder: Path, leaves: dict[str, np.ndarray]) -> None:
-    """Write a checkpoint's arrays; of several processes the one that calls it does so alone."""
+    """Write a checkpoint's arrays; among several processes, the one that calls it writes on its own."""
     if jax.process_count() == 1:
         ocp.save_checkpointables(folder, {STATE: leaves}, overwrite=True)
         return
-    # The newer interface waits for all processes whatever it is told; what this one writes, the newer one reads.
+    # Orbax's newer interface waits for all processes in any case; it can read what this one writes.
     options = _of_this_process()
     arrays = orbax.checkpoint.PyTreeCheckpointHandler(multiprocessing_options=options)
     both = orbax.checkpoint.CompositeOptions(multiprocessing_options=options)
@@ -296,10 +296,10 @@ def _leaf_digest(leaf: np.ndarray) -> dict[str, Any]:
 
 
 def _other_bits(where: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line where a checkpoint was written under conditions that give other bits."""
+    """Return a line if a checkpoint was written under conditions that give other bits."""
     flat = lambda about: {
         name: value for key in BITS for name, value in (about[key].items() if isinstance(about.get(key), dict) else [(key, about.get(key))])
     }
     old, new = flat(then), flat(now)
     changed = ", ".join(f"{name} {old[name]} -> {new[name]}" for name in old.keys() & new.keys() if old[name] != new[name])
-    return [f"checkpoint {where} was written by others ({changed}); going on, but not to the same bits"] if changed else []
+    return [f"checkpoint {where} was written under other conditions ({changed}); going on, but not to the same bits"] if changed else []

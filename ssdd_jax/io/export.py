@@ -1,4 +1,4 @@
-"""Distilled sets for other programs: all images and targets in plain files, with all that training on them needs to know."""
+"""Distilled sets for other programs: all images and targets in plain files, with everything that training on them needs to know."""
 
 import importlib
 import io
@@ -21,7 +21,7 @@ from ssdd_jax.io.manifest import MANIFEST, listed_files, read_manifest, write_fo
 from ssdd_jax.io.pairs import EXPORT_FORMAT, EXPORT_KIND, normalization_of
 
 FORMATS = ("safetensors", "npz", "png", "pt")
-# What the targets are, by `Layout.target_kind`.
+# Meaning of the targets, by `Layout.target_kind`.
 TARGET_MEANINGS = {
     "representation": "the teacher's representation of the image under its view; the teacher's own numbers are target * scale + centre",
     "labels": "one number per class, one-hot labels (perhaps centred, perhaps moved by the distillation) of the image under its view",
@@ -58,7 +58,7 @@ _AXES = {"images_uint8": "A m H W C", "images": "A m H W C", "targets": "A m d",
 _COLOURS = {1: "grey", 3: "RGB"}
 _OWN_FILE = re.compile(r"export\.(npz|safetensors)|[xy]_syn\.pt|images/[a-z0-9_]+-\d{5,}\.png")
 
-# A file's name to its bytes and the arrays in it.
+# File name -> its bytes and the arrays in it.
 _Files = dict[str, tuple[bytes, dict[str, np.ndarray]]]
 
 
@@ -96,7 +96,7 @@ def export_distilled(source: str | Path, destination: str | Path, fmt: str) -> P
     views = distilled.layout.views
     files = _encode(fmt, to_uint8(images, mean, std), images, targets, views)
     manifest = _describe(fmt, files, metadata, images, mean, std, distilled.layout)
-    # An old manifest must not vouch for what is left; and it alone knows the old files, whose names are checked since it may come from
+    # An old manifest must not vouch for left-over files. Only it knows the old files; their names are checked, since it may come from
     # anywhere.
     (destination / MANIFEST).unlink(missing_ok=True)
     for name in filter(_OWN_FILE.fullmatch, listed_files(destination, former)):
@@ -112,7 +112,7 @@ def to_uint8(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> np.ndarray:
 
 
 def _check_destination(destination: Path) -> dict[str, Any]:
-    """Return the manifest of an earlier export, or an empty one."""
+    """Return the manifest of an earlier export, or an empty dict."""
     for place in (destination, *destination.parents):
         if place.exists() and not place.is_dir():
             raise InputError(f"destination {destination}: {place} is a file, expected a folder; choose another")
@@ -161,7 +161,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 def _pt(array: np.ndarray) -> bytes:
     try:
-        # Nothing else needs PyTorch.
+        # Imported here: nothing else needs PyTorch.
         torch = importlib.import_module("torch")
     except ImportError as error:
         raise InputError("--format=pt needs PyTorch: pip install torch, or use --format=npz") from error
@@ -173,7 +173,7 @@ def _pt(array: np.ndarray) -> bytes:
 def _describe(
     fmt: str, files: _Files, metadata: Mapping[str, Any], images: np.ndarray, mean: np.ndarray, std: np.ndarray, layout: Layout
 ) -> dict[str, Any]:
-    """Return the manifest: all that is needed to train on the files elsewhere, and to check that they were read as they were meant."""
+    """Return the manifest: all that is needed to train on the files elsewhere, and to check that they were read as intended."""
     channels, teacher = images.shape[-1], metadata.get("teacher") or {}
     of_teacher = layout.target_kind == "representation"
     targets = {"meaning": TARGET_MEANINGS[layout.target_kind]}
@@ -227,5 +227,5 @@ def _describe(
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    # A name that is not of `_AXES` is that of one image.
+    # A name that is not in `_AXES` is that of a single image.
     return {name: {"shape": list(a.shape), "dtype": str(a.dtype), "axes": _AXES.get(name, "H W C")} for name, a in arrays.items()}

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either complete or absent."""
 
 import errno
 import hashlib
@@ -24,10 +24,10 @@ except ImportError:  # not on Windows
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; the system lets go of it when the process ends, however it ends.
+    """Lock a folder for this process; the system releases it when the process ends, however it ends.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process has locked it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file that could not be written: a full disk does not say which one it is about."""
+    """Add the file's name to an OSError: the error of a full disk does not say which file it is about."""
     try:
         yield
     except OSError as error:
@@ -53,7 +53,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside its place, and rename it into place."""
+    """Write a file under a temporary name next to its destination, and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -68,7 +68,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `json_bytes`."""
+    """Write a value as `json_bytes` formats it."""
     write_bytes(path, json_bytes(value))
 
 
@@ -78,7 +78,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def reserve(folder: Path, size: int) -> None:
-    """See that so many bytes can be written in a folder, whatever limits them: the disk, a quota, or the process.
+    """Make sure that `size` bytes can be written in a folder, whatever limits them: the disk, a quota, or the process.
 
     Raises:
         OSError: they cannot.
@@ -92,7 +92,7 @@ def reserve(folder: Path, size: int) -> None:
 
 
 def allocate_npy(file: Path, shape: tuple[int, ...], dtype: Any) -> None:
-    """Make an .npy file of zeros whose space is reserved: a map of a file without space ends the process, not with an error.
+    """Make an .npy file of zeros with reserved space: writing to a memory map without space kills the process instead of raising.
 
     Raises:
         OSError: there is not enough space.
@@ -106,7 +106,7 @@ def allocate_npy(file: Path, shape: tuple[int, ...], dtype: Any) -> None:
 
 
 def file_digest(file: Path, algorithm: str = "sha256") -> str:
-    """Return the hexadecimal digest of a file, read a block at a time."""
+    """Return the hexadecimal digest of a file, read block by block."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
 

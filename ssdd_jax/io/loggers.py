@@ -11,9 +11,9 @@ from ssdd_jax.registry import LOGGERS
 from ssdd_jax.terminal import say
 
 LogFn = Callable[[str, int, dict[str, Any]], None]
-"""(stage, step, values) of a line; values are numbers, or lists with one per seed."""
+"""Takes a line as (stage, step, values); values are numbers, or lists with one number per seed."""
 MakeLogger = Callable[[Path, str, dict[str, Any]], "Logger"]
-"""(workdir, name, settings): the folder of the run, `config.name`, and all settings as JSON values."""
+"""Takes (workdir, name, settings), that is the folder of the run, `config.name`, and all settings as JSON values; returns a logger."""
 
 
 class Logger(Protocol):
@@ -29,10 +29,10 @@ class Logger(Protocol):
 
 
 class Loggers:
-    """Several loggers as one, each made when the first line comes. One that raises is reported once and not called again.
+    """Several loggers as one, each made at the first line. One that raises is reported once and not called again.
 
     Args:
-        makers: by name, a function without arguments that returns a logger; a plain function with no `close` will do.
+        makers: functions without arguments that return a logger, by name; a plain function with no `close` will do.
         warn: is called with a line for each logger that raises.
     """
 
@@ -41,7 +41,7 @@ class Loggers:
         self._loggers: dict[str, LogFn] = {}
 
     def __call__(self, stage: str, step: int, values: dict[str, Any]) -> None:
-        """Pass on one line to each, every time in a copy."""
+        """Pass a copy of one line to each."""
         for name in list(self._makers):
             self._try(name, lambda name=name: self._made(name)(stage, step, dict(values)))
 
@@ -67,7 +67,7 @@ class Loggers:
 def make_loggers(
     names: Iterable[str], workdir: Path, name: str, settings: dict[str, Any], extra: LogFn | None = None, warn: Callable[[str], None] = say
 ) -> Loggers:
-    """Return the named loggers of a run, and a caller's own function among them."""
+    """Return the named loggers of a run, together with the caller's own function if there is one."""
     makers: dict[str, Callable[[], LogFn]] = {} if extra is None else {"": lambda: extra}
     makers |= {chosen: lambda chosen=chosen: LOGGERS[chosen](workdir, name, settings) for chosen in names}
     return Loggers(makers, warn)

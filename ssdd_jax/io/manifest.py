@@ -13,7 +13,7 @@ MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
 
 
 def write_folder(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
-    """Write files, `SHA256SUMS` of them all (which sha256sum -c reads) and, last, the manifest."""
+    """Write files, `SHA256SUMS` of all of them (for sha256sum -c) and, last, the manifest."""
     path.mkdir(parents=True, exist_ok=True)
     # An old manifest must not vouch for new files, not even for a moment.
     (path / MANIFEST).unlink(missing_ok=True)
@@ -25,7 +25,7 @@ def write_folder(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, 
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """Return the sha256 of every file of a folder by its name, as `SHA256SUMS` has them.
+    """Return the sha256 of every file in a folder by its name, as listed in `SHA256SUMS`.
 
     Raises:
         DataError: there is no such file, or it is not a list of digests.
@@ -43,25 +43,25 @@ def read_sums(path: Path) -> dict[str, str]:
 
 
 def damaged_files(path: Path) -> list[str]:
-    """Return the names of the files of a folder that are no longer as they were written, or are gone.
+    """Return the names of the files in a folder that have changed since they were written, or are gone.
 
     Raises:
-        DataError: as `read_sums`.
+        DataError: as for `read_sums`.
     """
     return sorted(name for name, digest in read_sums(path).items() if not (path / name).is_file() or file_digest(path / name) != digest)
 
 
 def read_manifest(path: str | Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder, or None when it has none, so that what it holds is not complete.
+    """Return the manifest of a folder, or None if it has none, which means that its contents are incomplete.
 
     Raises:
-        DataError: it is not a JSON object, or not the one that was written there.
+        DataError: it is not a JSON object, or has changed since it was written.
     """
     file = Path(path) / MANIFEST
     if not file.is_file():
         return None
     content = file.read_bytes()
-    # A set that somebody has made by hand has no sums, nor has a prepared dataset.
+    # A set made by hand has no sums, nor does a prepared dataset.
     if file.with_name(SUMS).is_file() and read_sums(file.parent).get(MANIFEST) != sha256(content):
         raise DataError(f"{file} is damaged: its sha256 is not that in {SUMS}; copy the folder again, or make it again")
     try:
@@ -74,12 +74,12 @@ def read_manifest(path: str | Path) -> dict[str, Any] | None:
 
 
 def listed_files(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a manifest says of its files, by name; nothing where it lists none.
+    """Return what a manifest says about its files, by name; empty if it lists none.
 
     Raises:
         InputError: its "files" are not an object.
     """
     files = manifest.get("files", {})
     if not isinstance(files, dict):
-        raise InputError(f"{path / MANIFEST} has 'files' that are not a JSON object, expected one of names; write it again")
+        raise InputError(f"{path / MANIFEST} has 'files' that are not a JSON object, expected one with file names as keys; write it again")
     return files

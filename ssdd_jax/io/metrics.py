@@ -10,18 +10,18 @@ from ssdd_jax.io.loggers import LogFn
 
 
 class Metrics:
-    """The lines of a run. A stage that starts at some step drops the lines it wrote beyond it in an earlier attempt.
+    """The lines of a run. A stage that starts at some step drops the lines that an earlier attempt wrote after it.
 
     Args:
-        path: of the file.
-        logger: is called with every line that is written; `ssdd_jax.io.loggers.Loggers` is one that never raises.
+        path: path of the file.
+        logger: called with every line that is written; `ssdd_jax.io.loggers.Loggers` never raises.
     """
 
     def __init__(self, path: Path, logger: LogFn | None = None):
         self.path, self.logger = path, logger
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all lines; a last line that was cut off is left out.
+        """Return all lines, except a last line that was cut off.
 
         Raises:
             StorageError: another line cannot be read.
@@ -40,7 +40,7 @@ class Metrics:
         return records
 
     def begin(self, stage: str = "", step: int = 0) -> None:
-        """Drop the lines of `stage` beyond `step`, and in any case a last line that was cut off."""
+        """Drop the lines of `stage` after `step`, and always a last line that was cut off."""
         if not self.path.exists():
             return
         kept = [r for r in self.read() if r["stage"] != stage or r["step"] <= step]

@@ -1,4 +1,4 @@
-"""What a student is trained on, from anybody: our distilled sets, exports of them, and other people's pairs."""
+"""What a student is trained on, from any source: our distilled sets, exports of them, and other people's pairs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class Pairs:
 
     Attributes:
         images: float32 "n H W C", normalised: (pixel in [0, 1] - mean) / std.
-        targets: float32 "n d", what the student is to output.
-        manifest: what the folder says of them; `manifest["normalization"]` has "mean" and "std", one number per channel.
+        targets: float32 "n d", what the student should output.
+        manifest: what the folder says about them; `manifest["normalization"]` has "mean" and "std", one number per channel.
     """
 
     images: np.ndarray
@@ -37,7 +37,7 @@ class Pairs:
 
     @property
     def target_kind(self) -> str:
-        """Return what the targets are: 'representation' where the manifest does not say otherwise."""
+        """Return what the targets are: 'representation' unless the manifest says otherwise."""
         layout = self.manifest.get("layout") or {}
         return self.manifest.get("target_kind") or layout.get("target_kind") or TARGET_KINDS[0]
 
@@ -50,8 +50,8 @@ def read_pairs(path: str | Path) -> Pairs:
     - what `export_distilled` wrote, in any format; PyTorch is not needed;
     - somebody else's set. Its manifest.json has at least {"kind": "pairs", "normalization": {"mean": [...], "std": [...]}} with one number
       per channel, of pixels in [0, 1]. "name", "target_kind" (representation, labels or logits) and "files" ({FILE: {"sha256": ...}},
-      which is then checked) are optional, and all else is kept. Next to it images.npy "n H W C", uint8 pixels or normalised floats, and
-      targets.npy "n d", floats; or x_syn.pt "n C H W", normalised floats, and y_syn.pt "n d".
+      which is then checked) are optional, and everything else is kept. Next to it are images.npy "n H W C", uint8 pixels or normalised
+      floats, and targets.npy "n d", floats; or x_syn.pt "n C H W", normalised floats, and y_syn.pt "n d".
 
     Args:
         path: the folder.
@@ -91,7 +91,7 @@ def normalization_of(path: Path, manifest: Mapping[str, Any], channels: int) -> 
     """Return the mean and std that a manifest says its images were normalised with, float32 "C".
 
     Raises:
-        InputError: it has none, or other numbers than one per channel.
+        InputError: it has none, or not one number per channel.
     """
     normalization = manifest.get("normalization")
     try:
@@ -151,7 +151,7 @@ def _check_files(path: Path, manifest: Mapping[str, Any]) -> set[str]:
 def _read_syn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     images, targets = (read_torch(path / name) for name in ("x_syn.pt", "y_syn.pt"))
     if not isinstance(images, np.ndarray) or not isinstance(targets, np.ndarray) or images.ndim != 4:
-        raise InputError(f"x_syn.pt and y_syn.pt in {path} are not a tensor (n, C, H, W) and one (n, d), which is expected; save such")
+        raise InputError(f"x_syn.pt and y_syn.pt in {path} are not tensors, expected (n, C, H, W) and (n, d); save such tensors")
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), targets
 
 

@@ -1,7 +1,7 @@
 """PyTorch checkpoints, read without PyTorch and without running anything that they contain.
 
-A .pt file is a zip of one pickle and of the raw bytes of every storage. A pickle can call whatever it names, so this one may name
-only what is listed here, and what it then calls is ours. A hostile file can still waste time or memory, but it runs no code.
+A .pt file is a zip of one pickle and the raw bytes of every storage. A pickle can call whatever it names, so here it may name only what
+is listed below, and these calls go to our own functions. A hostile file can still waste time or memory, but it cannot run code.
 """
 
 import io
@@ -31,7 +31,7 @@ _DTYPES = {
     "BoolStorage": "?",
 }
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
-# What zipfile, pickle and NumPy raise on bytes that were not meant for them.
+# Errors that zipfile, pickle and NumPy raise on bytes that were not meant for them.
 _DAMAGE = (
     zipfile.BadZipFile,
     pickle.UnpicklingError,
@@ -85,8 +85,8 @@ class _Unpickler(pickle.Unpickler):
         self.members = members
         self.storages: dict[tuple[str, str], np.ndarray] = {}
         room = [8 * members.size + 2**26]
-        # A pickle can set attributes of what it names, so functions are made anew for every file. They must not hold the unpickler,
-        # whose memo holds them: the cycle would keep every array until the next garbage collection.
+        # A pickle can set attributes of what it names, so functions are made anew for every file. They must not refer to the
+        # unpickler, whose memo refers to them: the cycle would keep every array until the next garbage collection.
         self.allowed = {
             ("collections", "OrderedDict"): _OrderedDict,
             ("torch", "Size"): tuple,
@@ -100,7 +100,7 @@ class _Unpickler(pickle.Unpickler):
             return self.allowed[module, name]
         asked = f"{module}.{name}"[:200]
         raise DataError(
-            f"asks for {asked}, expected tensors and plain containers alone; nothing was run; "
+            f"asks for {asked}, expected only tensors and plain containers; nothing was run; "
             f"if you trust the file, re-save its state dict with PyTorch: {_RESAVE}"
         )
 
@@ -143,7 +143,7 @@ class _Members:
         self.root = roots[0]
         if f"{self.root}constants.pkl" in self.archive.namelist():
             raise DataError("is a TorchScript program, expected tensors; save torch.jit.load(FILE).state_dict() with torch.save")
-        # Members that lie about their size, or that share their bytes.
+        # Some members lie about their size, or share their bytes.
         if sum(info.file_size for info in infos) > self.size:
             raise DataError("is damaged: its members are larger than the file; copy or download it again")
         if f"{self.root}byteorder" in self.archive.namelist() and (order := self.read("byteorder")) != b"little":
@@ -153,7 +153,7 @@ class _Members:
         """Return the content of a member, its checksum checked."""
         info = self.archive.getinfo(f"{self.root}{name}")
         if info.compress_type != zipfile.ZIP_STORED:
-            raise DataError(f"has {name} compressed, expected it stored as it is; save it again with torch.save")
+            raise DataError(f"has {name} compressed, expected it stored uncompressed; save it again with torch.save")
         return self.archive.read(info)
 
 
@@ -161,7 +161,7 @@ def _load(file: BinaryIO) -> Any:
     members = _Members(file)
     content = members.read("data.pkl")
     for op, argument, _ in pickletools.genops(content):
-        # Extension codes may skip find_class, and a high memo index allocates that many entries.
+        # Extension codes can bypass find_class, and a high memo index allocates that many entries.
         if op.name.startswith("EXT") or (op.name.endswith("PUT") and (argument or 0) > len(content)):
             asked = f"{op.name} {argument}"[:40]
             raise DataError(f"has the pickle opcode {asked}, expected what torch.save writes; nothing was run; do not trust this file")
@@ -169,7 +169,7 @@ def _load(file: BinaryIO) -> Any:
 
 
 def _error(path: str | Path, problem: str) -> DataError:
-    # The file chooses part of the text: no line break, terminal code or endless name of its own.
+    # The file chooses part of the text, so line breaks, terminal codes and endless names are removed.
     return DataError("".join(c if c.isprintable() else "?" for c in f"{path} {problem:.600}"))
 
 
@@ -208,10 +208,10 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         path: see `read_torch`.
 
     Returns:
-        Name -> array; entries that are no tensors are left out.
+        Name -> array; entries that are not tensors are left out.
 
     Raises:
-        DataError: as `read_torch`, or the file holds no named tensors.
+        DataError: as for `read_torch`, or the file holds no named tensors.
     """
     found = read_torch(path)
     if isinstance(found, dict):

@@ -1,1 +1,1 @@
-"""Kernels, each a file: what the outer loss predicts with."""
+"""Kernels, one per file: what the outer loss predicts with."""

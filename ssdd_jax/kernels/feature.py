@@ -20,15 +20,15 @@ def feature_kernel(
 ) -> Kernel:
     """Return P = F_t F_s^T (F_s F_s^T + lambda I)^-1 Y_s with F = [f(x), 1], the penultimate features of one member in evaluation mode.
 
-    The gradient reaches the support rows through F_s and Y_s, and never the member or the images that are predicted for (KRR-ST).
+    Gradients reach the support rows through F_s and Y_s, but never the member or the target images (KRR-ST).
 
     Args:
-        learner: of the members.
+        learner: network of the members.
         ridge: see `ssdd_jax.core.krr.krr_predict`.
         ridge_scale: see `ssdd_jax.core.krr.krr_predict`.
-        rows_at_once: how many real and how many support images pass through a member together, see `in_parts`; 0 takes all.
+        rows_at_once: how many real and how many support images pass through a member together, see `in_parts`; 0 means all.
         remat: recompute the support images' activations where their gradient is needed, instead of keeping them.
-        shard: how rows lie on devices.
+        shard: how rows are sharded over devices.
     """
 
     def predict(variables, support_images, support_targets, images):

@@ -22,27 +22,27 @@ TEACHER, LABELS = "teacher", "labels"
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What a method is handed; whatever is expensive is a function that computes it on first use.
+    """What a method is given; whatever is expensive is a function that computes it on first use.
 
     Attributes:
-        name: of the method's section, config.methods.NAME, for messages.
-        run: the settings that methods share.
+        name: name of the method's section, config.methods.NAME, for messages.
+        run: settings that methods share.
         num_train: number of training images.
         image_shape: (H, W, C).
-        num_classes: of the labels; 0 without any.
-        labels: int32 "n" of the training images, or None; asked for by methods that need them.
-        normalize: uint8 images, or float images in [0, 1], to the student's normalized space; works under jit.
-        images: rows of training images, integers "k", to normalized images "k H W C".
-        learner: of the pool's members, with as many outputs as a teacher's representation has numbers.
+        num_classes: number of classes; 0 without labels.
+        labels: labels of the training images, int32 "n", or None; for methods that need them.
+        normalize: uint8 images, or float images in [0, 1] -> images in the student's normalized space; works under jit.
+        images: rows of training images, integers "k" -> normalized images "k H W C".
+        learner: network of the pool's members, with as many outputs as the teacher's representation is wide.
         real: how real images enter a step.
-        represent: normalized images "k H W C" to the teacher's representations, in batches; a NumPy array.
-        train_reprs: to the teacher's representations "n d" of all training images, memory-mapped.
-        represent_in_step: (teacher's variables, images "b H W C") -> representations, as a part of a jitted step.
-        teacher_variables: to the variables for it.
+        represent: normalized images "k H W C" -> the teacher's representations "k d", computed in batches; a NumPy array.
+        train_reprs: () -> the teacher's representations "n d" of all training images, memory-mapped.
+        represent_in_step: (teacher's variables, images "b H W C") -> representations, for use inside a jitted step.
+        teacher_variables: () -> the variables that `represent_in_step` takes.
         image_pca: (base shape, number of components) -> principal components of flattened training images of that size.
         repr_pca: number of components -> principal components of the representations.
-        shard: how arrays of a step lie on devices.
-        chunk_size: learner -> how many images pass through it together, see `ssdd_jax.core.batching.in_parts`.
+        shard: how arrays of a step are sharded over devices.
+        chunk_size: () -> how many images pass through `learner` together, see `ssdd_jax.core.batching.in_parts`.
     """
 
     name: str
@@ -69,19 +69,19 @@ class Phase(NamedTuple):
     """Steps of one kind, which a stage runs for a group of seeds at once, with checkpoints.
 
     Attributes:
-        name: of its checkpoints, within the method.
-        num_steps: how many; a function of the seeds that run together where that depends on them.
-        init: (seed, state of the phase before) -> state; of the first phase, (seed, `Method.start`). Works under jit and vmap.
+        name: name of its checkpoints, unique within the method.
+        num_steps: number of steps, or a function of the seeds that run together where it depends on them.
+        init: (seed, last state of the previous phase) -> state; the first phase gets what `Method.start` returns. Works under jit and vmap.
         step: (state, step number, batch, seed, shared) -> (state, metrics with "loss"), for one seed. The batch has rows of `tables`.
         draw: (step number, seed) -> a tuple of integers "b", the rows of each table.
-        tables: among "images", "targets" (the teacher's representations under every real view) and "labels".
-        shared: to an operand that all seeds and steps have in common, such as a teacher's variables.
-        first: number of its first step: its lines of metrics go on where the phase before has ended.
-        preparatory: it writes no metrics, and checkpoints only where it lasts long.
-        watch: state -> what of it must stay finite.
-        causes: what may be to blame and what to do, by the name of a metric or of a part of the watched state, in the order in which
-            a step computes them; "init" is that of a start that is not finite.
-        smaller: to (flags, phase) with less and less memory, for the advice where a step does not fit.
+        tables: names among "images", "targets" (the teacher's representations under every real view) and "labels".
+        shared: () -> an operand that all seeds and steps have in common, such as a teacher's variables.
+        first: number of its first step, so that its lines of metrics continue those of the previous phase.
+        preparatory: whether it writes no metrics, and checkpoints only when it runs long.
+        watch: state -> the part of it that must stay finite.
+        causes: likely cause and remedy, by the name of a metric or of a part of the watched state, in the order in which
+            a step computes them; "init" is for an initial state that is not finite.
+        smaller: () -> (flags, phase) pairs that take less and less memory, for the advice where a step does not fit.
     """
 
     name: str
@@ -99,10 +99,10 @@ class Phase(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """What a method has made for one seed.
+    """What a method has produced for one seed.
 
     Attributes:
-        distilled: the set.
+        distilled: the distilled set.
         facts: numbers and strings for its manifest.
         warnings: lines for the user.
     """
@@ -117,13 +117,13 @@ class Method(NamedTuple):
 
     Attributes:
         spec: dataclass of its settings; `config.methods.NAME.kind` picks the method.
-        version: part of every digest: a set that other code has made is made again.
-        needs: of `TEACHER` and `LABELS`; a new teacher does not redo a method that needs none.
-        sections: the sections of the run's settings that it reads, besides its own.
-        plan: (name, spec, sizes) -> plan; refuses with an InputError what cannot be, before anything runs.
-        start: (spec, plan, inputs, seed) -> what the first phase's `init` is given, or what `finish` is where there is no phase.
+        version: part of every digest, so that a set made by other code is made again.
+        needs: which of `TEACHER` and `LABELS` it needs; a method that needs no teacher is not rerun for a new one.
+        sections: sections of the run's settings that it reads, besides its own.
+        plan: (name, spec, sizes) -> plan; raises an InputError for impossible settings, before anything runs.
+        start: (spec, plan, inputs, seed) -> what the first phase's `init` gets, or what `finish` gets if there are no phases.
         phases: (spec, plan, inputs) -> phases.
-        finish: (spec, plan, inputs, last state of one seed) -> what it has made.
+        finish: (spec, plan, inputs, last state of one seed) -> what was produced.
     """
 
     spec: type[Any]

@@ -12,10 +12,10 @@ class Sizes:
     """What a plan depends on besides a method's settings.
 
     Attributes:
-        num_pairs: N.
+        num_pairs: budget N, in pairs of an image and a representation.
         image_shape: (H, W, C).
-        repr_width: d.
-        num_classes: of the labels; 0 without any.
+        repr_width: width d of a representation.
+        num_classes: number of classes; 0 without labels.
         shifts: mean squared shift of the teacher's representation under each view, divided by its variance; for views whose targets are
             chosen automatically.
     """
@@ -45,18 +45,18 @@ class Plan:
 def fill_budget(
     where: str, sizes: Sizes, layouts: Sequence[Layout], shapes: Callable[[int, Layout], DistilledSet], images: int, advice: str
 ) -> Plan:
-    """Choose the layout that fits the most images, and as many images as are asked for or as fit.
+    """Choose the layout that fits the most images, and the number of images: those asked for, or as many as fit.
 
     Args:
         where: config.methods.NAME, for messages.
-        sizes: of the data and of the budget.
-        layouts: to choose from; the first of those that fit equally many.
+        sizes: sizes of the data and of the budget.
+        layouts: layouts to choose from; of several that fit equally many images, the first is taken.
         shapes: (number of images, layout) -> the finished set, or its shapes.
-        images: m, or 0 for as many as fit.
-        advice: what to do where not even one image fits.
+        images: number of images m, or 0 for as many as fit.
+        advice: what to do if not even one image fits.
 
     Raises:
-        InputError: the budget does not hold one image, or not those asked for.
+        InputError: the budget does not hold one image, or not as many as are asked for.
     """
     budget = sizes.budget
     cost = lambda count, layout: num_stored_scalars(shapes(count, layout))
@@ -67,6 +67,6 @@ def fill_budget(
             f"{where}: the bases and one image take {least} numbers, the budget of {sizes.num_pairs} pairs is {budget}; {advice}"
         )
     if images > most:
-        raise InputError(f"{where}.images is {images}, expected at most {most}, what the budget of {budget} numbers holds")
+        raise InputError(f"{where}.images is {images}, expected at most {most}, as many as the budget of {budget} numbers holds")
     count = images or most
     return Plan(layout, count, cost(count, layout), budget)

@@ -40,9 +40,9 @@ class State:
 
 
 def without_pool(state: State) -> OuterState:
-    """Return what of a state is checked for being finite.
+    """Return the part of a state that is checked to be finite.
 
-    The members that a step trains are finite if their `member_norm` is; reading the pool would copy it, which is changed in place.
+    The members that a step trains are finite if their `member_norm` is; the pool itself is changed in place, and reading it would copy it.
     """
     return replace(state.outer, pool=None)
 
@@ -51,7 +51,7 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
     """Choose the views' targets and the number of images that the budget holds.
 
     Raises:
-        InputError: the budget does not hold the bases and one image, or a size does not fit the data.
+        InputError: the budget does not hold the bases and one image, or a setting does not fit the data.
     """
     where, width = f"config.methods.{name}", sizes.repr_width
     (h, w, c), side = sizes.image_shape, spec.base_size
@@ -82,7 +82,7 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
 
 
 def make_stores(where: str, spec: RegressionSpec, image_pca: Any, repr_pca: Any) -> dict[str, Start]:
-    """Return how images and representations are kept, as `init_distilled` takes it; both arguments: number of components -> PCA."""
+    """Return how images and representations are kept, as `init_distilled` takes it; each `pca`: number of components -> PCA."""
 
     def store(name: str, num_bases: int, pca: Any) -> Start:
         chosen = name or ("factored" if num_bases else "plain")
@@ -154,7 +154,7 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
         return State(outer, r2)
 
     def join(seed: Array, state: State) -> State:
-        """Fit the networks, drop what they replace, and start the optimizer's moments again; its schedule goes on."""
+        """Fit the networks, drop what they replace, and reset the optimizer's moments; its schedule goes on."""
         distilled, r2 = fit(spec, plan, state.outer.distilled, step_key(seed, Stream.NETWORKS))
         opt_state = outer_optimizer(run, spec).init(distilled)
         return State(replace(state.outer, distilled=distilled, opt_state=opt_state), r2)
@@ -167,7 +167,7 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
     found = [steps("free", free, go_on if warm else begin)] if free else []
     if networks:
         found.append(steps("joint", joint, join, free) if free else steps("joint", joint, go_on if warm else begin))
-    # It takes less memory than the steps that follow: what fits them fits it.
+    # The warm-up takes less memory than the steps that follow: settings that make these fit make it fit too.
     return (_warm_up(spec, inputs, kernel, begin)._replace(smaller=found[0].smaller), *found) if warm else tuple(found)
 
 
@@ -193,7 +193,7 @@ def _warm_up(spec: RegressionSpec, inputs: Inputs, kernel: Kernel, init: Any) ->
     train = make_warm_up_step(kernel=kernel, inner_optimizer=sgd(pool), support_images=spec.support_images, shard=inputs.shard)
 
     def step(state: State, number: Array, batch: Any, seed: Array, shared: Any) -> tuple[State, dict[str, Array]]:
-        # Member by member; a seed whose pool is done waits for the others. Keys are numbered from 1, ages are drawn at 0.
+        # One member after the other; a seed whose pool is done waits for the others. Ages are drawn with key 0, steps use keys from 1 on.
         ages = ages_of(seed)
         member = jnp.minimum(jnp.searchsorted(jnp.cumsum(ages), number, side="right"), pool.size - 1)
         outer, metrics = train(state.outer, member, ages, step_key(seed, Stream.POOL_WARM_UP, number + 1))
@@ -204,7 +204,7 @@ def _warm_up(spec: RegressionSpec, inputs: Inputs, kernel: Kernel, init: Any) ->
 
 
 def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: int, init: Any, first: int = 0) -> Phase:
-    """Return a phase of outer steps; the schedule is `first` steps in."""
+    """Return a phase of outer steps; the schedule goes on from its step `first`."""
     real, shard = inputs.real, inputs.shard
     kernel = make_kernel(spec, inputs.run, inputs.learner, chunk_size=inputs.chunk_size(), shard=shard)
     outer_step = make_outer_step(**step_settings(spec, inputs.run, kernel, first=first, shard=shard))
@@ -215,7 +215,7 @@ def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: i
         return replace(state, outer=outer), metrics
 
     def smaller() -> Iterator[tuple[str, Phase]]:
-        """Yield the settings nearest to the present ones, and the phase with them, that take less and less memory."""
+        """Yield settings that take less and less memory, nearest to the present ones first, each with the phase built from them."""
         memory = replace(inputs.run.memory, remat=True, rows_at_once=MIN_CHUNK)
         less = replace(inputs, run=replace(inputs.run, memory=memory), chunk_size=lambda: MIN_CHUNK)
         flags = f"--config.memory.remat=True --config.memory.rows_at_once={MIN_CHUNK}"
@@ -241,7 +241,7 @@ def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: i
 
 
 def on_batches(outer_step: Any, real: Any, represent: Any) -> Any:
-    """Return the outer step on what is drawn: (state, step number, batch, seed, teacher's variables if needed) -> (state, metrics).
+    """Return the outer step on a drawn batch: (state, step number, batch, seed, teacher's variables if needed) -> (state, metrics).
 
     A batch has images and, unless they are augmented afresh in every step, the teacher's representations.
     """
@@ -255,7 +255,7 @@ def on_batches(outer_step: Any, real: Any, represent: Any) -> Any:
 
 
 def _causes(spec: RegressionSpec, inputs: Inputs) -> dict[str, str]:
-    """Return what may be to blame where a number goes bad."""
+    """Return the likely cause and the remedy for each number that may go bad."""
     run = inputs.run
     rate = f"config.methods.{inputs.name}.learning_rate ({spec.learning_rate})"
     regression = f"the regression; lower {rate} or raise config.outer.ridge ({run.outer.ridge})"
@@ -277,7 +277,7 @@ def finish(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State | Dist
     increases = int(state.outer.ridge_increases)
     r2 = None if state.r2 is None else dict(zip(network_views(plan.layout), map(float, state.r2), strict=True))
     warning = (
-        f"kernels singular to float32 had their ridge increased tenfold {increases} times; "
+        f"kernels singular in float32 had their ridge increased tenfold {increases} times; "
         f"raise config.outer.ridge ({inputs.run.outer.ridge}), or look for equal images"
     )
     facts = {"steps": num_steps(inputs.run, spec), "ridge_increases": increases, "approximation": r2}

@@ -8,7 +8,7 @@ import numpy as np
 
 from ssdd_jax.rng import Stream, step_key
 
-# More distances than so many in one pass over the rows: centres are then moved by samples of the rows.
+# With more distances than this in one pass over the rows, centres are moved by samples of the rows.
 MAX_DISTANCES = 10**7
 SAMPLE = 4096
 
@@ -18,10 +18,10 @@ def select_images(selection: str, seed: int, count: int, num_rows: int, reprs: C
 
     Args:
         selection: 'random', 'kmeans' (`nearest_to_centres`) or 'herding' (`herd`).
-        seed: of the random choice and of the first centres; herding needs none.
-        count: how many.
-        num_rows: of how many.
-        reprs: to the teacher's representations "n d" of the training images; asked only where they are used.
+        seed: seed of the random choice and of the first centres; herding needs none.
+        count: number of rows to choose.
+        num_rows: number of rows to choose from.
+        reprs: () -> the teacher's representations "n d" of the training images; called only if they are used.
     """
     if selection == "kmeans":
         return nearest_to_centres(np.asarray(reprs()), count, seed)
@@ -39,7 +39,7 @@ def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:
     settings = dict(n_clusters=count, n_init=1, random_state=seed)
     large = len(reprs) * count > MAX_DISTANCES
     means = MiniBatchKMeans(batch_size=SAMPLE, **settings) if large else KMeans(**settings)
-    # Sums of several threads come in any order. Fewer distinct rows than centres are no fault: no row is chosen twice.
+    # One thread, since several would sum in any order. Fewer distinct rows than centres are not an error: no row is chosen twice.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         centres = means.fit(reprs).cluster_centers_
@@ -57,7 +57,7 @@ def herd(reprs: np.ndarray, count: int) -> np.ndarray:
     mean, norms = reprs.mean(0), np.sum(reprs**2, 1)
     total, chosen = np.zeros_like(mean), []
     for number in range(1, count + 1):
-        # |number mean - total - row|^2, without what all rows share.
+        # |number mean - total - row|^2, without the term that all rows share.
         distances = norms - 2 * reprs @ (number * mean - total)
         distances[chosen] = np.inf
         chosen.append(int(np.argmin(distances)))

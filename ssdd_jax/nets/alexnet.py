@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from ssdd_jax.nets.layers import Linear, conv_stack
 from ssdd_jax.nets.net import Net
 
-# Kernel size of each of the five convolutions, and whether a max-pooling follows.
+# Kernel size of each of the five convolutions, and whether max-pooling follows it.
 _KERNELS = (5, 5, 3, 3, 3)
 _POOLED = (True, True, False, False, True)
 

@@ -1,9 +1,9 @@
-"""Convolution that runs at the rate of matrix products on CPUs too, and above it.
+"""Convolution that on CPUs, too, runs at the speed of matrix products or faster.
 
-There XLA has three slow places, which are written otherwise: the gradient by the kernel (three to four times slower than its products),
-that by the images where it is in a loop (eight times slower than the convolution that it is), and all of a convolution whose input has
-few channels, as that of a first layer (up to ten times). The values are the same to rounding. So they are where a 3 x 3 kernel of many
-channels takes a quarter of the multiplications, see `ssdd_jax.nets.winograd`, which a precision of "float32" rules out.
+XLA's CPU backend is slow in three cases; each is replaced: the gradient with respect to the kernel (three to four times slower than its
+products), the gradient with respect to the images inside a loop (eight times slower than the convolution that it equals), and everything
+about a convolution whose input has few channels, such as a first layer's (up to ten times). The values agree up to rounding. They also do
+where a 3 x 3 kernel of many channels takes a quarter of the multiplications (`ssdd_jax.nets.winograd`), unless precision is "float32".
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ Images = Float[Array, "n H W c"]
 Outputs = Float[Array, "n h w C"]
 Kernel = Float[Array, "k l c C"]
 
-# What takes fewer operations than that is over in a few milliseconds anyway, and is compiled twice as fast as it is.
+# Below this many operations a convolution takes a few milliseconds anyway, and compiles twice as fast unchanged.
 LEAST_OPERATIONS = 50_000_000
-# With at most so many taps times input channels, all that an output depends on is gathered into one row.
+# With at most this many taps times input channels, everything that an output depends on is gathered into one row.
 MOST_GATHERED = 64
-# So many images of a product are summed up at a time: they stay in a core's cache.
+# Images whose products are summed together: they stay in a core's cache.
 IMAGES_AT_ONCE = 8
 # With fewer input or output channels, the changes of basis outweigh the multiplications that tiles save.
 LEAST_TILED = 48
-# So many bytes of the products of tiles are made at a time.
+# Bytes of tile products that are held at a time.
 TILED_BYTES = 20_000_000
 
 
@@ -42,9 +42,9 @@ class Window(NamedTuple):
 
 
 def convolve(images: Images, kernel: Kernel, strides: Sequence[int], padding: Sequence[tuple[int, int]], **settings: Any) -> Outputs:
-    """Convolve as `jax.lax.conv_general_dilated` does, in whose place flax calls it; NHWC, without groups or dilation."""
+    """Convolve as `jax.lax.conv_general_dilated`, which it replaces in flax's layers; NHWC, without groups or dilation."""
     (top, bottom), (left, right) = padding
-    # Read here, since the gradient is traced when a surrounding `jax.default_matmul_precision` is over.
+    # Read here, since the gradient is traced after a surrounding `jax.default_matmul_precision` has ended.
     config: Any = jax.config
     precision = settings.get("precision") or config.jax_default_matmul_precision
     return _convolve(images, kernel, Window((strides[0], strides[1]), ((top, bottom), (left, right)), precision))
@@ -87,7 +87,7 @@ _convolve.defvjp(_forward, _backward)
 
 
 def _by_platform(cpu: Callable, plain: Callable, *args: Array) -> Array:
-    """Return what the function for the platform returns that the code is compiled for."""
+    """Call `cpu` where the code is compiled for CPUs, else `plain`."""
     return jax.lax.platform_dependent(*args, cpu=cpu, default=plain)
 
 
@@ -105,7 +105,7 @@ def _is_small(images: Images, kernel: Kernel, window: Window) -> bool:
 
 
 def _tiled_at_once(images: Images, kernel: Kernel, window: Window) -> int:
-    """Return how many images are convolved by tiles together; 0 where it is not done so."""
+    """Return how many images are convolved by tiles at a time; 0 if tiles are not used."""
     exact = window.precision in ("float32", "highest", jax.lax.Precision.HIGHEST, (jax.lax.Precision.HIGHEST,) * 2)
     fits = kernel.shape[:2] == (TAPS, TAPS) and window.strides == (1, 1) and images.dtype == kernel.dtype == jnp.float32
     if exact or not fits or min(kernel.shape[2:]) < LEAST_TILED:
@@ -127,7 +127,7 @@ def _matrix(kernel: Kernel) -> Float[Array, "klc C"]:
 
 
 def _taps(images: Images, kernel: Kernel, window: Window) -> list[Float[Array, "n h w c"]]:
-    """Return what each tap of the kernel is multiplied with."""
+    """Return, for each tap of the kernel, the pixels that it is multiplied by."""
     padded = jnp.pad(images, ((0, 0), *window.padding, (0, 0)))
     height, width = kernel.shape[:2]
     rows = [slice(i, padded.shape[1] - height + i + 1, window.strides[0]) for i in range(height)]
@@ -140,17 +140,17 @@ def _gather(images: Images, kernel: Kernel, window: Window) -> Float[Array, "n h
 
 
 def _turns(kernel: Kernel, window: Window) -> bool:
-    """Return whether the gradient by the images is a convolution itself: at stride 1, unless outputs lie beyond the images."""
+    """Return whether the gradient with respect to the images is a convolution: at stride 1, unless outputs lie beyond the images."""
     return window.strides == (1, 1) and all(max(pad) < size for pad, size in zip(window.padding, kernel.shape, strict=False))
 
 
 def _by_images(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Images:
-    """Return the gradient by the images, where `_turns`."""
+    """Return the gradient with respect to the images, where `_turns`."""
     if _few_channels(kernel):
-        # That of every gathered row, added up where rows overlap.
+        # The gradient of every gathered row, added up where rows overlap.
         rows = jnp.matmul(gradient, _matrix(kernel).T, precision=window.precision)
         return jax.vjp(lambda images: _gather(images, kernel, window), images)[1](rows)[0]
-    # It is a convolution with the kernel turned round.
+    # A convolution with the kernel rotated by half a turn.
     (top, bottom), (left, right) = window.padding
     height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
     turned = ((height - top, height - bottom), (width - left, width - right))
@@ -158,10 +158,10 @@ def _by_images(images: Images, kernel: Kernel, gradient: Outputs, window: Window
 
 
 def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Kernel:
-    """Return the gradient by the kernel, summed up over parts of the images."""
+    """Return the gradient with respect to the kernel, summed over parts of the images."""
 
     def by_taps(images: Images, gradient: Outputs) -> Kernel:
-        # The sum over images and places of what a tap is multiplied with times the gradient.
+        # For each tap: its pixels times the gradient, summed over images and positions.
         flat = gradient.reshape(-1, gradient.shape[-1])
         taps = [_gather(images, kernel, window)] if _few_channels(kernel) else _taps(images, kernel, window)
         products = [jnp.matmul(tap.reshape(-1, tap.shape[-1]).T, flat, precision=window.precision) for tap in taps]
@@ -172,6 +172,6 @@ def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window
 
     tiled_at_once = _tiled_at_once(images, kernel, window)
     by_part, at_once = (by_tiles, tiled_at_once) if tiled_at_once else (by_taps, IMAGES_AT_ONCE)
-    # Images of zeros, which fill up the last part, add nothing.
+    # The zero images that fill up the last part add nothing.
     parts = (split(images, at_once), split(gradient, at_once))
     return jax.lax.scan(lambda total, part: (total + by_part(*part), None), jnp.zeros_like(kernel), parts)[0]

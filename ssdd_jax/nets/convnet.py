@@ -27,7 +27,7 @@ class ConvNet(nn.Module):
         return features, Linear(self.num_outputs)(features) if self.num_outputs else features
 
 
-# The published widths, by the side of the image from which they apply.
+# The published widths, by the smallest image side that they apply to.
 _WIDTHS = {224: (32, 64, 128, 256, 512), 64: (64, 128, 256, 512), 0: (128, 256, 512)}
 
 

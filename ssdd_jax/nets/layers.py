@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ssdd_jax.nets.conv import convolve
 
-# What the linear layer on top of the features is called among the parameters, in every network: flax's name for the only one.
+# Name of the linear layer on top of the features among the parameters of every network: flax's name for the only linear layer.
 HEAD = "Linear_0"
 
 # PyTorch's default for convolutions and linear layers: weight and bias uniform in +-1/sqrt(fan_in).
@@ -27,7 +27,7 @@ def torch_bias_init(fan_in: int) -> Callable:
 
 
 class Conv(nn.Module):
-    """Convolution with explicit symmetric padding (flax's SAME pads otherwise at stride 2)."""
+    """Convolution with explicit symmetric padding (flax's SAME pads differently at stride 2)."""
 
     width: int
     kernel: int = 3
@@ -51,7 +51,7 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """3 x 3 convolution of every channel by itself, padding 1, no bias."""
+    """3 x 3 convolution of each channel on its own, padding 1, no bias."""
 
     stride: int = 1
 
@@ -60,14 +60,14 @@ class DepthwiseConv(nn.Module):
         n, height, width, channels = x.shape
         kernel = self.param("kernel", torch_kernel_init, (3, 3, 1, channels))
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        # A sum over the nine taps: XLA's CPU backend runs a convolution with a group a channel tens of times slower.
+        # A sum over the nine taps: XLA's CPU backend runs a convolution with one group per channel tens of times slower.
         rows, columns = (slice(0, size, self.stride) for size in (height, width))
         taps = (x[:, i : i + height, j : j + width][:, rows, columns] * kernel[i, j][None, None] for i in range(3) for j in range(3))
         return functools.reduce(operator.add, taps)
 
 
 class Linear(nn.Module):
-    """Fully connected layer over the last axis; without a `bias_init` the bias starts as PyTorch's."""
+    """Fully connected layer over the last axis; without a `bias_init` the bias starts as in PyTorch."""
 
     width: int
     kernel_init: Callable = torch_kernel_init
@@ -101,7 +101,7 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 running_mean.value = 0.9 * running_mean.value + 0.1 * mean
                 running_var.value = 0.9 * running_var.value + 0.1 * var * (count / max(count - 1, 1))
-        # One multiply and one add per element: what is left of the normalization once the statistics are known.
+        # Once the statistics are known, the normalization is one multiply and one add per element.
         factor = jax.lax.rsqrt(var + 1e-5)
         offset = -mean * factor
         if self.affine:
@@ -114,9 +114,9 @@ class BatchNorm(nn.Module):
 def conv_stack(
     x: Float[Array, "n H W c"], train: bool, widths: Sequence[int], kernels: Sequence[int], pooled: Sequence[bool]
 ) -> Float[Array, "n h w C"]:
-    """Apply convolution, batch norm and ReLU once a width, with a max-pooling behind where `pooled` says so.
+    """Apply convolution, batch norm and ReLU once per width, followed by max-pooling where `pooled` says so.
 
-    To be called in a module's own call. Names count the entries of PyTorch's Sequential, where ReLU and pooling have their own.
+    To be called inside a module's `__call__`. Names count the entries of PyTorch's Sequential, in which ReLU and pooling count too.
     """
     index = 0
     for width, kernel, followed_by_pool in zip(widths, kernels, pooled, strict=True):
@@ -138,8 +138,8 @@ def average_pool(x: Float[Array, "n H W C"]) -> Float[Array, "n h w C"]:
 def max_pool(x: Float[Array, "n H W C"]) -> Float[Array, "n h w C"]:
     """Take the maximum of 2 x 2 blocks, dropping an odd last row or column.
 
-    Equal maxima share the gradient, where PyTorch gives it to the first. Behind a ReLU only zeros tie in practice, and
-    its own gradient there is zero.
+    Equal maxima share the gradient, where PyTorch gives it to the first. After a ReLU only zeros tie in practice, and
+    its own gradient is zero there.
     """
     n, h, w, c = x.shape
     x = x[:, : h - h % 2, : w - w % 2]

@@ -14,14 +14,14 @@ from ssdd_jax.settings.fields import PRECISIONS
 
 
 def net_widths(net: str, widths: Sequence[int], image_shape: Sequence[int], width_factor: float = 1.0) -> tuple[int, ...]:
-    """Return the widths that `make_learner` builds a network with; the last is that of a pooled representation.
+    """Return the widths that `make_learner` builds a network with; the last is the width of a pooled representation.
 
     Args:
-        net: a name among `NETS`.
+        net: a name in `NETS`.
         widths: one per block of a convnet or vit (a vit's all equal), per stage of a resnet (4), per convolution of vgg11 (8) and
-            alexnet (5); for mobilenet stem, seven stages and last convolution. Empty: those published for the image size.
+            alexnet (5); for mobilenet: stem, seven stages and last convolution. Empty: those published for the image size.
         image_shape: (H, W, C).
-        width_factor: multiplies every width, which is then rounded and is at least 1.
+        width_factor: multiplies every width; the result is rounded, and is at least 1.
 
     Raises:
         ValueError: the name is unknown, the factor is not positive, or the widths or the images do not fit the network.
@@ -53,21 +53,21 @@ def make_learner(
     """Return a network as functions.
 
     Args:
-        net: a name among `NETS`.
+        net: a name in `NETS`.
         widths: as `net_widths` takes them; empty for the published ones.
-        image_shape: (H, W, C) of its input.
+        image_shape: (H, W, C) of the input.
         num_outputs: width of the linear layer on top of the features; 0 leaves the features as outputs.
-        pooled: whether features are the spatial mean instead of flattened, widths[-1] wide; those of a resnet, mobilenet
-            and vit are that wide anyway.
+        pooled: whether features are the spatial mean, widths[-1] wide, instead of flattened; resnet, mobilenet and vit
+            have features of that width anyway.
         width_factor: multiplies every width.
-        precision: of the products: 'tensorfloat32' rounds their float32 factors where the hardware has products of that kind (NVIDIA
-            from Ampere on; a CPU has none, and convolves by `ssdd_jax.nets.winograd` instead), 'float32' never, and 'bfloat16'
-            computes activations and products in bfloat16. Parameters, batch statistics and what the functions return are float32
-            in any case.
+        precision: precision of the products: 'tensorfloat32' rounds their float32 factors where the hardware has such products (NVIDIA
+            from Ampere on; a CPU has none, and convolves by `ssdd_jax.nets.winograd` instead), 'float32' never rounds, and
+            'bfloat16' computes activations and products in bfloat16. Parameters, batch statistics and what the functions return
+            are always float32.
 
     Raises:
-        ValueError: the widths do not fit the network, or the images do not (too small, or no whole number of patches), or the precision
-            is unknown.
+        ValueError: the widths or the images do not fit the network (images too small, or not a whole number of patches), or the
+            precision is unknown.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
@@ -91,7 +91,7 @@ def make_learner(
 
 
 def _at_precision(fn: Callable[[Any, Any], Any], precision: str) -> Callable[[Any, Any], Any]:
-    """Return fn(variables, images), computed at a precision; what it returns is float32."""
+    """Return fn(variables, images), computed at a precision; the result is float32."""
     cast = lambda tree, dtype: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
     def run(variables, images):

@@ -6,12 +6,12 @@ from jaxtyping import Array, Float
 from ssdd_jax.nets.layers import BatchNorm, Conv, DepthwiseConv, Linear
 from ssdd_jax.nets.net import Net
 
-# Of the seven stages: expansion, number of blocks, stride of the first block.
+# For each of the seven stages: expansion, number of blocks, stride of the first block.
 _STAGES = ((1, 1, 1), (2, 2, 1), (2, 3, 2), (2, 4, 2), (2, 3, 1), (2, 3, 2), (2, 1, 1))
 
 
 class InvertedResidual(nn.Module):
-    """Expand by a 1 x 1 convolution, filter each channel by a 3 x 3 one, project by a 1 x 1 one without activation.
+    """Expand with a 1 x 1 convolution, filter each channel with a 3 x 3 one, project with a 1 x 1 one without activation.
 
     A block of stride 1 adds its input, through a 1 x 1 convolution and batch norm where the widths differ.
     """

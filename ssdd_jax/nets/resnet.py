@@ -32,7 +32,7 @@ class ResNet(nn.Module):
     """Basic-block ResNet: blocks (2, 2, 2, 2) is ResNet18, (1, 1, 1, 1) is ResNet10; features are the spatial mean.
 
     The padding of 2 turns 32 pixels into stages of 34, 17, 9 and 5 pixels. Modules are named as torchvision's. KRR-ST's
-    students start the last norm of every block at zero; solo-learn's teachers do not, and start the stem as any convolution.
+    students start the last norm of every block at zero; solo-learn's teachers do not, and initialize the stem like any other convolution.
     """
 
     widths: tuple[int, ...]
@@ -55,7 +55,7 @@ class ResNet(nn.Module):
 
 def _resnet(blocks_per_stage: int) -> Net:
     blocks = (blocks_per_stage,) * 4
-    # A pooled network is a teacher: the features are the spatial mean anyway.
+    # `pooled` marks a teacher: the features are the spatial mean anyway.
     build = lambda widths, num_outputs, pooled: ResNet(widths, blocks, num_outputs, as_teacher=pooled)
     return Net(build, lambda image_shape: (64, 128, 256, 512), num_widths=len(blocks))
 

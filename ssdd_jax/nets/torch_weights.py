@@ -1,4 +1,4 @@
-"""Weights of PyTorch's networks as our variables; a state dict is read as NumPy arrays, so torch is not needed here."""
+"""PyTorch weights as our variables; a state dict is taken as NumPy arrays, so torch is not needed here."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ssdd_jax.nets.net import Net
 from ssdd_jax.registry import NETS
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-# What wrappers and self-supervised checkpoints put in front of the network's own names.
+# Prefixes that wrappers and self-supervised checkpoints put before the network's own names.
 _PARALLEL, _BACKBONES = "module.", ("backbone.", "encoder.")
 
 
@@ -39,7 +39,7 @@ def _torch_shape(shape: tuple[int, ...], leaf: str) -> tuple[int, ...]:
 
 
 def _natural(key: str) -> list:
-    """Order 'layers.10' behind 'layers.9'."""
+    """Sort 'layers.10' after 'layers.9'."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[._]", key)]
 
 
@@ -56,20 +56,20 @@ def _own_keys(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def variables_from_torch(net: str, state_dict: Mapping[str, np.ndarray], template_variables: Any) -> Any:
     """Return a network's variables with the weights of a PyTorch state dict.
 
-    Kernels go from OIHW to HWIO, linear layers are transposed, and the rows of one on a flattened feature map go from
-    the order (C, H, W) to (H, W, C).
+    Kernels go from OIHW to HWIO, linear layers are transposed, and the rows of a linear layer on a flattened feature map go
+    from the order (C, H, W) to (H, W, C).
 
     Args:
-        net: a name among `NETS`.
+        net: a name in `NETS`.
         state_dict: name -> array, as `{key: tensor.numpy() for key, tensor in module.state_dict().items()}`. The names are
             those of KRR-ST's released code for convnet, vgg11, alexnet and mobilenet, torchvision's for the resnets and
             timm's for vit; prefixes 'module.', 'backbone.' and 'encoder.' are stripped, and with one of the last two
             the other entries (a projector, say) are left out.
         template_variables: arrays or `jax.ShapeDtypeStruct`s of the variables wanted, as from
-            `jax.eval_shape(learner.init, key)`. Without a linear layer there, that of the state dict is left out.
+            `jax.eval_shape(learner.init, key)`. If they have no linear layer, that of the state dict is ignored.
 
     Raises:
-        ValueError: the net is unknown; an array is missing, has another shape, or belongs nowhere.
+        ValueError: the net is unknown; an array is missing, has another shape, or is not one of the network's.
     """
     NETS.check(net, f"net is {net!r}")
     about: Net = NETS[net]
@@ -84,9 +84,9 @@ def variables_from_torch(net: str, state_dict: Mapping[str, np.ndarray], templat
         raise ValueError(f"the state dict lacks {missing[0]} ({len(missing)} of {len(keys)} arrays of {net}); is it another network's?")
     unexpected = [key for key in found if key not in set(keys)]
     if unexpected:
-        raise ValueError(f"the state dict has {unexpected[0]} ({len(unexpected)} such), which {net} has not; is it another network's?")
+        raise ValueError(f"the state dict has {unexpected[0]} ({len(unexpected)} such), which {net} lacks; is it another network's?")
 
-    # The channels of the last feature map are those of the last norm.
+    # The last feature map has as many channels as the last norm.
     norms = sorted((key for key in keys if key.endswith("running_mean")), key=_natural)
     arrays = []
     for path, key, (_, leaf) in zip(paths, keys, leaves, strict=True):

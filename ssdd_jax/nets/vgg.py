@@ -7,12 +7,12 @@ from jaxtyping import Array, Float
 from ssdd_jax.nets.layers import Linear, conv_stack
 from ssdd_jax.nets.net import Net
 
-# Whether a max-pooling follows each of the eight convolutions.
+# For each of the eight convolutions: whether max-pooling follows it.
 _POOLED = (True, True, False, True, False, True, False, True)
 
 
 def pad_to(x: Float[Array, "n h w C"], side: int) -> Float[Array, "n H W C"]:
-    """Pad images below `side` pixels with zeros to that many, centred; larger ones stay as they are."""
+    """Pad images smaller than `side` pixels with zeros to that size, centred; larger ones stay as they are."""
     before = [max(side - size, 0) // 2 for size in x.shape[1:3]]
     after = [max(side - size, 0) - pad for size, pad in zip(x.shape[1:3], before, strict=True)]
     return jnp.pad(x, ((0, 0), *zip(before, after, strict=True), (0, 0)))

@@ -13,7 +13,7 @@ from ssdd_jax.nets.net import Net
 PATCH = 4
 HEADS = 3
 
-# timm truncates at +-2, which is a hundred standard deviations: a plain normal.
+# timm truncates at +-2, a hundred standard deviations, which is a plain normal distribution.
 _init = nn.initializers.normal(0.02)
 
 
@@ -22,7 +22,7 @@ def _linear(width: int, name: str | None = None) -> Linear:
 
 
 def layer_norm(name: str) -> nn.LayerNorm:
-    """Return a layer norm of timm's eps, 1e-6."""
+    """Return a layer norm with timm's eps, 1e-6."""
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)
 
 
@@ -39,7 +39,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers, four times as wide between, with GELU (the exact one)."""
+    """Two linear layers, four times as wide in between, with exact GELU."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t w"]) -> Float[Array, "n t w"]:
@@ -59,7 +59,7 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Timm's ViT with 3 heads on patches of 4 pixels, learned positions, one block per width (all equal).
 
-    It starts as timm's: normal weights of standard deviation 0.02, zero biases. Features are the normalized class token.
+    It is initialized as timm's: normal weights of standard deviation 0.02, zero biases. Features are the normalized class token.
     """
 
     widths: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""Convolution by a 3 x 3 kernel with a quarter of the multiplications, in float32.
+"""Convolution with a 3 x 3 kernel in a quarter of the multiplications, in float32.
 
 Winograd's minimal filtering F(4 x 4, 3 x 3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, eq. 8):
 every 4 x 4 tile of outputs is Y = A^T [ (G g G^T) * (B^T d B) ] A, with g the kernel, d the 6 x 6 inputs that the tile depends on and
-* elementwise, summed over input channels. Summed over tiles too, that is 36 matrix products; both changes of basis are one each.
+* elementwise, summed over input channels. Over all tiles, that is 36 matrix products; each change of basis is one more.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return A^T, G and B^T along one axis: polynomials multiplied by way of their values at the points (Toom and Cook)."""
+    """Return A^T, G and B^T along one axis: polynomials are multiplied through their values at the points (Toom and Cook)."""
     others = [[other for other in POINTS if other != point] for point in POINTS]
-    # Coefficients of the polynomials, the lowest first; the point at infinity takes the highest.
+    # Coefficients of the polynomials, lowest first; the point at infinity gives the highest.
     product = np.polynomial.polynomial.polyfromroots
     powers = lambda count: np.vstack([np.vander(POINTS, count, increasing=True), np.eye(count)[-1]])
     scale = [1.0 / np.prod(np.subtract(point, rest)) for point, rest in zip(POINTS, others, strict=True)]
@@ -60,5 +60,5 @@ def tiles_per_image(shape: Sequence[int]) -> int:
 
 
 def _tiles(lengths: Sequence[int]) -> list[int]:
-    """Return how many tiles cover each length; the last may stand over."""
+    """Return how many tiles cover each length; the last may reach beyond it."""
     return [-(-length // TILE) for length in lengths]

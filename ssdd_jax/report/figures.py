@@ -16,7 +16,7 @@ MIN_SIDE = 48
 MAX_BASES, MAX_IMAGES, MAX_ROWS = 64, 100, 6
 MID_GREY = 128
 FONT_SIZE = 13
-# Okabe and Ito's palette without its yellow, which is faint on white.
+# Okabe and Ito's palette without the yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":")
 
@@ -28,12 +28,12 @@ def grid(images: np.ndarray, columns: int, scale: int | None = None, gap: int = 
 
     Args:
         images: uint8 "n H W C" with C = 1 (grey) or 3 (colour).
-        columns: images a row.
-        scale: every pixel becomes a square of this side; None takes the least that makes sides of 48 pixels.
+        columns: number of images per row.
+        scale: every pixel becomes a square of this side; None takes the smallest that gives sides of at least 48 pixels.
         gap: pixels between images and around them.
 
     Raises:
-        ValueError: the images are none, not uint8, or neither grey nor coloured.
+        ValueError: there are no images, or they are not uint8, or neither grey nor RGB.
 
     Example:
         >>> grid(np.zeros((5, 8, 8, 1), np.uint8), columns=3, scale=2, gap=1).size
@@ -53,20 +53,20 @@ def grid(images: np.ndarray, columns: int, scale: int | None = None, gap: int = 
 
 
 def bases_picture(bases: ArrayLike, base_shape: Sequence[int]) -> Image.Image:
-    """Draw the first image bases "U p", each stretched to its own range, symmetric about a mid-grey 0."""
+    """Draw the first image bases "U p", each stretched to its own range, symmetric about 0, which is mid-grey."""
     bases = np.asarray(bases)[:MAX_BASES].reshape(-1, *base_shape)
     largest = np.maximum(np.abs(bases).max((1, 2, 3), keepdims=True), np.finfo(np.float32).tiny)
     return grid((MID_GREY + np.rint(127 * (bases / largest))).astype(np.uint8), min(16, len(bases)))
 
 
 def images_picture(distilled: DistilledSet, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """Draw the distilled images as they are under view 0."""
+    """Draw the distilled images under view 0."""
     pixels = to_uint8(np.asarray(reconstruct_images(distilled)[:MAX_IMAGES]), mean, std)
     return grid(pixels, min(10, len(pixels)))
 
 
 def views_picture(distilled: DistilledSet, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """Draw the first images, one a row, under every view, one a column with its name above."""
+    """Draw the first images, one per row, under every view, one per column with its name above."""
     views, gap = distilled.layout.views, 6
     pixels = to_uint8(np.asarray(apply_views(reconstruct_images(distilled)[:MAX_ROWS], views)), mean, std)
     _, _, h, w, channels = pixels.shape
@@ -94,7 +94,7 @@ def loss_picture(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
     """Draw the outer loss of every method against the step, and return the bytes of a PNG file.
 
     Args:
-        curves: of every method the steps "t" and the losses "t S" of its S seeds, positive.
+        curves: for every method the steps "t" and the losses "t S" of its S seeds, positive.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -107,7 +107,7 @@ def loss_picture(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
         figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
         axes = figure.add_subplot(yscale="log", xlabel="outer step", ylabel="outer loss (mean squared error, log scale)")
         one_seed = all(losses.shape[1] == 1 for _, losses in curves.values())
-        # The order of the legend is that of the curves' ends, so that it reads from top to bottom.
+        # The legend is sorted by the curves' right ends, so that it reads from top to bottom.
         order = sorted(curves, key=lambda method: -curves[method][1][-1].mean())
         styles = {method: (COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)]) for i, method in enumerate(curves)}
         for method in order:
@@ -122,7 +122,7 @@ def loss_picture(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
         axes.set_xlim(left=0)
         axes.grid(axis="y", color="0.88", linewidth=0.8)
         axes.set_axisbelow(True)
-        title = "one seed" if one_seed else "mean over seeds,\nband: least to largest"
+        title = "one seed" if one_seed else "mean over seeds,\nband: smallest to largest"
         legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title=title, title_fontsize=9, alignment="left")
         for text in legend.get_texts():
             text.set_color(styles[text.get_text()][0])

@@ -14,7 +14,7 @@ from rich.text import Text
 Row = Mapping[str, Any]
 TextTable = tuple[list[str], list[list[str]]]
 
-# score -> its column, where results.json does not name it; those of the few-label probe are few_PERCENT.
+# score -> its column heading, where results.json does not name it; scores of the few-label probe are named few_PERCENT.
 SCORES = {"repr_error": "repr_error", "linear": "linear probe", "few": "{} % of labels", "knn": "k-NN", "finetune": "fine-tuned"}
 SIZES = ("num_images", "num_views", "stored_scalars", "steps")
 CONTROL_LABELS = {
@@ -24,7 +24,7 @@ CONTROL_LABELS = {
     "teacher": "teacher",
 }
 NOTHING = "–"
-# A column's padding and the blank that the box draws between columns.
+# A column's padding plus the blank that the box draws between columns.
 GAP = 2
 
 
@@ -53,16 +53,16 @@ def summarize(rows: Sequence[Row], columns: Mapping[str, str] = MappingProxyType
     """Average the rows of a run over seeds.
 
     Args:
-        rows: of results.json, one per method, student, dataset and seed.
+        rows: rows of results.json, one per method, student, dataset and seed.
         columns: of `score_columns`.
 
     Returns:
-        One summary per method, student and dataset, in order of first appearance: its sizes and mean seconds if it is of a
+        One summary per method, student and dataset, in order of first appearance: sizes and mean seconds if it is about a
         distilled set, and {"mean", "std"} of every score with the sample standard deviation, None for a single seed;
-        "num_failed" of them have no scores.
+        "num_failed" is the number of seeds without scores.
 
     Raises:
-        ValueError: the seeds differ in size, so that no one line describes them.
+        ValueError: the seeds differ in size, so that no single line describes them.
 
     Example:
         >>> rows = [{"method": "ours", "student": "vit", "dataset": "digits", "repr_error": e} for e in (0.25, 0.75)]
@@ -91,13 +91,13 @@ def summarize(rows: Sequence[Row], columns: Mapping[str, str] = MappingProxyType
 
 
 def main_rows(results: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of the first student on the first dataset, and of the controls that have no student."""
+    """Return the rows of the first student on the first dataset, and those of the controls that have no student."""
     students = [row["student"] for row in results["rows"] if row["student"] is not None]
     return [row for row in results["rows"] if row["student"] in (None, *students[:1]) and row["dataset"] == results["dataset"]["name"]]
 
 
 def results_tables(results: Mapping[str, Any]) -> dict[str, TextTable]:
-    """Return all tables of a run by title: the main one, and where there are several students or datasets, one per score of these."""
+    """Return all tables of a run by title: the main one and, if there are several students or datasets, one per score across these."""
     columns = score_columns(results)
     students = list(dict.fromkeys(row["student"] for row in results["rows"] if row["student"] is not None))
     tables = {f"Results, {students[0]}" if len(students) > 1 else "Results": results_table(results)}
@@ -113,12 +113,12 @@ def results_tables(results: Mapping[str, Any]) -> dict[str, TextTable]:
 
 
 def cross_table(rows: Sequence[Row], axis: str, score: str, columns: Mapping[str, str] = MappingProxyType({})) -> TextTable:
-    """Return the header and the rows of one score: one line per method, one column per student or dataset.
+    """Return the header and the rows of one score: one row per method, one column per student or dataset.
 
     Args:
-        rows: of results.json.
+        rows: rows of results.json.
         axis: 'student' or 'dataset'.
-        score: such as 'linear'.
+        score: name of a score, such as 'linear'.
         columns: of `score_columns`.
     """
     summary = {(e["method"], e[axis]): e for e in summarize([row for row in rows if score in row or "failed" in row], columns)}
@@ -130,10 +130,10 @@ def cross_table(rows: Sequence[Row], axis: str, score: str, columns: Mapping[str
 
 
 def results_table(results: Mapping[str, Any]) -> TextTable:
-    """Return the header and the rows of a run's main table: the controls, then one row a method.
+    """Return the header and the rows of a run's main table: the controls, then one row per method.
 
     Args:
-        results: results.json.
+        results: content of results.json.
     """
     main, columns = main_rows(results), score_columns(results)
     scores, summary = scores_in(main, columns), {entry["method"]: entry for entry in summarize(main, columns)}
@@ -164,13 +164,13 @@ def results_table(results: Mapping[str, Any]) -> TextTable:
 
 
 def views_table(results: Mapping[str, Any]) -> TextTable | None:
-    """Return the header and the rows of the table of views, or None when no method has more than one view.
+    """Return the header and the rows of the table of views, or None if no method has more than one view.
 
-    One row a view: how far it moves the teacher's representation, and where each method takes its targets from, with the
-    R^2 of its approximation network (mean over seeds) if it has one.
+    One row per view: how far it moves the teacher's representation, and where each method takes its targets from, with the
+    R^2 of its approximation network (mean over seeds) if there is one.
 
     Args:
-        results: results.json.
+        results: content of results.json.
     """
     groups: dict[str, list[Row]] = {}
     for row in main_rows(results):
@@ -187,7 +187,7 @@ def views_table(results: Mapping[str, Any]) -> TextTable | None:
 
 
 def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in GitHub's Markdown, the first column to the left and the others to the right.
+    """Return a table in GitHub's Markdown, the first column aligned left and the others right.
 
     Example:
         >>> print(to_markdown(["method", "probe"], [["ours", "76.1"]]))
@@ -201,7 +201,7 @@ def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 @dataclass(frozen=True)
 class TerminalTable:
-    """A table for rich to print. Where the terminal is too narrow, its columns go on below, with the first one repeated."""
+    """A table for rich to print. If the terminal is too narrow, its columns continue below, with the first one repeated."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -220,7 +220,7 @@ class TerminalTable:
             yield table
 
     def _width(self, column: int) -> int:
-        """Return the width that breaks no cell, and the header at blanks alone."""
+        """Return the least width that breaks no cell, and the header only at blanks."""
         return max(map(len, [*self.header[column].split(), *(row[column] for row in self.rows)]))
 
     def _parts(self, max_width: int) -> list[list[int]]:
@@ -235,7 +235,7 @@ class TerminalTable:
 
 
 def to_rich(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> TerminalTable:
-    """Return a table for rich to print, split into parts where the terminal is too narrow."""
+    """Return a table for rich to print, split into parts if the terminal is too narrow."""
     return TerminalTable(header, rows, title)
 
 
@@ -253,7 +253,7 @@ def _spread(score: Mapping[str, Any], text: Callable[[float], str]) -> str:
 
 
 def _score(name: str, entry: Mapping[str, Any]) -> str:
-    """Write a score of a summary: an error as a number, an accuracy in percent, and how many seeds have none."""
+    """Format a score of a summary: an error as a number, an accuracy in percent, and how many seeds failed."""
     failed = f" ({entry['num_failed']} failed)" if entry.get("num_failed") else ""
     if name not in entry:
         return NOTHING + failed
@@ -261,7 +261,7 @@ def _score(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def _bare(value: float, decimals: int) -> str:
-    """Write a number without the zero before its point."""
+    """Format a number without the zero before its point."""
     text = f"{value:.{decimals}f}"
     return text.replace("0.", ".", 1) if text.removeprefix("-").startswith("0.") else text
 

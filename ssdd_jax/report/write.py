@@ -27,10 +27,10 @@ def write_report(workdir: str | Path) -> list[str]:
         workdir: holds results.json, and metrics.jsonl and distilled/ for the pictures.
 
     Returns:
-        One line for the user on each thing that was left out.
+        One line for the user for each thing that was left out.
 
     Raises:
-        InputError: results.json is missing or is no JSON.
+        InputError: results.json is missing or is not valid JSON.
 
     Example:
         >>> write_report("runs/digits")  # doctest: +SKIP
@@ -56,7 +56,7 @@ def write_report(workdir: str | Path) -> list[str]:
             content = figures.loss_picture(curves)
         except ImportError:
             notes.append(NO_PLOTS)
-        except Exception as error:  # a picture is not worth a run
+        except Exception as error:  # a picture is not worth losing a run
             notes.append(f"loss curves skipped: matplotlib raised {type(error).__name__}: {error}")
         else:
             write_bytes(folder / "loss.png", content)
@@ -67,7 +67,7 @@ def write_report(workdir: str | Path) -> list[str]:
             sections += _method_section(workdir, folder, method, [row["seed"] for row in sets if row["method"] == method])
         except InputError as error:
             notes.append(f"pictures of {method} skipped: {error}")
-    # Last, so that every picture that it shows is there.
+    # Written last, so that every picture it shows exists.
     write_bytes(folder / "results.md", ("\n\n".join(sections) + "\n").encode())
     return notes
 
@@ -75,10 +75,10 @@ def write_report(workdir: str | Path) -> list[str]:
 def loss_curves(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Gather the outer losses of every method in `rows` from the lines of metrics.jsonl.
 
-    Seeds may have run in several groups. The lines of seeds that `rows` lacks are those of an earlier run in the same folder.
+    Seeds may have run in several groups. Lines of seeds that are not in `rows` belong to an earlier run in the same folder.
 
     Returns:
-        Of every method the steps "t" that all its seeds have logged, and the losses "t S".
+        For every method the steps "t" that all its seeds have logged, and the losses "t S".
     """
     seeds_of: dict[str, list[int]] = {}
     for row in rows:
@@ -105,14 +105,14 @@ def read_results(file: Path) -> dict[str, Any]:
     """Return the content of results.json.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such file.
         StorageError: it is not what an evaluation writes.
     """
     if not file.is_file():
         raise InputError(f"no results.json in {file.parent}, expected a run's folder; evaluate first")
     try:
         results = json.loads(file.read_bytes())
-        # Whatever they need is there.
+        # Checks that everything they need is there.
         _ = results_tables(results), _introduction(results)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -181,7 +181,7 @@ def _method_section(workdir: Path, folder: Path, method: str, seeds: Sequence[in
         captions["bases"] = f"{shown}, each stretched to its own range; mid-grey is 0"
     if len(distilled.layout.views) > 1:
         pictures["views"] = figures.views_picture(distilled, mean, std)
-        captions["views"] = f"{_all_or_first(num_images(distilled), figures.MAX_ROWS, 'distilled images')}, one a row, under every view"
+        captions["views"] = f"{_all_or_first(num_images(distilled), figures.MAX_ROWS, 'distilled images')}, one per row, under every view"
     paragraphs = [f"## {method}, seed {seed}"]
     for kind, picture in pictures.items():
         name = f"{method}-{kind}.png"

@@ -1,4 +1,4 @@
-"""The persistent cache of what jax compiles."""
+"""The persistent compilation cache of jax."""
 
 import hashlib
 import os
@@ -8,14 +8,14 @@ from typing import Any
 
 import jax
 
-# What takes less is compiled about as fast as it is read.
+# Anything quicker is compiled about as fast as it is read back.
 LEAST_SECONDS = 0.3
 
 
 def use_cache(folder: Path) -> None:
-    """Keep what is compiled in a folder, unless the user has named another ($JAX_COMPILATION_CACHE_DIR) or switched it off.
+    """Keep compiled programs in a folder, unless the user has named another ($JAX_COMPILATION_CACHE_DIR) or switched the cache off.
 
-    Code for one CPU need not run on another, so each kind has a folder of its own.
+    Code for one CPU need not run on another, so each kind of CPU has its own folder.
     """
     settings: Any = jax.config
     if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:

@@ -1,4 +1,4 @@
-"""Many devices: one mesh, and how arrays lie on it."""
+"""Many devices: one mesh, and how arrays are sharded over it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,27 +20,27 @@ AXES = ("pool", "data")
 
 @dataclass(frozen=True)
 class Devices:
-    """A mesh of all devices, "pool" by "data": members are spread over the one axis, rows over the other.
+    """A mesh of all devices, "pool" x "data": members are sharded over the first axis, rows over the second.
 
-    A loop takes and returns arrays of this process; in between they lie on the mesh, the state whole on every device.
+    A loop takes and returns arrays of this process; in between they lie on the mesh, with a copy of the state on every device.
     """
 
     mesh: Mesh
 
     def place(self, axis: str, tree: Any) -> Any:
-        """Constrain the leading axis of the leaves to an axis of the mesh, or to none; works under jit and vmap. See `core.outer.Place`.
+        """Shard the leading axis of the leaves over an axis of the mesh, or replicate; works under jit and vmap. See `core.sharding.Shard`.
 
-        Rows need not divide by the devices: XLA fills them up.
+        The number of rows need not be a multiple of the devices: XLA pads them.
         """
         return jax.lax.with_sharding_constraint(tree, self.whole if axis == "whole" else self._sharding(axis))
 
     @property
     def whole(self) -> NamedSharding:
-        """Return the sharding of what lies whole on every device."""
+        """Return the sharding that puts a full copy on every device."""
         return self._sharding()
 
     def replicate(self, tree: Any) -> Any:
-        """Return arrays of this process, equal in all processes, whole on every device."""
+        """Copy arrays of this process, equal in all processes, to every device."""
         return jax.tree.map(self._replicate, tree)
 
     def own_rows(self, size: int) -> np.ndarray:
@@ -49,11 +49,11 @@ class Devices:
         return np.unique(np.concatenate([np.arange(size)[index] for index in slices if index is not None]))
 
     def spread_rows(self, batches: tuple[np.ndarray, ...], sizes: Sequence[int], axis: int) -> tuple[jax.Array, ...]:
-        """Return batches that are spread over "data", given of each batch its own rows and how many there are in all processes."""
+        """Return batches sharded over "data", given this process's rows of each batch and the batch sizes over all processes."""
         return tuple(self._spread_rows(own, size, axis) for own, size in zip(batches, sizes, strict=True))
 
     def of_processes(self, value: int) -> jax.Array:
-        """Return a number of this process and those of the others, one a device."""
+        """Return this process's number and those of the others, one per device."""
         copies = [jax.device_put(np.full(1, value, np.int32), device) for device in self.mesh.local_devices]
         spread = NamedSharding(self.mesh, PartitionSpec(AXES))
         return jax.make_array_from_single_device_arrays((self.mesh.size,), spread, copies)
@@ -68,15 +68,15 @@ class Devices:
 
     def _spread_rows(self, own: np.ndarray, size: int, axis: int) -> jax.Array:
         rows = self.own_rows(size)
-        # An index is one of the whole batch, of which the own rows alone are here.
+        # Indices refer to the complete batch, but only this process's rows are here.
         within = lambda index: np.take(own, np.searchsorted(rows, np.arange(size)[index[axis]]), axis)
         shape = (*own.shape[:axis], size, *own.shape[axis + 1 :])
         return jax.make_array_from_callback(shape, self._sharding(*[None] * axis, "data"), within)
 
     def _replicate(self, leaf: Any) -> jax.Array:
-        # Memory of numpy's may be taken for the device's as it is, and must not be given away with a donated state.
+        # jax may use numpy's memory directly as a device buffer, and that must not be given away with a donated state.
         leaf = leaf if isinstance(leaf, jax.Array) else jnp.array(leaf)
-        # Where the leaf is on one of the devices already, its buffer is taken.
+        # If the leaf is already on one of the devices, its buffer is used.
         copies = [jax.device_put(leaf, device) for device in self.mesh.local_devices]
         return jax.make_array_from_single_device_arrays(np.shape(leaf), self.whole, copies)
 
@@ -92,7 +92,7 @@ def placement(devices: Devices | None) -> Shard:
 
 
 def make_devices(pool: int = 1) -> Devices | None:
-    """Return the mesh of all devices with so many along "pool", or None where there is one device, which needs none.
+    """Return the mesh of all devices with `pool` of them along "pool", or None for a single device, which needs no mesh.
 
     It is also None where one of several processes works alone.
     """
@@ -104,13 +104,13 @@ def pool_axis(spec: DevicesSpec, members_per_step: int) -> int:
     """Return how many devices lie along "pool" in the outer loop.
 
     Raises:
-        InputError: so many do not fit.
+        InputError: `config.devices.pool` does not divide the devices and the members of a step.
     """
     count, pool = jax.device_count(), spec.pool
     if count % pool or members_per_step % pool:
         raise InputError(
             f"config.devices.pool is {pool}, expected a divisor of the {count} devices and of "
             f"config.pool.members_per_step ({members_per_step}); "
-            "1 spreads rows alone"
+            "1 shards only rows"
         )
     return pool

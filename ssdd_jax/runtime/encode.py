@@ -1,4 +1,4 @@
-"""Passing many images through a network, a batch at a time."""
+"""Passing many images through a network, one batch at a time."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ from ssdd_jax.progress import Display
 from ssdd_jax.runtime.health import NumericalError
 
 ENCODE_BATCH = 512
-# Batches between two records of how far a file has come.
+# Number of batches between two records of how far a file has got.
 RECORD_EVERY = 64
 DIGEST_ROWS = 4096
 
 
 def encode_batch(rows: Images | jax.Array) -> int:
-    """Return how many rows pass together: `ENCODE_BATCH`, or of images larger than 64 x 64 as many as have so many pixels."""
+    """Return how many rows pass together: `ENCODE_BATCH`, or for images above 64 x 64 as many as have that many 64 x 64 images' pixels."""
     pixels = rows.shape[1] * rows.shape[2] if rows.ndim == 4 else 1
     return min(len(rows), max(1, ENCODE_BATCH * 64**2 // max(64**2, pixels)))
 
@@ -38,15 +38,15 @@ def in_batches(fn: Callable[[jax.Array], Any], rows: Images | jax.Array) -> Any:
 def encode_to_file(
     fn: Callable[[jax.Array, jax.Array], jax.Array], images: Images, width: int, file: Path, display: Display, name: str
 ) -> None:
-    """Write fn(batch of images, their rows) of all images to an .npy file of float32 "n width".
+    """Write fn(batch of images, their rows) for all images to an .npy file of float32 "n width".
 
-    Cut off, it goes on where it was; the file has its name once it is whole. One that is no longer as it was written is written again.
+    An interrupted file is resumed, and renamed when complete. A file that has changed since it was written is written again.
     """
     if file.exists():
         reason = damaged_encoding(file)
         if not reason:
             return
-        display.print(f"warning: {file}: {reason}; it is computed again")
+        display.print(f"warning: {file}: {reason}; it is recomputed")
         file.unlink()
     file.parent.mkdir(parents=True, exist_ok=True)
     partial, record = file.with_suffix(".partial"), file.with_suffix(".rows.json")
@@ -65,7 +65,7 @@ def encode_to_file(
             encoded = _apply(lambda pair: fn(*pair), (images[start : start + size], rows), size)
             if not np.isfinite(encoded).all():
                 bad = start + int(np.argmin(np.isfinite(encoded).all(1)))
-                raise NumericalError(f"{name}: what the teacher makes of image {bad} is not finite; pretrain it with a lower learning rate")
+                raise NumericalError(f"{name}: the teacher's output for image {bad} is not finite; pretrain it with a lower learning rate")
             target[start : start + len(rows)] = encoded
             digest.update(target[start : start + len(rows)].tobytes())
             task.advance(start + len(rows))
@@ -73,7 +73,7 @@ def encode_to_file(
                 target.flush()
                 write_json(record, {"done": start + len(rows), "sha256": digest.hexdigest()})
     target.flush()
-    # Before the file, so that one under its name has a digest.
+    # The digest comes first, so that a file under its final name always has one.
     write_json(_digest_file(file), {**_about(target), "sha256": digest.hexdigest()})
     partial.replace(file)
     record.unlink(missing_ok=True)
@@ -87,11 +87,11 @@ def damaged_encoding(file: Path) -> str:
         whole = expected == {**_about(rows), "sha256": _digest(rows, len(rows)).hexdigest()}
     except (OSError, ValueError, OverflowError, EOFError) as error:
         return f"it, or {_digest_file(file).name}, cannot be read ({type(error).__name__})"
-    return "" if whole else "it is not as it was written"
+    return "" if whole else "it has changed since it was written"
 
 
 def _encoded_so_far(partial: Path, record: Path, shape: tuple[int, int]) -> tuple[int, Any]:
-    """Return how many rows of a file are there from an earlier attempt, and their digest to go on with; 0 and None for none."""
+    """Return how many rows of a file an earlier attempt has left, and their digest to continue; (0, None) if none."""
     try:
         about = json.loads(record.read_bytes())
         rows = np.load(partial, mmap_mode="r", allow_pickle=False)
@@ -108,7 +108,7 @@ def _about(rows: np.ndarray) -> dict[str, Any]:
 
 
 def _digest(rows: np.ndarray, count: int) -> Any:
-    """Return the sha256 of the first rows, read a block at a time."""
+    """Return the sha256 of the first rows, read block by block."""
     digest = hashlib.sha256()
     for start in range(0, count, DIGEST_ROWS):
         digest.update(np.ascontiguousarray(rows[start : min(start + DIGEST_ROWS, count)]).tobytes())
@@ -120,7 +120,7 @@ def _digest_file(file: Path) -> Path:
 
 
 def _apply(fn: Callable[[Any], Any], batch: Any, size: int) -> Any:
-    """Apply a function to a batch filled up with zeros to `size`, and drop what belongs to them."""
+    """Apply a function to a batch padded with zeros to `size`, and drop the results for the padding."""
     kept = len(jax.tree.leaves(batch)[0])
     fill = lambda leaf: np.concatenate([leaf, np.zeros((size - kept, *leaf.shape[1:]), leaf.dtype)]) if kept < size else leaf
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:kept], fn(jax.tree.map(lambda leaf: jnp.asarray(fill(np.asarray(leaf))), batch)))

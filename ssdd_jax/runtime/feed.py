@@ -1,4 +1,4 @@
-"""Batches from arrays that are too large for the device: read by a thread for the steps ahead."""
+"""Batches from arrays that are too large for the device: a thread reads them ahead of the steps."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from ssdd_jax.data import Concatenated, Images
 
-# So many dispatches are read while the device works on another one.
+# Dispatches that are read ahead while the device works on another one.
 READ_AHEAD = 2
 MOST_BYTES = 2**26
 
@@ -30,9 +30,9 @@ class Reader:
 
     Args:
         draw: (step number, *args) -> a tuple of integer arrays, the rows of each table with a leading axis of seeds.
-        tables: "N ..." each.
-        args: of `draw`.
-        own_rows: batch size -> which of a batch's rows are read; None reads all.
+        tables: arrays "N ...".
+        args: further arguments of `draw`.
+        own_rows: batch size -> which of a batch's rows to read; None reads all of them.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Reader:
         self.most_steps = max(1, MOST_BYTES // step_bytes)
 
     def read(self, first: int, length: int) -> tuple[np.ndarray, ...]:
-        """Return the batches of a dispatch, "S b ..." for one step and "L S b ..." for several, of a batch the own rows."""
-        # Drawn on the CPU: on an accelerator the draw would wait for the steps before it. The bits are the same.
+        """Return this process's rows of a dispatch's batches, "S b ..." for one step and "L S b ..." for several."""
+        # Drawn on the CPU: on an accelerator the draw would wait for earlier steps. The bits are the same.
         with _on_cpu():
             drawn = [self.draw(step, *self.args) for step in range(first, first + length)]
         batches = [
@@ -80,5 +80,5 @@ class Reader:
 def _on_cpu() -> Any:
     try:
         return jax.default_device(jax.devices("cpu")[0])
-    except RuntimeError:  # the platforms that jax may use leave the CPU out
+    except RuntimeError:  # the CPU is not among the platforms that jax may use
         return nullcontext()

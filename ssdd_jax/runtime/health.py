@@ -1,4 +1,4 @@
-"""Whether the numbers of a loop are finite: told inside the jitted step, read by the host now and then."""
+"""Whether the numbers of a loop are finite: checked inside the jitted step, read by the host occasionally."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,10 +26,10 @@ def not_finite(metrics: Mapping[str, jax.Array], state: Any) -> dict[str, jax.Ar
 
 
 def first_bad(flags: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[int, int, list[str]] | None:
-    """Return the first (step number, seed's place, names of what is not finite), or None.
+    """Return the first (step number, index of the seed, names of what is not finite), or None.
 
     Args:
-        flags: of every dispatch in order, its first step number and `not_finite` of its steps, "L S" each.
+        flags: for every dispatch in order, the number of its first step and `not_finite` of its steps, each "L S".
     """
     for first, bad in flags:
         names = list(bad)
@@ -42,16 +42,16 @@ def first_bad(flags: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[int, int,
 
 
 def explain(names: Iterable[str], causes: Mapping[str, str], batch: Mapping[str, np.ndarray]) -> tuple[str, str]:
-    """Return what went bad, in words, and the likely cause.
+    """Return in words what went bad, and the likely cause.
 
     Args:
-        names: of what is not finite.
-        causes: what to do, by name, in the order in which a step computes them: where one goes bad, those after it follow.
+        names: names of what is not finite.
+        causes: causes and remedies by name, in the order in which a step computes them: once one goes bad, later ones follow.
         batch: the step's arrays, by name.
     """
     ordered = sorted(names, key=lambda name: list(causes).index(name) if name in causes else len(causes))
     cause = causes.get(ordered[0], "the learning rate; lower it")
     unfit = [key for key, array in batch.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if unfit:
-        cause = f"{unfit[0]} of the batch is not finite to begin with; look at the data and at the teacher"
+        cause = f"{unfit[0]} of the batch is not finite to begin with; check the data and the teacher"
     return f"{', '.join(ordered)} {'are' if len(ordered) > 1 else 'is'} not finite", cause

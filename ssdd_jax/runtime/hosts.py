@@ -1,11 +1,11 @@
 """The processes of one run: which of them writes, what they agree on, and how they end together.
 
-Process 0 writes, prints and evaluates. The others run the loops with it, and wait where it works alone. On one process, nothing here
-does anything.
+Process 0 writes, prints and evaluates. The others run the loops with it, and wait while it works alone. With a single process, nothing
+here does anything.
 
-Whoever ends before the run is done leaves a note with the coordination service, which a thread of every process looks for, so that all
-end with the same exit status. A process that dies leaves none: the others learn of it from the collectives that fail, or from jax,
-which aborts a process that has missed another one's heartbeats.
+A process that ends before the run is done leaves a note with the coordination service; a thread in every process watches for it, so that
+all end with the same exit status. A process that dies leaves no note: the others notice through failing collectives, or through jax,
+which aborts a process that misses another one's heartbeats.
 """
 
 import _thread
@@ -33,14 +33,14 @@ from ssdd_jax.runtime import stop
 STATUS = Status.LOST
 
 POLL_S = 0.25
-# So long may a process take to end by itself once another has ended; a checkpoint may have to be written.
+# Seconds that a process may take to end on its own once another has ended; it may have a checkpoint to write.
 GRACE_S = 60.0
-# So long process 0, which runs the coordination service, waits for the others to end.
+# Seconds that process 0, which runs the coordination service, waits for the others to end.
 LINGER_S = 20.0
-# So long a file may take to be seen by another host.
+# Seconds until a file must be visible on another host.
 SEEN_S = 20.0
 TOKEN_FILE = ".processes"
-# How jax says that another process is gone: collectives between CPUs, between GPUs, and the coordination service.
+# Words in jax's errors when another process is gone: from collectives between CPUs, between GPUs, and from the coordination service.
 GONE = re.compile(r"gloo|nccl|connection|peer|socket|coordination|heartbeat|unavailable|deadline", re.IGNORECASE)
 NOTE = "ssdd_jax/note"
 
@@ -52,7 +52,7 @@ class Lost(RuntimeError):
 
 
 class _State:
-    # How many processes there are; asking jax would start its devices.
+    # Number of processes; asking jax would initialize its devices.
     count = 1
     alone = False
     where = ""
@@ -61,7 +61,7 @@ class _State:
 
 
 def several() -> bool:
-    """Return whether this process now works together with others."""
+    """Return whether this process currently works together with others."""
     return not _State.alone and _State.count > 1
 
 
@@ -72,7 +72,7 @@ def is_writer() -> bool:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it, the writer works by itself."""
+    """Inside this context the writer works on its own."""
     _State.alone = True
     try:
         yield
@@ -81,24 +81,24 @@ def alone() -> Iterator[None]:
 
 
 def is_alone() -> bool:
-    """Return whether this process is one of several, and works by itself for now."""
+    """Return whether this process is one of several, but currently works on its own."""
     return _State.alone and _State.count > 1
 
 
 def at(step: int, name: str) -> None:
-    """Say how far the run has come, for the message on a lost process."""
+    """Record how far the run has got, for the message about a lost process."""
     _State.where = f" at step {step} of {name}"
 
 
 def connect(where: tuple[str, int, int] | None, heartbeat_s: int) -> None:
-    """Join the other processes; to be called before anything else of jax is.
+    """Join the other processes; call it before anything else of jax.
 
     Args:
-        where: the coordinator's address, the number of processes and which of them this is; None asks the cluster.
+        where: the coordinator's address, the number of processes and the index of this one; None asks the cluster.
         heartbeat_s: see `DevicesSpec`.
 
     Raises:
-        InputError: there are no others to join.
+        InputError: the others cannot be joined.
     """
     names = ("coordinator_address", "num_processes", "process_id")
     try:
@@ -106,7 +106,7 @@ def connect(where: tuple[str, int, int] | None, heartbeat_s: int) -> None:
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         outside = "outside a TPU pod, Slurm and Open MPI give HOST:PORT,NUM,ID"
-        hint = outside if where is None else "see that all of them are started, and reach that address"
+        hint = outside if where is None else "check that all of them are started and can reach that address"
         raise InputError(f"--distributed: cannot join the other processes ({reason}); {hint}") from error
     _State.count = jax.process_count()
     if _State.count > 1:
@@ -115,12 +115,12 @@ def connect(where: tuple[str, int, int] | None, heartbeat_s: int) -> None:
 
 
 def agree(tree: Any) -> Any:
-    """Return the writer's values of a tree of numbers and arrays, in every process."""
+    """Return the writer's values of a tree of numbers and arrays in every process."""
     return multihost_utils.broadcast_one_to_all(tree) if several() else tree
 
 
 def wait_for_writer(stoppable: bool = True) -> None:
-    """Wait, however long it takes, until the writer comes here as well.
+    """Wait, however long it takes, until the writer gets here too.
 
     Raises:
         Stopped: this process was asked to stop, and the wait is `stoppable`.
@@ -132,7 +132,7 @@ def wait_for_writer(stoppable: bool = True) -> None:
     if is_writer():
         compat.coordinator().key_value_set(key, "done")
         return
-    # Polled, since within a call of the client no signal is seen.
+    # Polled, since no signal is handled inside a blocking call of the client.
     while _get(key) is None:
         if stoppable and stop.requested():
             raise stop.Stopped("stopped; run the same command to go on")
@@ -141,10 +141,10 @@ def wait_for_writer(stoppable: bool = True) -> None:
 
 @contextmanager
 def sharing(workdir: Path) -> Iterator[None]:
-    """See that all processes have the same folder for their workdir.
+    """Check that all processes see the same folder as their workdir.
 
     Raises:
-        InputError: one has not.
+        InputError: one of them sees another folder.
     """
     if not several():
         yield
@@ -159,7 +159,7 @@ def sharing(workdir: Path) -> Iterator[None]:
     while _content(file) != token:
         if time.monotonic() > deadline:
             raise InputError(
-                f"--workdir {workdir} of process {jax.process_index()} is not that of process 0; give a folder that all processes see"
+                f"--workdir {workdir} of process {jax.process_index()} is not process 0's folder; give a folder that all processes share"
             )
         time.sleep(POLL_S)
     try:
@@ -170,7 +170,7 @@ def sharing(workdir: Path) -> Iterator[None]:
 
 
 def check_alike(about: dict[str, Any]) -> None:
-    """Refuse to run together with a writer of other settings, data or versions.
+    """Refuse to run together with a writer whose settings, data or versions differ.
 
     Raises:
         InputError: this process differs from process 0.
@@ -190,17 +190,17 @@ def check_alike(about: dict[str, Any]) -> None:
 
 
 def leave(status: int, line: str) -> None:
-    """End this process, and tell the others why; returns where there are none."""
+    """End this process and tell the others why; returns if there are no others."""
     if _State.count == 1:
         return
-    with suppress(Exception):  # somebody has left a note already, or nobody is there to read it
+    with suppress(Exception):  # another process has already left a note, or none is there to read it
         compat.coordinator().key_value_set(NOTE, json.dumps({"process": jax.process_index(), "status": status, "line": line}))
     _end(status)
 
 
 def lost(error: Exception) -> Lost | None:
-    """Return what to tell where an error means that another process is gone, or None if it means something else."""
-    # One that has left a note ends all of them.
+    """Return the error to report if `error` means that another process is gone, or None if it means something else."""
+    # If the lost process left a note, that note ends all of them.
     if _State.count == 1 or not isinstance(error, jax.errors.JaxRuntimeError) or not GONE.search(str(error)):
         return None
     time.sleep(4 * POLL_S)
@@ -217,7 +217,7 @@ def _lost_line() -> str:
 
 
 def _get(key: str) -> str | None:
-    """Return the value of a key, or None where there is none."""
+    """Return the value of a key, or None if it has none."""
     try:
         return compat.coordinator().key_value_try_get(key)
     except jax.errors.JaxRuntimeError:
@@ -230,11 +230,11 @@ def _note() -> dict[str, Any] | None:
 
 
 def _watch() -> None:
-    """End this process where another one has left."""
+    """End this process when another one has left."""
     while (note := _note()) is None:
         time.sleep(POLL_S)
     if note["status"] == stop.STATUS and not stop.requested():
-        # As if this process had been asked; unlike a signal it does nothing where the run is over already.
+        # As if this process had been asked to stop; unlike a signal, it does nothing once the run is over.
         _thread.interrupt_main(signal.SIGTERM)
     time.sleep(GRACE_S if note["status"] == stop.STATUS else 4 * POLL_S)
     _follow(note)
@@ -247,13 +247,13 @@ def _follow(note: dict[str, Any]) -> NoReturn:
 
 
 def _end(status: int) -> NoReturn:
-    """End at once, without jax's own way of ending, which waits for all processes."""
+    """End at once, bypassing jax's own shutdown, which waits for all processes."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
     with suppress(Exception):
         if is_writer() and status != STATUS:
-            # With it the coordination service ends, and whoever is left would take this for a loss.
+            # The coordination service ends with this process, and any process still there would take that for a loss.
             deadline = time.monotonic() + LINGER_S
             while time.monotonic() < deadline and not all(_get(f"ssdd_jax/left/{i}") for i in range(1, _State.count)):
                 time.sleep(POLL_S)
@@ -263,13 +263,13 @@ def _end(status: int) -> NoReturn:
 
 
 def _on_abort() -> None:
-    """Say in one line why jax aborts this process: it does so in a thread of its own, past all of Python's handlers."""
+    """Print one line on why jax aborts this process: jax does so in its own thread, past all of Python's handlers."""
 
     def handle(_: int) -> None:
         os.write(2, f"error: {_lost_line()}\n".encode(errors="replace"))
         os._exit(STATUS)
 
-    # Kept, since it must outlive this call.
+    # Stored, since it must outlive this call.
     _State.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p

@@ -21,7 +21,7 @@ from ssdd_jax.runtime.devices import Devices, on_cpu
 from ssdd_jax.runtime.feed import Reader, Table
 from ssdd_jax.runtime.memory import check_fits, in_words
 
-# Dispatches after which the processes look at whether any of them was asked to stop.
+# Number of dispatches after which the processes check whether any of them was asked to stop.
 ASKED_AGO = 2
 
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -44,19 +44,19 @@ def unstack(tree: Any) -> list[Any]:
 
 
 class Loop:
-    """A step, jitted for a group of seeds and for several steps a dispatch; the state is donated.
+    """A step, jitted for a group of seeds and for several steps per dispatch; the state is donated.
 
     Args:
         step: (state, step number, *args) -> (state, metrics), for one seed.
-        axes: of the args: 0 where every seed has its own (leading axis), None where they share it.
+        axes: for each arg, 0 if every seed has its own (leading axis), None if they share it.
         steps_per_dispatch: see `RunSpec`.
-        draw: (step number, *args) -> a tuple of integer arrays, for one seed: the rows of each of the tables that are given to
-            `run`. The step is then (state, step number, batch, *args), where batch has these rows of each table.
-        watch: state -> what of it must stay finite, beside the metrics; all of it unless said otherwise.
-        causes: what may be to blame and what to do, by the name of a metric or of a part of the watched state, in the order in which
+        draw: (step number, *args) -> a tuple of integer arrays, for one seed: the rows of each of the tables that `run`
+            is given. The step is then (state, step number, batch, *args), where batch holds these rows of each table.
+        watch: state -> the part of it that must stay finite, besides the metrics; all of it by default.
+        causes: likely cause and remedy, by the name of a metric or of a part of the watched state, in the order in which
             a step computes them.
-        limit: a step that takes more bytes of memory is refused; None refuses none.
-        devices: the mesh that the loop runs on; None is one device. Batches are spread over it, the state is whole on every device.
+        limit: bytes of memory above which a step is refused; None refuses none.
+        devices: the mesh that the loop runs on; None for one device. Batches are sharded over it; every device has the full state.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Loop:
     ):
         self.causes, self.limit, self.devices = dict(causes or {}), limit, devices
         self.compiled: dict[Any, Any] = {}
-        """What is compiled, by the shapes of its operands."""
+        """Compiled programs, by the shapes of their operands."""
         self.steps_per_dispatch = steps_per_dispatch or (1 if on_cpu() else 50)
         self.draw = None if draw is None else over_leading_axis(draw, (None, *axes))
 
@@ -84,7 +84,7 @@ class Loop:
                 batch = tuple(table[rows] for table, rows in zip(tables, draw(number, *args), strict=True))
             if devices is not None:
                 batch = devices.place("data", batch)
-            # What follows is compiled alike wherever the batch is from, and so has the same bits.
+            # The barrier makes the rest compile identically wherever the batch comes from, so that the bits are the same.
             return step(state, number, jax.lax.optimization_barrier(batch), *args)
 
         one_step = over_leading_axis(step_on, (0, None, None, 0, *axes))
@@ -93,7 +93,7 @@ class Loop:
             state, metrics = one_step(*inputs)
             return state, (metrics, jax.vmap(lambda m, s: health.not_finite(m, watch(s)))(metrics, state))
 
-        # Whatever a step spreads, what it returns is whole on every device.
+        # However a step shards its arrays, its results are replicated on every device.
         @partial(jax.jit, static_argnums=2, donate_argnums=0, **({} if devices is None else {"out_shardings": devices.whole}))
         def dispatch(state, first, length, asked, tables, batches, *args):
             # Whether any process was asked to stop; all of them learn it from the same dispatch.
@@ -108,9 +108,9 @@ class Loop:
         self.dispatch = dispatch
 
     def compile(self, *operands: Any) -> tuple[Any, float]:
-        """Compile the dispatch for operands like these, unless that is done, and return it with the seconds that it took.
+        """Compile the dispatch for operands like these, unless that was done before, and return it with the seconds that this took.
 
-        The operands are those of `self.dispatch`; the result takes them without the third, the number of steps.
+        The operands are those of `self.dispatch`; the compiled function takes them without the third, the number of steps.
 
         Raises:
             TooLarge: it takes more memory than the limit.
@@ -142,22 +142,22 @@ class Loop:
     ) -> Any:
         """Run steps start ... num_steps - 1 and return the last state.
 
-        Tables on the device are gathered from in the step; if any is on disk, batches are read ahead of the steps.
+        If all tables are on the device, the step gathers rows from them; if any is on disk, batches are read ahead of the steps.
         Every `log_every` steps the metrics, averaged over the steps since the last time, go to `metrics` under `name`, as a list with
-        one value a seed. Whether all is finite is told in the step, and looked at whenever something is logged or saved.
+        one value per seed. Finiteness is checked inside the step, and read whenever something is logged or saved.
 
         Raises:
             TooLarge: a step takes more memory than the limit.
-            NumericalError: a metric or the state is NaN or infinite; the batch is saved beside the metrics.
+            NumericalError: a metric or the state is NaN or infinite; the batch is saved next to the metrics.
             Stopped: the run was asked to stop; the step is saved if there are `checkpoints`.
         """
         every = checkpoints.every if checkpoints is not None else 0
         if not hosts.is_writer():
             metrics = checkpoints = None
-        # Where no step is left, lines beyond it are those of a loop that goes on under the same name.
+        # If no step is left, any later lines belong to another loop that goes on under the same name.
         if metrics is not None and start < num_steps:
             metrics.begin(name, start)
-        # What was summed up since the last line, where the steps before went by in an earlier attempt.
+        # Sums since the last logged line, if the steps before this one ran in an earlier attempt.
         notes = checkpoints.notes if checkpoints is not None and start else {}
         logged = notes.get("logged", start)
         pending = [notes["sums"]] if notes.get("sums") else []
@@ -217,9 +217,9 @@ class Loop:
                 if stopping:
                     stop.request()
                     if checkpoints is not None:
-                        # What could not be saved must not end as if it had been.
+                        # A failed save must not end the run as if it had succeeded.
                         checkpoints.wait()
-                    # Whoever ends takes its part of the steps that are under way with it.
+                    # A process that ends would break off its share of the steps under way.
                     jax.block_until_ready(state)
                     hosts.wait_for_writer(stoppable=False)
                     raise stop.Stopped(f"stopped at step {step} of {name}; run the same command to go on")
@@ -236,7 +236,7 @@ class Loop:
         metrics: Metrics | None,
         checkpoints: Checkpoints | None,
     ) -> str:
-        """Return what a user should know of a step after which something is not finite, and save its batch."""
+        """Return what the user should know about a step after which something is not finite, and save its batch."""
         batch = {}
         if self.draw is not None:
             drawn = [np.asarray(rows)[place] for rows in self.draw(number, *args)]
@@ -255,19 +255,19 @@ class Loop:
 
 
 def _asked(so_far: deque[jax.Array], asked: jax.Array) -> bool:
-    """Return whether any process had been asked to stop some dispatches ago: later ones may not have run, and are not waited for."""
+    """Return whether any process had been asked to stop `ASKED_AGO` dispatches ago; newer dispatches may still be running: do not wait."""
     so_far.append(asked)
     return len(so_far) > ASKED_AGO and bool(so_far.popleft())
 
 
 def _sums(values: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Add up metrics one after the other, so that the sum of a part and then the rest has the same bits."""
+    """Add up metrics in sequence, so that summing in two parts gives the same bits."""
     add = lambda total, value: {key: total[key] + np.asarray(value[key], np.float64) for key in total}
     return reduce(add, values[1:], {key: np.asarray(value, np.float64) for key, value in values[0].items()})
 
 
 def _dispatches(start: int, num_steps: int, most: int, every: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first step, number of steps); one ends where something is due, so that the lengths that are compiled are few."""
+    """Yield (first step, number of steps) of each dispatch; it ends where something is due, so that few lengths are compiled."""
     step = start
     while step < num_steps:
         stop = min([num_steps, *((step // period + 1) * period for period in every)])
@@ -279,10 +279,10 @@ def _dispatches(start: int, num_steps: int, most: int, every: Sequence[int]) -> 
 def resumable(folder: Path, state: Any, display: Display, **settings: Any) -> tuple[Checkpoints, int, Any]:
     """Open the checkpoints in `folder`, with the settings of `Checkpoints`, and return them with the newest (step, state).
 
-    Without any, that is (0, `state`).
+    Without checkpoints, that is (0, `state`).
     """
     checkpoints = Checkpoints(folder, **settings)
-    # Of several processes one reads, and the loop gives the others what it has read.
+    # One of several processes reads, and the loop passes on to the others what it has read.
     found = checkpoints.restore(state, lambda line: display.print(f"warning: {line}")) if hosts.is_writer() else None
     step, state = (0, state) if found is None else found
     return checkpoints, int(hosts.agree(step)), state

@@ -15,7 +15,7 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.runtime.devices import on_cpu
 from ssdd_jax.settings.spec import MemorySpec
 
-# Activations of so many bytes stay in a CPU's caches from one layer to the next.
+# Activations up to this many bytes stay in a CPU's caches from one layer to the next.
 CACHED_BYTES = 2**24
 
 
@@ -24,7 +24,7 @@ class TooLarge(InputError):
 
 
 def rows_at_once(spec: MemorySpec, learner: Learner, image_shape: tuple[int, int, int]) -> int:
-    """Return how many images pass through a member together, 0 for all of them; chosen where the settings leave it open."""
+    """Return how many images pass through a member together, 0 for all of them; chosen here if the settings leave it open."""
     if spec.rows_at_once or not on_cpu():
         return spec.rows_at_once
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -34,7 +34,7 @@ def rows_at_once(spec: MemorySpec, learner: Learner, image_shape: tuple[int, int
 
 
 def _activation_bytes(jaxpr: Any) -> Iterator[int]:
-    """Yield the size of everything that has a batch axis of one."""
+    """Yield the size in bytes of every intermediate image batch (four axes, the first of length one)."""
     for equation in jaxpr.eqns:
         for parameter in equation.params.values():
             inner = getattr(parameter, "jaxpr", parameter)
@@ -47,7 +47,7 @@ def _activation_bytes(jaxpr: Any) -> Iterator[int]:
 
 
 def step_bytes(compiled: Any) -> int | None:
-    """Return what a compiled step takes, its arguments included, or None where the platform does not tell."""
+    """Return the bytes that a compiled step takes, including its arguments, or None if the platform does not say."""
     about = compiled.memory_analysis()
     if about is None:
         return None
@@ -56,7 +56,7 @@ def step_bytes(compiled: Any) -> int | None:
 
 
 def limit_bytes(spec: MemorySpec) -> int | None:
-    """Return how much a step may take: what the settings say, or all of the device's, or None where it does not tell."""
+    """Return the bytes that a step may take: the settings' limit, or all of the device's memory, or None if the device does not say."""
     if spec.limit_gb:
         return int(spec.limit_gb * 1e9)
     device = jax.local_devices()[0]
@@ -77,7 +77,7 @@ def check_fits(compiled: Any, limit: int) -> None:
     """Refuse a step that takes more memory than there is.
 
     Raises:
-        TooLarge: saying how much it takes and how much there is.
+        TooLarge: the message says how much it takes and how much there is.
     """
     needed = step_bytes(compiled)
     if needed is not None and needed > limit:
@@ -85,6 +85,6 @@ def check_fits(compiled: Any, limit: int) -> None:
 
 
 def in_words(compiled: Any) -> str:
-    """Return what a compiled step takes, in words."""
+    """Return in words how much memory a compiled step takes."""
     needed = step_bytes(compiled)
     return "an unknown amount" if needed is None else f"{needed / 1e9:.3g} GB"

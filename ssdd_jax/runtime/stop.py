@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM or Ctrl-C end a run where nothing is lost."""
+"""Stopping on request: SIGTERM or Ctrl-C end a run at a point where nothing is lost."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ STATUS = Status.STOPPED
 
 
 class Stopped(BaseException):
-    """The run was asked to stop; the message says how to go on. Not an Exception, so that nothing takes it for an error."""
+    """The run was asked to stop; the message says how to go on. Not an Exception, so that no handler takes it for an error."""
 
 
 class _Request:
@@ -25,7 +25,7 @@ class _Request:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     if _Request.seen:
-        # Whoever asks twice does not want to wait for a checkpoint.
+        # A user who asks twice does not want to wait for a checkpoint.
         os._exit(STATUS)
     _Request.seen = True
     if not _Request.deferred:
@@ -34,7 +34,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def on_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into `Stopped`, at once or where `deferred` code asks for it; a second one ends the process."""
+    """Turn SIGTERM and SIGINT into `Stopped`, at once or, inside `deferred`, when the code asks; a second one ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -42,7 +42,7 @@ def on_signals() -> Iterator[None]:
     hook = sys.unraisablehook
 
     def again(unraisable: Any) -> None:
-        # A signal that comes while an object is being finalized raises where nothing can be raised, and would be lost.
+        # An exception raised by a signal during an object's finalization is swallowed by Python, and the signal would be lost.
         if not isinstance(unraisable.exc_value, Stopped):
             hook(unraisable)
             return
@@ -61,7 +61,7 @@ def on_signals() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within it, a signal only makes `requested` true."""
+    """Inside this context a signal only makes `requested` true."""
     _Request.deferred += 1
     try:
         yield

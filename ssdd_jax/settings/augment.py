@@ -1,10 +1,10 @@
-"""How a random view is drawn, as plain settings. Apart from the functions, so that reading settings needs no jax."""
+"""How a random view is drawn, as plain settings. Kept apart from the functions, so that reading settings needs no jax."""
 
 from dataclasses import dataclass, field
 
 
 def share(default: float, high: float = 1.0):
-    """Declare a number of [0, high]."""
+    """Declare a number in [0, high]."""
     return field(default=default, metadata={"range": (0.0, high)})
 
 
@@ -12,20 +12,20 @@ def share(default: float, high: float = 1.0):
 class AugmentSpec:
     """How one view of a self-supervised pair is drawn (defaults: solo-learn's Barlow Twins on CIFAR, first view).
 
-    solo-learn resizes crops by `cubic` interpolation; `linear` is the default here.
+    solo-learn resizes crops with `cubic` interpolation; the default here is `linear`.
 
     Attributes:
-        min_crop_scale: smallest area fraction of a random resized crop; 1 crops nothing.
-        interpolation: of the resized crop: linear, or cubic (Keys, a = -1/2, as Pillow's).
-        padding: zeros, in pixels, added on every side before a random crop of the image's own size; 0 crops nothing.
+        min_crop_scale: smallest area fraction of a random resized crop; 1 means no crop.
+        interpolation: interpolation of the resized crop: linear, or cubic (Keys, a = -1/2, as in Pillow).
+        padding: zeros, in pixels, added on every side before a random crop of the image's own size; 0 means no crop.
         flip: probability of a horizontal flip; 0 where left and right matter.
         jitter: probability of colour jitter.
         brightness: factor range 1 +- brightness.
         contrast: factor range 1 +- contrast.
-        saturation: factor range 1 +- saturation; without effect on one channel.
-        hue: shift range +-hue, in turns of the colour circle; without effect on one channel.
-        gray: probability of dropping the colour; without effect on one channel.
-        blur: probability of a Gaussian blur of sigma U(0.1, 2) pixels.
+        saturation: factor range 1 +- saturation; no effect on one channel.
+        hue: shift range +-hue, in turns of the colour circle; no effect on one channel.
+        gray: probability of dropping the colour; no effect on one channel.
+        blur: probability of a Gaussian blur with sigma U(0.1, 2) pixels.
         solarize: probability of inverting the pixels above one half.
     """
 
@@ -44,5 +44,5 @@ class AugmentSpec:
 
 
 def crop_and_flip(padding: int, flip: float) -> AugmentSpec:
-    """Return the view that is a random crop of the padded image, perhaps flipped, and nothing else."""
+    """Return the usual augmentation of small images: a crop of the padded image, and a horizontal flip with probability `flip`."""
     return AugmentSpec(1.0, padding=padding, flip=flip, jitter=0.0, gray=0.0)

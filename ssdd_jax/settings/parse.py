@@ -1,4 +1,4 @@
-"""From a ConfigDict to frozen settings: what is unknown, of another type or out of range is named."""
+"""From a ConfigDict to frozen settings; errors name what is unknown, of the wrong type or out of range."""
 
 import math
 import types
@@ -47,7 +47,7 @@ def _sections(kind: Any, registry: Registry | None, value: Any, where: str) -> M
         registry.check(chosen, f"{where}.{name}.kind is {chosen!r}" if chosen != name else f"{where}.{name} is unknown")
         return registry.spec(chosen)
 
-    # A ConfigDict sorts its keys; tables show methods and networks in the order of PRESETS and NETS, others after them.
+    # A ConfigDict sorts its keys; tables show methods and networks in the order of PRESETS and NETS, and any others after them.
     known = [name for name in dict.fromkeys((*PRESETS, *NETS, *(registry or ()))) if name in value]
     names = known + [name for name in value if name not in known]
     return types.MappingProxyType({name: _build(cls(name, value[name]), value[name], f"{where}.{name}") for name in names})

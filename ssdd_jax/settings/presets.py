@@ -1,4 +1,4 @@
-"""Methods by the names of their rows, and what several configs set alike: smoke runs, small students, the paper's scale."""
+"""Methods by the names of their table rows, and settings that several configs share: smoke runs, small students, the paper's scale."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -15,11 +15,11 @@ PLAIN = RegressionSpec()
 PRESETS: dict[str, RegressionSpec] = {
     # N real images with the teacher's representations: KRR-ST before its first step.
     "random": replace(PLAIN, steps=0),
-    # Real images that stand for the others, likewise with the teacher's representations.
+    # Real images that represent the others, likewise with the teacher's representations.
     "kmeans": replace(PLAIN, selection="kmeans", steps=0),
     "herding": replace(PLAIN, selection="herding", steps=0),
     "krr_st": PLAIN,
-    # The controls of `basis`: its start, and as small images without bases.
+    # The controls for `basis`: its initial set, and images as small without bases.
     "basis_init": RegressionSpec(base_size=14, image_bases=24, repr_bases=16, steps=0),
     "raw_small": RegressionSpec(base_size=14),
     "basis": RegressionSpec(base_size=14, image_bases=24, repr_bases=16),
@@ -44,7 +44,7 @@ def check_variant(variant: str, known: tuple[str, ...]) -> None:
 
 
 def smoke(config: Any) -> None:
-    """Shrink a config to seconds: every stage and method runs, no number means anything."""
+    """Shrink a config to a run of seconds: every stage and method runs, but the numbers mean nothing."""
     config.num_pairs = 4
     config.seeds = (0,)
     config.log_every = 2
@@ -77,7 +77,7 @@ def six_students(width_factor: float = 1.0) -> ConfigDict:
 
 
 def two_core_students(config: Any) -> None:
-    """Set small students: a convnet of the pool's widths, an eighth of the published widths for resnet18, a quarter for the others.
+    """Set small students: a convnet of the pool's widths, an eighth of the published widths for resnet18, a quarter of them for the others.
 
     Only the convnet is evaluated until `config.evaluation.only` is emptied.
     """
@@ -92,11 +92,11 @@ def paper_scale(config: Any, *, num_train: int, epochs: int) -> None:
     All six students are set; only the ConvNet is evaluated until `config.evaluation.only` is emptied.
 
     Args:
-        config: of `default_config`.
-        num_train: training images, which makes an epoch of the teacher.
-        epochs: of the teacher's pretraining; solo-learn's 1,000 on CIFAR.
+        config: as `default_config` returns it.
+        num_train: number of training images, which make one epoch of the teacher.
+        epochs: epochs of the teacher's pretraining; solo-learn takes 1,000 on CIFAR.
     """
-    # Published numbers are of networks that saw every training image.
+    # The published numbers come from networks that saw every training image.
     config.data.validation = 0.0
     per_epoch = num_train // 256
     config.teacher.update(

@@ -1,4 +1,4 @@
-"""What is refused, or warned of, before anything runs."""
+"""What is refused, or warned about, before anything runs."""
 
 import jax
 
@@ -18,7 +18,7 @@ from ssdd_jax.stages.networks import member_learner, repr_width, student_learner
 
 
 def data_warnings(spec: RunSpec, data: Data) -> list[str]:
-    """Return what a user should know of the data before a run: statistics other than the published ones, and images left out."""
+    """Return what a user should know about the data before a run: statistics that differ from the published ones, and skipped images."""
     manifest = read_prepared_manifest(data.folder) or {"splits": {}}
     skipped = {name: len(about["skipped"]) for name, about in manifest["splits"].items() if about["skipped"]}
     counts = ", ".join(f"{count} of {name}" for name, count in skipped.items())
@@ -27,7 +27,7 @@ def data_warnings(spec: RunSpec, data: Data) -> list[str]:
 
 
 def check_sizes(spec: RunSpec, data: Data) -> None:
-    """Refuse, before anything runs, what cannot be built whatever the teacher turns out to be."""
+    """Refuse, before anything runs, sizes that cannot work whatever the teacher turns out to be."""
     image_shape = data.image_shape
     teacher_learner(spec.teacher, image_shape)
     width = repr_width(spec.teacher, image_shape)
@@ -49,16 +49,16 @@ def check_sizes(spec: RunSpec, data: Data) -> None:
             raise InputError(
                 f"config.methods.{name} needs labels, {data.name} has none; leave it out of config.only, or take labelled data"
             )
-        # Whatever the teacher's shifts turn out to be.
+        # The teacher's shifts are not known yet.
         shifts = dict.fromkeys(views_of(settings), 0.0)
         method.plan(name, settings, Sizes(spec.num_pairs, image_shape, width, data.num_classes, shifts))
 
 
 def check_batches(spec: RunSpec) -> None:
-    """Refuse batches that cannot be spread evenly.
+    """Refuse batches that cannot be sharded evenly.
 
     Raises:
-        InputError: a batch size is no multiple of the devices that its rows are spread over.
+        InputError: a batch size is not a multiple of the devices that its rows are sharded over.
     """
     count = jax.device_count()
     sizes = {
@@ -71,6 +71,6 @@ def check_batches(spec: RunSpec) -> None:
         if size % parts:
             nearest = max(parts, parts * round(size / parts))
             raise InputError(
-                f"config.{section}.batch_size is {size}, expected a multiple of the {parts} devices that it is spread over; "
+                f"config.{section}.batch_size is {size}, expected a multiple of the {parts} devices that it is sharded over; "
                 f"{nearest} is the nearest"
             )

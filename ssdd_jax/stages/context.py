@@ -32,7 +32,7 @@ from ssdd_jax.stages.networks import member_learner, repr_width
 from ssdd_jax.stages.provenance import provenance
 from ssdd_jax.stages.teacher import Teacher, cached_representations, get_teacher, teacher_digest, view_shifts
 
-# Of the numbers that a PCA is fitted to: all of CIFAR at 16 x 16 pixels.
+# Limit on the data that a PCA is fitted to: all of CIFAR at 16 x 16 pixels.
 PCA_BYTES = 160_000_000
 
 
@@ -57,7 +57,7 @@ class Context:
         """Return the datasets to evaluate on by label, the distilled sets' own first.
 
         Raises:
-            InputError: one cannot be read, or its images are not of the own ones' shape.
+            InputError: one cannot be read, or its images differ in shape from the distilled sets' dataset.
         """
         targets = {self.data.name: self.labelled}
         for label, spec in self.spec.evaluation.datasets.items():
@@ -68,7 +68,7 @@ class Context:
             if target.image_shape != self.data.image_shape:
                 h, _, c = self.data.image_shape
                 raise InputError(
-                    f"{where} has images of {target.image_shape}, expected {self.data.image_shape} as the distilled set's; "
+                    f"{where} has images of {target.image_shape}, expected {self.data.image_shape} as in the distilled set; "
                     f"{where}.size={h} pads smaller ones and {where}.channels={c} converts their colours"
                 )
             targets[label] = target
@@ -76,7 +76,7 @@ class Context:
 
     @cached_property
     def labelled(self) -> Data:
-        """Return the own dataset with labelled training images for the protocols, where the distilled split has none but another has."""
+        """Return the run's dataset with labelled training images for the protocols: those of the train split, if there is one."""
         spec = self.spec.data
         if spec.split == "train" or "train" not in open_prepared(self.data.folder).splits:
             return self.data
@@ -95,11 +95,11 @@ class Context:
 
     @cached_property
     def saving(self) -> dict[str, Any]:
-        """Return the settings of all `Checkpoints`."""
+        """Return the settings that all `Checkpoints` share."""
         return {**json_ready(self.spec.checkpoints), "about": provenance(self.spec, self.data.fingerprint)}
 
     def resumable(self, folder: Path, state: Any, **settings: Any) -> tuple[Checkpoints, int, Any]:
-        """Return `ssdd_jax.runtime.loop.resumable` with the settings of this run, but those given."""
+        """Return `ssdd_jax.runtime.loop.resumable` with the settings of this run, except those given."""
         return resumable(folder, state, self.display, **{**self.saving, **settings})
 
     @cached_property
@@ -109,7 +109,7 @@ class Context:
 
     @cached_property
     def teacher_digest(self) -> str:
-        """Return the name of everything that the teacher depends on, without the teacher."""
+        """Return the digest of everything that the teacher depends on, without computing the teacher."""
         return teacher_digest(self.spec, self.data)
 
     def reprs(self, split: str) -> np.ndarray:
@@ -120,7 +120,7 @@ class Context:
         return self._represented(images, view, f"{name}-identity")
 
     def _represented(self, images: Images, view: Callable[[jax.Array, jax.Array], jax.Array], name: str) -> np.ndarray:
-        """Return `cached_representations`; their file is verified once a run."""
+        """Return `cached_representations`; their file is verified once per run."""
         if name not in self._reprs:
             self._reprs[name] = cached_representations(self.teacher, images, view, name, self.checkpoints, self.display)
         return self._reprs[name]
@@ -143,7 +143,7 @@ class Context:
 
     @cached_property
     def real_targets(self) -> Table | None:
-        """Return the training images' representations under every real view, "R*n d", or None where they are computed afresh.
+        """Return the training images' representations under every real view, "R*n d", or None if every step computes its own.
 
         They are on the device if the images are.
         """
@@ -173,7 +173,7 @@ class Context:
         key = (base_shape, num_components)
         if key not in self._pcas:
             what = "representations" if base_shape is None else "images"
-            # Every so many images are enough for a basis, and of a large dataset no more fit into memory.
+            # Evenly spaced images are enough for a basis, and more images of a large dataset would not fit into memory.
             most = max(num_components + 1, PCA_BYTES // (4 * (prod(base_shape) if base_shape else self.width)))
             sample = np.arange(0, len(self.data.train_images), -(-len(self.data.train_images) // most))
             if base_shape is None:
@@ -200,7 +200,7 @@ class Context:
         return Sizes(self.spec.num_pairs, self.data.image_shape, self.width, self.data.num_classes, shifts)
 
     def plan(self, name: str) -> Plan:
-        """Return the plan of a method, checked against the data."""
+        """Return the plan of a method, after checking it against the data."""
         spec = self.spec.methods[name]
         method = METHODS[spec.kind]
         plan = method.plan(name, spec, self.sizes(self.shifts if TEACHER in method.needs else {}))
@@ -212,11 +212,11 @@ class Context:
         return plan
 
     def distilled_folder(self, name: str, seed: int) -> Path:
-        """Return where a distilled set lies."""
+        """Return the folder of a distilled set."""
         return self.workdir / "distilled" / name / f"seed_{seed}"
 
     def distilled_digest(self, name: str) -> str:
-        """Return the name of everything that a distilled set depends on, but the seed."""
+        """Return the digest of everything that a distilled set depends on, except the seed."""
         spec = self.spec.methods[name]
         method = METHODS[spec.kind]
         made_from = self.teacher_digest if TEACHER in method.needs else self.data.digest
@@ -225,5 +225,5 @@ class Context:
 
 
 def views_of(method: Any) -> tuple[str, ...]:
-    """Return the views that a method's settings ask for; the identity alone where they have none."""
+    """Return the views that a method's settings ask for; only the identity if they have none."""
     return getattr(method, "views", ("identity",))

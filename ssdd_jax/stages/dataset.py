@@ -46,12 +46,12 @@ class Data:
         return h, w, c
 
     def normalize(self, images: Array) -> Array:
-        """Return uint8 images, or float images in [0, 1], in the student's normalized space; works under jit."""
+        """Map uint8 images, or float images in [0, 1], to the student's normalized space; works under jit."""
         return normalize(images, jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32))
 
 
 def normalize(images: Array, mean: Array, std: Array) -> Array:
-    """Return (images - mean) / std of uint8 images, or of float images in [0, 1]; mean and std are a number a channel."""
+    """Return (images - mean) / std for images scaled to [0, 1], where uint8 is divided by 255; mean and std have one number per channel."""
     unit = images.astype(jnp.float32) / 255.0 if images.dtype == jnp.uint8 else images
     row = lambda values: values.reshape((1,) * (images.ndim - 1) + (-1,))
     return (unit - row(mean)) / row(std)
@@ -65,10 +65,10 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     """
     options = Options(spec.size, spec.fit, spec.channels, spec.on_bad_image)
     dataset = load_dataset(spec.source, spec.data_dir, options, Path(spec.cache) if spec.cache else None, display)
-    # What fits into memory is read anyway; `ssdd_jax.data check` looks at the rest.
+    # What fits into memory is read anyway, so it is verified; `ssdd_jax.data check` verifies larger datasets.
     if sum(split.images.nbytes for split in dataset.splits.values()) <= spec.memory_gb * 1e9:
         for name in damaged_arrays(dataset.folder):
-            raise DataError(f"{name} in {str(dataset.folder)!r} is not as it was prepared; delete that folder and it is prepared again")
+            raise DataError(f"{name} in {str(dataset.folder)!r} has changed since it was prepared; delete that folder to prepare it again")
     if spec.split not in dataset.splits:
         known = ", ".join(dataset.splits)
         raise InputError(f"config.data.split is {spec.split!r}, {dataset.name} has {known}; set config.data.split to what it has")
@@ -82,7 +82,7 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     if "test" in dataset.splits:
         test = part("test", None)
     elif spec.test > 0:
-        # Another seed than the validation images', which are drawn from what remains.
+        # Not the seed of the validation images, which are drawn from what remains.
         kept, held = validation_rows(len(rows), spec.test, seed=1)
         test, rows = part(spec.split, rows[held]), rows[kept]
     else:
@@ -92,13 +92,13 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
         kept, held = validation_rows(len(rows), spec.validation)
         held_out, rows = rows[held], rows[kept]
     if 0 < spec.limit < len(rows):
-        # Not the first ones: many datasets come class by class.
+        # Not the first ones: many datasets are sorted by class.
         rows = rows[np.sort(np.random.RandomState(2).permutation(len(rows))[: spec.limit])]
     train, held_out = part(spec.split, rows), part(spec.split, held_out)
     evaluation = held_out if split == "validation" else test
     identity = digest(dataset.fingerprint, spec.split, spec.test, spec.validation, spec.limit)
     mean, std = cached_statistics(train[0], dataset.folder / f"statistics-{identity}.json")
-    # A channel that is the same everywhere becomes zero.
+    # A constant channel becomes zero.
     std = np.where(std > 0, std, 1.0)
     return Data(
         dataset.name, *train, *held_out, *evaluation, len(dataset.class_names), mean, std, dataset.fingerprint, identity, dataset.folder
@@ -112,6 +112,6 @@ def cached_statistics(images: Images, file: Path) -> tuple[np.ndarray, np.ndarra
         return np.array(kept["mean"]), np.array(kept["std"])
     mean, std = channel_statistics(images)
     if not isinstance(images, np.ndarray):
-        with suppress(OSError):  # where the cache is read-only, they are computed again
+        with suppress(OSError):  # if the cache is read-only, they are recomputed every time
             write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
     return mean, std

@@ -27,7 +27,7 @@ from ssdd_jax.stages.context import Context
 
 
 def distill(context: Context) -> None:
-    """Distil what is not there yet."""
+    """Distil the sets that do not exist yet."""
     spec, display = context.spec, context.display
     plans = {name: context.plan(name) for name in spec.chosen_methods()}
     display.print(f"budget: {spec.num_pairs} pairs = {context.budget} numbers")
@@ -41,7 +41,7 @@ def distill(context: Context) -> None:
 
 
 def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
-    """Return what a method is handed; nothing is computed yet."""
+    """Return what a method is given; nothing is computed yet."""
     spec, data, shape = context.spec, context.data, context.data.image_shape
     shard = placement(devices)
 
@@ -73,7 +73,7 @@ def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
 
 
 class MethodRun:
-    """Distils one method for groups of seeds; what is compiled is shared by all groups."""
+    """Distils one method for groups of seeds; all groups share the compiled programs."""
 
     def __init__(self, context: Context, name: str):
         self.context, self.name, self.spec = context, name, context.spec.methods[name]
@@ -86,7 +86,7 @@ class MethodRun:
         self.loops = [self._loop(phase) for phase in self.phases]
 
     def distill(self, seeds: Sequence[int]) -> None:
-        """Distil for a group of seeds and save the sets, unless sets of the same settings are there."""
+        """Distil for a group of seeds and save the sets, unless sets with the same settings exist."""
         context, name = self.context, self.name
         identity = context.distilled_digest(name)
         folders = [context.distilled_folder(name, seed) for seed in seeds]
@@ -115,30 +115,30 @@ class MethodRun:
             )
 
     def _run(self, seeds: Sequence[int], folder: Path) -> tuple[list[Any], float]:
-        """Run all phases, from the newest checkpoint if there is one; return the last state of every seed and earlier attempts' seconds."""
+        """Run all phases, from the newest checkpoint if any; return every seed's last state, and the seconds that earlier attempts took."""
         context, seconds_before, seed_array = self.context, 0.0, jnp.asarray(seeds)
         begun = hosts.agree(max((i for i, phase in enumerate(self.phases) if _has_checkpoint(folder / phase.name)), default=0))
         state = stack([self.method.start(self.spec, self.plan, self.inputs, seed) for seed in seeds])
         for i, (phase, init, loop) in enumerate(zip(self.phases, self.inits, self.loops, strict=True)):
             state = init(seed_array, state)
             if any(bool(bad.any()) for bad in health.not_finite({}, phase.watch(state)).values()):
-                cause = phase.causes.get("init", "what the phase before has made")
+                cause = phase.causes.get("init", "the result of the previous phase")
                 raise health.NumericalError(
-                    f"distill/{self.name}: the start of the {phase.name} phase is not finite; likely cause: {cause}"
+                    f"distill/{self.name}: the initial state of the {phase.name} phase is not finite; likely cause: {cause}"
                 )
             num_steps = phase.num_steps(seeds) if callable(phase.num_steps) else phase.num_steps
             if num_steps:
                 settings = {"every": 0} if phase.preparatory else {}
                 checkpoints, done, state = context.resumable(folder / phase.name, state, **settings)
                 with checkpoints:
-                    # A phase after this one has begun, so this one was done; a short one has left no checkpoint.
+                    # A later phase has begun, so this one was completed; a short phase leaves no checkpoint.
                     if i >= begun:
                         state = self._optimise(phase, loop, state, seed_array, phase.first + num_steps, done, checkpoints)
                     seconds_before += checkpoints.seconds_before
         return unstack(state), seconds_before
 
     def _optimise(self, phase: Phase, loop: Loop, state: Any, seeds: jax.Array, end: int, done: int, checkpoints: Checkpoints) -> Any:
-        """Run the steps of a phase that are left."""
+        """Run the remaining steps of a phase."""
         context, tables = self.context, self._tables(phase)
         label = "_".join(map(str, seeds.tolist()))
         args = (seeds, phase.shared())
@@ -160,7 +160,7 @@ class MethodRun:
             raise TooLarge(f"{self.name}: {error}; {self._what_fits(phase, state, seeds)}") from error
 
     def _what_fits(self, phase: Phase, state: Any, seeds: jax.Array) -> str:
-        """Return the settings nearest to the present ones of whose step there is enough memory."""
+        """Return the settings nearest to the present ones whose step fits into memory."""
         batch = lambda table, rows: jax.ShapeDtypeStruct((len(seeds), *rows.shape, *table.shape[1:]), table.dtype)
         for flags, smaller in phase.smaller():
             tables = self._tables(smaller)
@@ -204,7 +204,7 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def is_complete(context: Context, folder: Path, identity: str) -> bool:
-    """Return whether a folder holds an intact set of this identity; what is damaged is named, and made again."""
+    """Return whether a folder holds an intact set of this identity; a damaged one is reported, and will be made again."""
     try:
         manifest = read_manifest(folder)
         names = [] if manifest is None else damaged_files(folder)
@@ -212,5 +212,5 @@ def is_complete(context: Context, folder: Path, identity: str) -> bool:
         context.display.print(f"warning: {error}; it is made again")
         return False
     if names:
-        context.display.print(f"warning: {folder} is damaged ({', '.join(names)} not as written); it is made again")
+        context.display.print(f"warning: {folder} is damaged ({', '.join(names)} changed since written); it is made again")
     return manifest is not None and manifest.get("digest") == identity and not names

@@ -9,7 +9,7 @@ from ssdd_jax.settings.spec import NetSpec, RunSpec, TeacherSpec
 
 
 def repr_width(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> int:
-    """Return d."""
+    """Return the width d of a representation."""
     return net_widths(spec.net, spec.widths, image_shape, 1.0)[-1]
 
 

@@ -16,19 +16,19 @@ from ssdd_jax.errors import InputError, StorageError
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.spec import RunSpec
 
-# Settings that no artefact depends on: names, places, what is logged, saved, evaluated or chosen; and how many steps there are.
+# Settings that no artefact depends on: names, places, what is logged, saved, evaluated or chosen; and the number of steps.
 MAY_CHANGE = re.compile(
     r"name|seeds|seeds_at_once|steps_per_dispatch|log_every|logger|only|checkpoints\..*|devices\..*|evaluation\..*|protocols\..*"
     r"|memory\..*|data\.(data_dir|cache|memory_gb)|teacher\.probe_learning_rate"
 )
-# Schedules run over all steps, so that another number of them starts from the first one, beside the checkpoints of the former.
+# Schedules span all steps, so with another number of them a stage starts anew, next to the checkpoints of the old number.
 STEPS = re.compile(r"(teacher|outer|methods\.[^.]+)\.steps")
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def device() -> str:
-    """Return the hardware in words; of a CPU also the cores that this process may use, by whose number XLA orders its sums."""
+    """Return the hardware in words; for a CPU also the number of usable cores, on which XLA's order of summation depends."""
     words = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if jax.default_backend() != "cpu":
         return words
@@ -54,12 +54,12 @@ def check_changes(file: Path, now: Mapping[str, Any], accept: bool) -> list[str]
     """Return lines on what has changed since a workdir was begun.
 
     Args:
-        file: its spec.json; nothing has changed where there is none.
+        file: the workdir's spec.json; without one, nothing has changed.
         now: the `provenance` of this run.
-        accept: whether changes are accepted that would otherwise end the run.
+        accept: whether to accept changes that would otherwise end the run.
 
     Raises:
-        InputError: a setting has changed that what the workdir holds depends on; the message has a line each.
+        InputError: settings have changed that the contents of the workdir depend on; the message has one line for each.
         StorageError: the file cannot be read.
     """
     if not file.is_file():
@@ -74,7 +74,7 @@ def check_changes(file: Path, now: Mapping[str, Any], accept: bool) -> list[str]
             f"{file} cannot be read ({type(error).__name__}), expected the settings that the run was begun with; "
             "remove it if you know that they are the same"
         ) from error
-    # A setting that an older version did not know had its default.
+    # A setting that an older version did not have counts as its default.
     defaults, new = dict(_flat(json_ready(RunSpec()))), dict(_flat(now["settings"]))
     changes = {key: (settings.get(key, defaults.get(key, value)), value) for key, value in new.items()}
     changes = {key: pair for key, pair in changes.items() if pair[0] != pair[1] and not MAY_CHANGE.fullmatch(key)}

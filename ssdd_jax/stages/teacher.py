@@ -58,7 +58,7 @@ class Teacher:
         return (self.learner.apply(variables, images) - jnp.asarray(self.centre)[None]) / self.scale
 
     def facts(self) -> dict[str, Any]:
-        """Return what a set's manifest says of the teacher."""
+        """Return what a set's manifest says about the teacher."""
         return {"digest": self.digest, "centre": self.centre.tolist(), "scale": self.scale}
 
 
@@ -79,14 +79,14 @@ def online_probe_optimizer(spec: TeacherSpec) -> optax.GradientTransformation:
 
 
 def teacher_digest(spec: RunSpec, data: Data) -> str:
-    """Return the name of everything that the frozen teacher depends on.
+    """Return the digest of everything that the frozen teacher depends on.
 
     Raises:
         InputError: the checkpoint that the settings name cannot be read.
     """
     teacher = spec.teacher
     if not teacher.checkpoint:
-        # The online probe watches and changes nothing.
+        # The online probe only observes.
         return digest(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate), data.digest)
     file = Path(os.path.expanduser(teacher.checkpoint))
     if not file.is_file():
@@ -97,12 +97,12 @@ def teacher_digest(spec: RunSpec, data: Data) -> str:
 def get_teacher(
     spec: RunSpec, data: Data, name: str, folder: Path, metrics: Metrics, display: Display, saving: Mapping[str, Any]
 ) -> Teacher:
-    """Return the frozen teacher: read from the published checkpoint, or pretrained, or loaded where that is complete.
+    """Return the frozen teacher: read from the published checkpoint, or pretrained, or loaded if pretraining is complete.
 
-    `name` is its `teacher_digest`, `folder` that of all checkpoints, and `saving` has the settings of `Checkpoints`.
+    `name` is its `teacher_digest`, `folder` the folder of all checkpoints, and `saving` has the settings of `Checkpoints`.
 
     Raises:
-        InputError: the published checkpoint is no such file, or of another network.
+        InputError: the published checkpoint is not a PyTorch checkpoint, or is of another network.
     """
     learner = teacher_learner(spec.teacher, data.image_shape)
     if spec.teacher.checkpoint:
@@ -140,7 +140,7 @@ def pretrain_teacher(
     )
 
     keys = lambda step_number, seed: jax.random.split(step_key(seed, Stream.TEACHER_STEP, step_number))
-    # Without labels there is nothing that the online probe could watch.
+    # Without labels the online probe has nothing to learn.
     tables = [to_device(data.train_images), *([] if data.train_labels is None else [jnp.asarray(data.train_labels)])]
 
     def draw(step_number, seed):
@@ -180,7 +180,7 @@ def pretrain_teacher(
         return final.encoder
     if start < teacher.steps:
         metrics.begin(HELD_OUT, -1)
-    # A run may have been cut off between the last step and this line.
+    # A run may have been interrupted between the last step and this line.
     logged = any(record["stage"] == HELD_OUT for record in metrics.read())
     if not logged and final.probe is not None and len(data.held_out_images):
         reprs = in_batches(jax.jit(lambda batch: learner.apply(final.encoder, data.normalize(batch))), data.held_out_images)
@@ -196,7 +196,7 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
     if not spec.teacher.standardize:
         return raw
     encode = jax.jit(lambda batch: raw.represent(data.normalize(batch)))
-    # Sums in float64, a batch at a time: the representations of a large dataset do not fit into memory.
+    # Sums in float64, batch by batch: the representations of a large dataset do not fit into memory.
     total, squares, count = np.zeros(raw.centre.shape), 0.0, len(data.train_images)
     size = encode_batch(data.train_images)
     for start in range(0, count, size):
@@ -207,11 +207,11 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
     variance = squares / (count * centre.size) - np.mean(centre**2)
     if not variance > 1e-12 * squares / (count * centre.size):
         raise InputError(
-            f"the teacher represents all {count} training images alike, so that there is nothing to distil; "
+            f"the teacher represents all {count} training images alike, so there is nothing to distil; "
             "take more images, pretrain it longer or with another config.teacher.learning_rate, or set config.teacher.standardize=False"
         )
     scale = float(np.sqrt(variance))
-    # It becomes part of compiled programs, which must be the same in all processes.
+    # They become part of compiled programs, which must be the same in all processes.
     variables, centre, scale = hosts.agree((variables, centre.astype(np.float32), scale))
     return Teacher(learner, variables, np.asarray(centre), float(scale), name)
 
@@ -231,15 +231,15 @@ def cached_representations(
 ) -> np.ndarray:
     """Return the teacher's representations "n d" of uint8 images under a view, memory-mapped.
 
-    They are computed once, and go on where an earlier run was cut off.
+    They are computed once; an interrupted computation is resumed.
 
     Args:
-        teacher: frozen.
-        images: "n H W C".
+        teacher: the frozen teacher.
+        images: uint8 images "n H W C".
         view: (uint8 images, their rows) -> normalized images.
-        name: of the split and the view, which the file is called by.
-        folder: of all checkpoints.
-        display: for the progress bar.
+        name: name of the split and the view, which becomes part of the file's name.
+        folder: folder of all checkpoints.
+        display: where progress is shown.
     """
     file = folder / f"representations-{teacher.digest}" / f"{name}.npy"
     encode = jax.jit(lambda batch, rows: teacher.represent(view(batch, rows)))
@@ -250,11 +250,11 @@ def cached_representations(
 
 
 def view_shifts(teacher: Teacher, data: Data, views: tuple[str, ...]) -> dict[str, float]:
-    """Return the mean squared shift of the representation under each view, over its variance, on a sample of training images."""
+    """Return the mean squared shift of the representation under each view, divided by its variance, on a sample of training images."""
     stride = max(1, len(data.train_images) // SHIFT_SAMPLE)
     sample = select_rows(data.train_images, np.arange(0, len(data.train_images), stride)[:SHIFT_SAMPLE])
     base = representations(teacher, data, sample)
-    # Where all images are represented alike, any shift is too much.
+    # If all images are represented alike, any shift counts as large.
     variance = np.mean((base - base.mean(0)) ** 2, dtype=np.float64) or np.finfo(np.float64).tiny
     ratio = lambda view: np.mean((representations(teacher, data, sample, view) - base) ** 2, dtype=np.float64) / variance
     shifts = {view: float(min(ratio(view), np.finfo(np.float32).max)) for view in views if view != "identity"}

@@ -1,4 +1,4 @@
-"""Whether what a run has stored is, byte for byte, what it has written."""
+"""Whether the files of a run are, byte for byte, as they were written."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from ssdd_jax.runtime.encode import damaged_encoding
 
 
 def verify(workdir: Path, sets: Sequence[Path] = ()) -> None:
-    """Check every distilled set, export, checkpoint and file of representations below `workdir`, or the given folders, and print each.
+    """Check every distilled set, export, checkpoint and file of representations below `workdir`, or the given folders, and report each.
 
     Raises:
         InputError: there is nothing to verify.
-        DataError: something is damaged; all of it is named.
+        DataError: something is damaged; the message names all of it.
     """
     display = Display()
     folders = list(sets) or sorted({file.parent for kind in (SUMS, MANIFEST) for file in workdir.rglob(kind)})
@@ -43,4 +43,4 @@ def _damaged(folder: Path) -> str:
         names = damaged_files(folder)
     except DataError as error:
         return str(error)
-    return f"{', '.join(names)} not as written" if names else ""
+    return f"{', '.join(names)} changed since written" if names else ""

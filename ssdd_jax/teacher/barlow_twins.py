@@ -17,7 +17,7 @@ from ssdd_jax.nets.layers import BatchNorm, Linear
 
 
 class Projector(nn.Module):
-    """Perceptron on the representation, of one width: hidden layers with batch norm and ReLU, a plain last layer."""
+    """Perceptron on the representation, all layers equally wide: hidden ones with batch norm and ReLU, the last one plain."""
 
     width: int
     num_hidden: int = 2
@@ -44,7 +44,7 @@ def barlow_twins_loss(
 ) -> Float[Array, ""]:
     """Return scale * (sum_i (C_ii - 1)^2 + off_diagonal * sum_{i != j} C_ij^2), C the cross-correlation of the embeddings.
 
-    Embeddings are standardised over the batch with eps 1e-5 inside the root, as a batch norm without affine part does.
+    Embeddings are standardised over the batch with eps 1e-5 inside the root, as in a batch norm without an affine part.
     """
     standardise = lambda z: (z - z.mean(0, keepdims=True)) * jax.lax.rsqrt(z.var(0, keepdims=True) + 1e-5)
     correlation = standardise(z1).T @ standardise(z2) / len(z1)
@@ -60,10 +60,10 @@ def init_teacher(
     optimizer: optax.GradientTransformation,
     probe: ProbeState | None = None,
 ) -> TeacherState:
-    """Return the state before the first step; `probe` is of `ssdd_jax.evals.probe.init_probe`."""
+    """Return the state before the first step; `probe` comes from `ssdd_jax.evals.probe.init_probe`."""
     encoder_key, projector_key = jax.random.split(key)
     encoder_variables = encoder.init(encoder_key)
-    # Without layers to normalise it has no batch statistics; the step returns them all the same.
+    # A projector without hidden layers has no batch statistics, but the step returns them anyway.
     projector_variables = {"batch_stats": {}, **projector.init(projector_key, jnp.zeros((2, repr_width)))}
     params = {"encoder": encoder_variables["params"], "projector": projector_variables["params"]}
     return TeacherState(encoder=encoder_variables, projector=projector_variables, opt_state=optimizer.init(params), probe=probe)
@@ -82,8 +82,8 @@ def make_teacher_step(
 ) -> Callable[..., tuple[TeacherState, dict[str, Array]]]:
     """Build step(state, images "n H W C" in [0, 1], key, labels "n" = None) -> (state, metrics): pure, not yet jitted.
 
-    With a probe in the state, its `probe_optimizer` and labels, the probe takes a step on the representations that the
-    loss has just seen, and its accuracy is among the metrics. Labels never reach the encoder.
+    Given a probe in the state, its `probe_optimizer` and labels, the probe takes a step on the representations that the
+    loss has just used, and its accuracy is among the metrics. Labels never reach the encoder.
     """
 
     def step(state: TeacherState, images, key, labels=None):
@@ -92,7 +92,7 @@ def make_teacher_step(
         def loss_fn(params):
             encoder_stats, projector_stats = state.encoder["batch_stats"], state.projector.get("batch_stats", {})
             embeddings, representations = [], []
-            # The two views pass one after the other, each with its own batch statistics.
+            # The two views pass through one after the other, each with its own batch statistics.
             for view in inputs:
                 reprs, encoder_stats = encoder.apply_train({"params": params["encoder"], "batch_stats": encoder_stats}, view)
                 variables = {"params": params["projector"], "batch_stats": projector_stats}

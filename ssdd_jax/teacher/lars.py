@@ -1,4 +1,4 @@
-"""LARS as solo-learn runs it (You, Gitman, Ginsburg, 2017, with the local rate clipped)."""
+"""LARS as in solo-learn (You, Gitman, Ginsburg, 2017, with the local rate clipped)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import optax
 def lars(
     learning_rate: optax.Schedule, *, weight_decay: float, eta: float = 0.02, momentum: float = 0.9, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Return LARS: a matrix w of gradient g moves by r (g + weight_decay w), r = min(eta |w| / (|g| + weight_decay |w| + eps) / rate, 1).
+    """Return LARS: a matrix w with gradient g moves by r (g + weight_decay w), r = min(eta |w| / (|g| + weight_decay |w| + eps) / rate, 1).
 
     The result goes through a momentum buffer and is then multiplied by the rate. Biases and norms, which have one axis,
     are neither scaled nor decayed. `optax.lars` neither clips r nor keeps the rate out of the buffer.

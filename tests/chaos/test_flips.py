@@ -49,7 +49,7 @@ def test_the_command_names_what_is_damaged_or_missing_and_has_status_3(workdir, 
     (copy / "distilled" / "krr_st" / "seed_0" / "SHA256SUMS").unlink()
     assert main(["--task=verify", "--workdir", str(copy)]) == 3
     shown = capsys.readouterr()
-    assert "export.npz not as written" in shown.out
+    assert "export.npz changed since written" in shown.out
     assert "SHA256SUMS is missing" in shown.out
     assert shown.err.startswith("error: 2 of ")
     assert shown.err.count("\n") == 1

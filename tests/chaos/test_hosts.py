@@ -144,7 +144,7 @@ def test_processes_of_other_settings_are_refused_and_all_end(tmp_path):
 def test_a_workdir_that_is_not_shared_is_refused_and_all_end(tmp_path):
     statuses, said = Run(tmp_path / "run", 200, other=["--workdir", str(tmp_path / "another")]).wait()
     assert statuses == [2, 2], said
-    assert all("give a folder that all processes see" in text for text in said)
+    assert all("give a folder that all processes share" in text for text in said)
 
 
 @pytest.mark.parametrize("value", ["", "here", "127.0.0.1,2,0", "127.0.0.1:7000,2,2", "127.0.0.1:7000,2", "127.0.0.1:99999,2,0"])

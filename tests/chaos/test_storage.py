@@ -327,7 +327,7 @@ def test_a_stage_without_a_whole_checkpoint_ends_with_5_and_starts_again_once_it
     for record in folder.glob("*.sha256.json"):
         flip(record)
     assert distil(copy) == 5
-    assert f"no whole checkpoint is left in {folder}" in error_line(capsys.readouterr().err)
+    assert f"no intact checkpoint is left in {folder}" in error_line(capsys.readouterr().err)
     shutil.rmtree(folder)
     assert distil(copy) == 0
     assert tensors(copy) == tensors(whole)
@@ -369,7 +369,7 @@ def test_damaged_representations_are_computed_again_with_a_warning_and_have_the_
         assert distil(copy) == 0, damage.__name__
         output = capsys.readouterr().out
         assert f"warning: {file}: it" in output, damage.__name__
-        assert "it is computed again" in output
+        assert "it is recomputed" in output
         assert {path: path.read_bytes() for path in before} == before, damage.__name__
         assert tensors(copy) == tensors(whole)
 

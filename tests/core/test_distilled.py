@@ -297,7 +297,7 @@ def test_works_inside_jit_vmap_and_grad():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((SHAPE, BASE, ("identity", "rot90"), ("stored",)), "expected one of stored, shared, network a view, 'stored' first"),
+        ((SHAPE, BASE, ("identity", "rot90"), ("stored",)), "expected one of stored, shared, network per view, 'stored' first"),
         ((SHAPE, BASE, ("identity", "rot90"), ("shared", "stored")), "'stored' first"),
         ((SHAPE, BASE, ("identity", "rot90"), ("stored", "guessed")), "expected one of stored, shared, network"),
         ((SHAPE, BASE, ("identity", "mirror"), ("stored", "stored")), "unknown view 'mirror'"),
@@ -311,7 +311,7 @@ def test_layouts_that_cannot_be_are_refused(arguments, message):
 
 
 def test_what_does_not_fit_the_layout_is_refused():
-    with pytest.raises(ValueError, match=r"images of shape \(6, 8, 1\), the layout says \(8, 8, 1\)"):
+    with pytest.raises(ValueError, match=r"images have shape \(6, 8, 1\), expected the layout's \(8, 8, 1\)"):
         init_distilled(draw(5, 6, 8, 1), draw(4, 5, WIDTH), LAYOUT)
     with pytest.raises(ValueError, match=r"view_reprs has shape \(3, 5, 6\), expected \(4, 5, d\)"):
         init_distilled(draw(5, *SHAPE), draw(3, 5, WIDTH), LAYOUT)
@@ -323,7 +323,7 @@ def test_compress_refuses_what_it_cannot_do():
         compress(full, LAYOUT)
     with pytest.raises(ValueError, match="only the view targets may differ"):
         compress(full, Layout(SHAPE, SHAPE, VIEW_NAMES, KINDS), networks)
-    with pytest.raises(ValueError, match="compressed already"):
+    with pytest.raises(ValueError, match="already compressed"):
         compress(finished(), LAYOUT, networks)
     with pytest.raises(ValueError, match=r"stores a view that .* does not have"):
         compress(full, Layout(SHAPE, BASE, VIEW_NAMES, ("stored", "network", "stored", "stored")), networks)

@@ -172,7 +172,7 @@ def test_predicts_inside_jit_vmap_and_grad():
     [
         (((6,), (6, 3), (5, 10)), {}, r"shapes \(6,\), \(6, 3\), \(5, 10\), expected \(n, q\), \(n, d\), \(b, q\)"),
         (((6, 10), (6, 3), (5, 9)), {}, "support features are 10 wide, target features 9; use one network"),
-        (((6, 10), (7, 3), (5, 10)), {}, "6 support features and 7 support targets, expected as many"),
+        (((6, 10), (7, 3), (5, 10)), {}, "6 support features and 7 support targets, expected one each"),
         (((6, 10), (6, 3), (5, 10)), {"ridge": -1.0}, "ridge is -1.0, expected at least 0"),
         (((6, 10), (6, 3), (5, 10)), {"ridge_scale": "median"}, "'median', expected one of absolute, trace, mean_trace"),
     ],

@@ -119,7 +119,7 @@ def test_a_dataset_as_published_has_no_warnings(tmp_path):
     assert [row[:4] for row in report.rows] == [("train", "1,438", "1,438", "139 to 146"), ("test", "359", "359", "35 to 37")]
     assert report.warnings == report.problems == ()
     assert report.folder.parent == tmp_path
-    assert any(line.startswith(f"prepared in {report.folder}: 124 kB, whole; ") for line in report.lines)
+    assert any(line.startswith(f"prepared in {report.folder}: 124 kB, intact; ") for line in report.lines)
     assert any(line.startswith("fingerprint ") for line in report.lines)
 
 
@@ -130,11 +130,11 @@ def test_differences_from_the_published_are_warnings(tmp_path, monkeypatch):
     assert report.problems == ()
     assert len(report.warnings) == 4
     text = "\n".join(report.warnings)
-    assert "mnist: the train split has 20 images, published are 60,000" in text
-    assert "mnist: the test split has 20 images, published are 10,000" in text
+    assert "mnist: the train split has 20 images, the published one 60,000" in text
+    assert "mnist: the test split has 20 images, the published one 10,000" in text
     assert "the 28x28 train images have mean .4" in text
     assert "md5 not as published: " + f"{FILES[0]}.gz ({checksums[f'{FILES[0]}.gz']}, published f68b3c2dcbeaaa9fbdd348bbdeb94873)" in text
-    assert "they were packed again (as Debian does), else they are other files" in text
+    assert "they were repacked (as Debian does), otherwise they are other files" in text
     assert "published mean .1307 and std .3081 of 28x28 images" in report.lines
     # One file as published, one that nothing is known of.
     known = [Archive(file, md5=md5 if "labels" in file else "0") for file, md5 in checksums.items() if "t10k-images" not in file]
@@ -152,14 +152,14 @@ def test_unknown_and_missing_splits_and_classes_are_warnings(tmp_path, monkeypat
     report = check(text, "", Options(), tmp_path / "cache")
     assert report.rows[0][:3] == ("train", "30", "–")
     assert report.rows[0][3] == "0 to 10"
-    assert report.warnings == (f"{text}: 1 of 4 classes have no train image, such as 'dog'",)
+    assert report.warnings == (f"{text}: 1 of 4 classes have no train image, e.g. 'dog'",)
     monkeypatch.setattr(check_module, "PUBLISHED", {text: PUBLISHED["stl10"]})
     report = check(text, "", Options(), tmp_path / "cache")
     assert [warning.removeprefix(f"{text}: ") for warning in report.warnings[:4]] == [
-        "the train split has 30 images, published are 5,000",
-        "the test split has 0 images, published are 8,000",
-        "the unlabelled split has 0 images, published are 100,000",
-        "4 classes, published are 10",
+        "the train split has 30 images, the published one 5,000",
+        "the test split has 0 images, the published one 8,000",
+        "the unlabelled split has 0 images, the published one 100,000",
+        "4 classes, 10 are published",
     ]
 
 
@@ -190,7 +190,7 @@ def test_a_damaged_array_is_a_problem(tmp_path):
     report = check(text, "", Options(), tmp_path / "cache")
     assert len(report.problems) == 1
     assert report.problems[0].startswith(
-        f"the prepared train_images in '{report.folder}' is no longer what was prepared; delete the folder"
+        f"the prepared train_images in '{report.folder}' has changed since it was prepared; delete the folder"
     )
     assert any(", damaged; " in line for line in report.lines)
 
@@ -347,7 +347,7 @@ def test_download_of_what_needs_none(tmp_path, capsys):
         (["check"], 2, "the following arguments are required: SOURCE"),
         (["check", "digits", "--siz", "8"], 2, "unrecognized arguments: --siz 8"),
         (["check", "digits", "--size", "-1"], 2, "-1 is negative, expected 0 or more"),
-        (["check", "digits", "--size", "big"], 2, "argument --size: 'big' is no whole number"),
+        (["check", "digits", "--size", "big"], 2, "argument --size: 'big' is not a whole number"),
         (["check", "digits", "--fit", "stretch"], 2, "invalid choice: 'stretch'"),
         (["check", "digits", "--channels", "2"], 2, "invalid choice: 2"),
         (["prepare", "digits", "--sheet", "a.png"], 2, "unrecognized arguments: --sheet"),

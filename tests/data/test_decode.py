@@ -170,9 +170,9 @@ def test_a_truncated_jpeg_is_called_so():
     ("content", "reason"),
     [
         (b"", "empty file"),
-        (b"not an image\n", "no PNG, JPEG, WEBP, BMP, GIF, TIFF or PPM image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no PNG, JPEG"),
-        (png(0, 4), "no PNG, JPEG"),
+        (b"not an image\n", "not a PNG, JPEG, WEBP, BMP, GIF, TIFF or PPM image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a PNG, JPEG"),
+        (png(0, 4), "not a PNG, JPEG"),
         (png(4, 4, data=b"\x09" * 52), ""),
     ],
     ids=["empty", "text", "EPS", "no pixels", "bad filter"],

@@ -155,11 +155,11 @@ def test_another_checksum_is_refused_and_nothing_kept(tmp_path, server, publish)
 def test_an_existing_file_is_never_overwritten(tmp_path, server, publish):
     publish("cifar10", server.archive("a.tar", b"right"))
     (tmp_path / "a.tar").write_bytes(b"mine")
-    refused(r"a.tar' is there with md5 .*, expected .*, and is not overwritten; move it away", "cifar10", tmp_path)
+    refused(r"a.tar' exists with md5 .*, expected .*, and is not overwritten; move it away", "cifar10", tmp_path)
     assert (tmp_path / "a.tar").read_bytes() == b"mine"
     (tmp_path / "a.tar").unlink()
     (tmp_path / "a.tar").mkdir()
-    refused("a.tar' is no file", "cifar10", tmp_path)
+    refused("a.tar' is not a file", "cifar10", tmp_path)
     assert server.requests == []
 
 
@@ -167,7 +167,7 @@ def test_a_file_without_a_published_checksum(tmp_path, server, publish, capsys):
     publish("imagenet64", server.archive("a.zip", b"zip", md5=""))
     server.type = "text/html; charset=utf-8"
     refused(
-        "a.zip to '.*': the address gives a web page, it may ask for an account; try again later, or download it by hand",
+        "a.zip to '.*': the address returned a web page, perhaps because it requires an account; try again later, or download it manually",
         "imagenet64",
         tmp_path,
     )
@@ -179,7 +179,7 @@ def test_a_file_without_a_published_checksum(tmp_path, server, publish, capsys):
     assert "kept, no md5 is published" in capsys.readouterr().out
     assert (tmp_path / "a.zip").read_bytes() == b"another"
     publish("imagenet64", Archive("b.zip"))
-    refused("b.zip has no address from which it can be fetched without an account; download it by hand", "imagenet64", tmp_path)
+    refused("b.zip cannot be fetched without an account; download it manually", "imagenet64", tmp_path)
 
 
 def test_failures_of_the_network_are_one_line(tmp_path, server, publish):
@@ -187,7 +187,7 @@ def test_failures_of_the_network_are_one_line(tmp_path, server, publish):
     server.contents["/missing.tar"] = 404
     publish("cifar10", missing)
     refused(
-        rf"cannot download {missing.url} to '.*missing.tar': 404 Not Found; try again later, or download it by hand", "cifar10", tmp_path
+        rf"cannot download {missing.url} to '.*missing.tar': 404 Not Found; try again later, or download it manually", "cifar10", tmp_path
     )
     server.too_long = 50
     publish("cifar10", cut)

@@ -351,7 +351,7 @@ def test_several_processes_store_the_same_bytes(tmp_path, pools, monkeypatch):
 
 def test_errors_of_other_processes_arrive(tmp_path, pools):
     contents = [*map(png, random_images(30)), *[b"no image"] * 10]
-    assert "'030.png' (no PNG" in refused("5 of the first|10 of the first", encoded_source(contents), tmp_path)
+    assert "'030.png' (not a PNG" in refused("5 of the first|10 of the first", encoded_source(contents), tmp_path)
     assert len(pools) == 1
 
 
@@ -472,10 +472,10 @@ def bad_folder(root):
 def test_bad_images_stop_and_the_first_five_are_listed(tmp_path):
     text, _ = bad_folder(tmp_path / "set")
     line = refused("set train: 7 of the first 30 images", open_source(text), tmp_path / "cache")
-    listed = "'train/ant/002.png' (empty file), 'train/ant/003.png' (no PNG, "
+    listed = "'train/ant/002.png' (empty file), 'train/ant/003.png' (not a PNG, "
     assert listed in line
     assert "'train/bee/011.png' (truncated)" in line
-    assert "'train/bee/013.png' (no PNG" in line
+    assert "'train/bee/013.png' (not a PNG" in line
     assert "014.png" not in line
     assert line.endswith("and 2 more; repair or remove them, or set config.data.on_bad_image=skip")
 
@@ -583,7 +583,7 @@ def split_of(labels, count=30):
         (split_of([-1] * 29 + [0]), r"toy: train labels span -1\.\.0, expected 0\.\.2"),
         (split_of([1] * 30), "toy: train labels are all of one class, 'bee', expected two or more"),
         (split_of(range(3)), "toy: train labels: 3 for 30 images, expected one each"),
-        ({"train": Split(random_images(0), None)}, "toy: the train split is empty, expected an image or more"),
+        ({"train": Split(random_images(0), None)}, "toy: the train split is empty, expected at least one image"),
         ({"train": Split(encoded([]), None)}, "toy: the train split is empty"),
         ({**split_of(random_labels(30)), "test": Split(random_images(0), np.zeros(0, np.int32))}, "toy: the test split is empty"),
         ({"test": Split(random_images(3), None)}, "toy has no train split .it has test., expected one"),
@@ -672,7 +672,7 @@ def test_what_is_left_after_skipping_must_have_two_classes(tmp_path):
     contents = [png(image) for image in random_images(4)]
     contents[1] = contents[3] = b"no image"
     source = Source("files", {"train": Split(encoded(contents), np.array([0, 1, 0, 1], np.int32))}, ("ant", "bee"), ())
-    with pytest.raises(DataError, match="what is left without 2 images that cannot be used is of one class"):
+    with pytest.raises(DataError, match="without the 2 images that cannot be used, one class is left"):
         prepare(source, Options(on_bad_image="skip"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

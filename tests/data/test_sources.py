@@ -218,7 +218,7 @@ def replace_bytes(at, new):
         (1, replace_bytes(0, b"\0\0\x08\x03"), r"train-labels.* begins with bytes '00000803', expected the IDX magic number '00000801'"),
         (2, lambda content: b"", r"t10k-images.* begins with bytes '', expected the IDX magic"),
         (0, lambda content: content[:10], r"holds 10 bytes, expected"),
-        (0, lambda content: content[:-1], r"holds 715 bytes, expected 716 for its header's shape \(20, 7, 5\); the file is cut"),
+        (0, lambda content: content[:-1], r"holds 715 bytes, expected 716 for its header's shape \(20, 7, 5\); the file is truncated"),
         (3, lambda content: content + b"\0", r"t10k-labels.* holds 19 bytes, expected 18"),
         (0, replace_bytes(4, b"\xff" * 12), r"holds 716 bytes, expected 79228162458924105385300197391"),
         (1, lambda content: idx_bytes(np.zeros(19, np.uint8)), r"holds 20 images and 'train-labels-idx1-ubyte.*' 19 labels"),
@@ -247,7 +247,7 @@ def test_idx_refuses_broken_gzip(tmp_path, splits, damage, error):
     folder = write_idx(tmp_path / "mine", splits, compressed=True)
     file = folder / f"{IDX_NAMES[0]}.gz"
     file.write_bytes(damage(file.read_bytes()))
-    assert_refused(rf"cannot read .*train-images-idx3-ubyte.gz' \({error}\), expected a whole gzip file", f"idx:{folder}")
+    assert_refused(rf"cannot read .*train-images-idx3-ubyte.gz' \({error}\), expected a complete gzip file", f"idx:{folder}")
 
 
 @pytest.mark.skipif(not Path(FASHION_MNIST_FOLDER).is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")

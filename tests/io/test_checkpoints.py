@@ -84,7 +84,7 @@ def test_every_flipped_bit_is_found_and_the_checkpoint_before_is_taken(tmp_path)
         step, lines = restored(folder)
         assert step == 4, file
         assert (folder / "9.damaged").is_dir()
-        assert re.search(r"9 is damaged \(.*\) and now called 9.damaged; going on from 4", lines[0])
+        assert re.search(r"9 is damaged \(.*\) and was renamed to 9.damaged; going on from 4", lines[0])
         shutil.rmtree(folder)
 
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_whose_saving_was_cut_off_is_as_if_it_had_not_begun(tmp_pat
     (tmp_path / "9.sha256.json").unlink()
     step, lines = restored(tmp_path)
     assert step == 4
-    assert re.search(r"9 has no 9.sha256.json, as when saving it is cut off; it is removed", lines[0])
+    assert re.search(r"9 has no 9.sha256.json, as when saving is interrupted; it is removed", lines[0])
     assert not (tmp_path / "9").exists()
     with Checkpoints(tmp_path / "first") as checkpoints:
         checkpoints.save(1, state(1.0))
@@ -131,7 +131,7 @@ def test_when_no_checkpoint_is_whole_the_run_does_not_start_again_by_itself(tmp_
         for file in (tmp_path / str(step)).rglob("*"):
             if file.is_file():
                 file.write_bytes(b"")
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(StorageError, match=r"no whole checkpoint is left.*delete that folder"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(StorageError, match=r"no intact checkpoint is left.*delete that folder"):
         checkpoints.restore(state(0.0))
 
 
@@ -250,4 +250,4 @@ def test_a_leaf_that_reads_as_another_is_damage_although_its_files_are_whole(tmp
     write_json(file, {**record, "sha256": json_digest(record)})
     step, lines = restored(tmp_path)
     assert step == 4
-    assert "['params']['w'] is not as it was saved" in lines[0]
+    assert "['params']['w'] has changed since it was saved" in lines[0]

@@ -187,7 +187,7 @@ def test_nothing_but_tensors_and_containers_can_be_named(tmp_path, module, name)
     for how, content in hostile_pickles(module, name, marker):
         text = refused(write(tmp_path / f"{how}.pt", content))
         asked = "".join(c if c.isprintable() else "?" for c in f"{module}.{name}")
-        assert f" asks for {asked}, expected tensors and plain containers alone; nothing was run;" in text, how
+        assert f" asks for {asked}, expected only tensors and plain containers; nothing was run;" in text, how
         assert "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)" in text
     assert not marker.exists()
 

@@ -112,7 +112,7 @@ def test_automatic_kinds_take_networks_only_where_they_fit_more_images():
         ({"base_size": 29}, "base_size is 29, expected at most 28"),
         ({"image_bases": 60}, "the bases and one image take .* the budget of 10 pairs is 9120; lower image_bases"),
         ({"images": 11}, "images is 11, expected at most 10"),
-        ({"views": ("rot90",)}, "expected distinct names of which the first is 'identity'"),
+        ({"views": ("rot90",)}, "expected distinct names, the first of them 'identity'"),
         ({"views": ("identity", "rot45")}, "unknown view 'rot45'"),
         ({"views": ("identity", "hflip"), "view_targets": ("stored", "stord")}, "expected one of stored, shared, network"),
     ],

@@ -203,5 +203,5 @@ def test_a_prepared_image_that_changed_is_noticed_before_it_is_trained_on(npz, t
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"train_images in .* is not as it was prepared; delete that folder"):
+    with pytest.raises(DataError, match=r"train_images in .* has changed since it was prepared; delete that folder"):
         load_data(spec, "test")

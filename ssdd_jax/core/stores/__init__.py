@@ -1,1 +1,1 @@
-"""How rows of images or targets are kept: each store is a frozen pytree, whose numbers are what a method is charged for."""
+"""How rows of images or targets are kept: each store is a frozen pytree, whose numbers count against a method's budget."""

@@ -1,4 +1,4 @@
-"""Rows as coefficients of bases (Yu et al., 2025): X = C_x B_x + mu_x."""
+"""Rows as coefficients over bases (Yu et al., 2025): X = C_x B_x + mu_x."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +13,12 @@ from ssdd_jax.core.stores.store import Start, StoreKind
 
 @struct.dataclass
 class Factors:
-    """Rows kept as coefficients of bases: coefficients @ bases + mean.
+    """Rows kept as coefficients over bases: coefficients @ bases + mean.
 
     Attributes:
-        mean: "p". bases: "r p". coefficients: "m r", or "T m r" of T views.
+        mean: mean row "p".
+        bases: basis rows "r p".
+        coefficients: coefficients "m r", or "T m r" for T views.
     """
 
     mean: Float[Array, " p"]
@@ -38,7 +40,7 @@ class Factors:
 
 
 def factored(pca: PCA | Callable[[], PCA], factor_scale: float | str = "balanced") -> Start:
-    """Return how rows become `Factors`.
+    """Return a function that turns rows into `Factors`.
 
     Args:
         pca: principal components "r p" of real rows, or a function that returns them.
@@ -52,7 +54,7 @@ def factored(pca: PCA | Callable[[], PCA], factor_scale: float | str = "balanced
 
     def start(rows: Float[Array, "*T m p"]) -> Factors:
         fitted = pca if isinstance(pca, PCA) else pca()
-        # An image is a row of all its numbers.
+        # An image is flattened to one row.
         rows = rows.reshape(len(rows), -1) if rows.ndim == 4 else rows
         coefficients = encode(rows, fitted.mean, fitted.bases)
         if factor_scale == "balanced":
@@ -60,7 +62,7 @@ def factored(pca: PCA | Callable[[], PCA], factor_scale: float | str = "balanced
             scale = jnp.sqrt(rms(coefficients) / rms(fitted.bases))
         else:
             scale = jnp.asarray(factor_scale, rows.dtype)
-        # Means are the caller's: a set is donated to its steps.
+        # The mean is the caller's own array, not a copy, although a set is donated to its steps.
         return Factors(mean=fitted.mean, bases=fitted.bases * scale, coefficients=coefficients / scale)
 
     return start

@@ -1,4 +1,4 @@
-"""Rows as they are."""
+"""Rows, stored directly."""
 
 from flax import struct
 from jaxtyping import Array, Float, Int
@@ -8,10 +8,10 @@ from ssdd_jax.core.stores.store import StoreKind
 
 @struct.dataclass
 class Plain:
-    """Rows that are kept as they are.
+    """Rows that are stored directly.
 
     Attributes:
-        rows: "m p", "T m p" of T views, or images "m h w C".
+        rows: "m p", "T m p" for T views, or images "m h w C".
     """
 
     rows: Float[Array, "*m p"]

@@ -10,39 +10,39 @@ from ssdd_jax.core.bases import PCA
 
 @runtime_checkable
 class Store(Protocol):
-    """Rows "m p", or rows of T views "T m p", as a frozen dataclass whose fields are arrays.
+    """Rows "m p", or rows "T m p" of T views, as a frozen dataclass whose fields are arrays.
 
-    Row i of view t is decode(codes)[t, i]; what approximation networks predict are codes.
+    Row i of view t is decode(codes)[t, i]; approximation networks predict codes.
     """
 
     @property
     def codes(self) -> Float[Array, "*T m r"]:
-        """Return the numbers that are kept of every row, as floats."""
+        """Return the numbers that are kept for every row, as floats."""
         ...
 
     @property
     def bases(self) -> Float[Array, "r p"] | None:
-        """Return B where a row is codes @ B and a mean, or None where codes are the rows themselves."""
+        """Return B where a row is codes @ B + mean, or None where codes are the rows themselves."""
         ...
 
     def decode(self, codes: Float[Array, "*T m r"]) -> Float[Array, "*T m p"]:
-        """Return the rows of some codes."""
+        """Return the rows that the codes stand for."""
         ...
 
     def take(self, index: Int[Array, " k"], axis: int) -> "Store":
-        """Return the store of the chosen rows, or views, alone; what they share is shared, and differentiable as such."""
+        """Return a store of only the chosen rows (or views); what all rows share, such as bases, is kept and receives gradients."""
         ...
 
 
 Start = Callable[[Float[Array, "*T m p"]], Store]
-"""Rows to a store that holds them, as nearly as it can."""
+"""Rows -> a store that holds them as closely as it can."""
 
 
 class StoreSizes(NamedTuple):
-    """What a method's settings say of a store.
+    """What a method's settings say about a store.
 
     Attributes:
-        num_bases: how many bases, where it has any.
+        num_bases: number of bases, for a store that has any.
         factor_scale: see `ssdd_jax.core.stores.factored.factored`.
         pca: number of components -> principal components of the real rows, fitted on first use.
     """
@@ -56,8 +56,8 @@ class StoreKind(NamedTuple):
     """A store that settings can name.
 
     Attributes:
-        type: its dataclass, which a file is read into.
-        start: sizes -> how rows get into it.
+        type: its dataclass, which files are read into.
+        start: sizes -> a function that turns rows into the store.
     """
 
     type: type[Any]

@@ -56,26 +56,26 @@ _ARCHIVES = {
 
 
 def default_data_dir() -> Path:
-    """Return where published files are looked for if no folder is named: $SSDD_JAX_DATA, or data/ in the working directory."""
+    """Return the folder in which published files are looked for by default: $SSDD_JAX_DATA, or data/ in the working directory."""
     return Path(os.environ.get("SSDD_JAX_DATA") or "data")
 
 
 def data_folder(data_dir: str | Path) -> Path:
-    """Return the absolute path of a data folder, "" being `default_data_dir()`; ~ is the user's home."""
+    """Return the absolute path of a data folder; "" means `default_data_dir()`, ~ the user's home."""
     return Path(os.path.abspath(os.path.expanduser(str(data_dir) or default_data_dir())))
 
 
 def open_source(source: str, data_dir: str | Path = "", *, download: bool = False) -> Source:
-    """Open a dataset as it is published, without reading more of its pixels than it must.
+    """Open a dataset as published, reading as few of its pixels as possible.
 
     Args:
-      source: a name among `NAMED`, or KIND:ARGUMENT with a kind among `KINDS`: idx:FOLDER, arrays:FILE, folder:ROOT, tfds:NAME,
+      source: a name in `NAMED`, or KIND:ARGUMENT with a kind in `KINDS`: idx:FOLDER, arrays:FILE, folder:ROOT, tfds:NAME,
         hf:NAME. Their readers' docstrings in `ssdd_jax.data.sources` describe the layouts.
-      data_dir: folder of the published files; "" is `default_data_dir()`.
-      download: let tfds and hf fetch what is not there yet; nothing else ever touches the network.
+      data_dir: folder of the published files; "" means `default_data_dir()`.
+      download: let tfds and hf fetch what is not there yet; no other source touches the network.
 
     Raises:
-      DataError: an unknown source, missing or damaged files, or contents that are no dataset.
+      DataError: the source is unknown, files are missing or damaged, or the contents are not a dataset.
     """
     folder = data_folder(data_dir)
     name, colon, argument = str(source).partition(":")

@@ -1,4 +1,4 @@
-"""Arrays in .npy files, alone or inside .npz archives: opened without reading them, read whole or some rows at a time."""
+"""Arrays in .npy files, alone or inside .npz archives: opened without reading them, then read completely or some rows at a time."""
 
 import math
 import zipfile
@@ -14,7 +14,7 @@ import numpy as np
 from ssdd_jax.errors import DataError
 
 BLOCK_BYTES = 2**24
-# Of an .npz inside a zip archive: its directory and the small arrays behind a large one.
+# For an .npz inside a zip archive: enough for its directory and the small arrays that follow a large one.
 _KEPT_BYTES = 2**22
 # RuntimeError: an encrypted archive, or an unknown compression.
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile)
@@ -23,14 +23,14 @@ _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.form
 
 @dataclass(frozen=True)
 class NpyArray:
-    """An array that has not been read yet; whatever turns out to be damaged on reading it is a DataError.
+    """An array that has not been read yet; damage found on reading is a DataError.
 
     Attributes:
-      name: what messages call it, such as "x_train in 'mine.npz'".
-      shape: what its header says, and so are the next two.
-      dtype: never one that holds objects.
-      fortran_order: whether the first axis varies fastest.
-      offset: bytes before its values.
+      name: its name in messages, such as "x_train in 'mine.npz'".
+      shape: shape in its header.
+      dtype: dtype in its header; never one that holds objects.
+      fortran_order: whether, according to its header, the first axis varies fastest.
+      offset: number of bytes before its values.
       opened: opens the .npy at its beginning.
       file: the .npy file; None if it lies in an archive.
     """
@@ -50,7 +50,7 @@ class NpyArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def load(self) -> np.ndarray:
-        """Read the array into memory; a file's is mapped instead."""
+        """Read the array into memory; an array in a file of its own is memory-mapped instead."""
         order = "F" if self.fortran_order else "C"
         with _reading(self.name):
             if self.file is not None and self.nbytes:
@@ -74,18 +74,18 @@ class NpyArray:
 
 
 class Npz:
-    """An .npz file, or one that lies inside a zip archive; it is opened anew for every array.
+    """An .npz file, possibly inside a zip archive; it is opened anew for every array.
 
     Args:
       file: the .npz or the zip archive.
       member: the .npz's name in the zip archive; "" if `file` is the .npz.
 
     Attributes:
-      name: what messages call it.
+      name: its name in messages.
       keys: the names of its arrays.
 
     Raises:
-      DataError: it cannot be read, or is not whole. All of an .npz inside a zip archive is inflated once to find out.
+      DataError: it cannot be read or is incomplete. To find out, an .npz inside a zip archive is fully inflated once.
     """
 
     def __init__(self, file: Path, member: str = ""):
@@ -97,18 +97,18 @@ class Npz:
                 self.keys = tuple(name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy"))
         except zipfile.BadZipFile as error:
             raise DataError(
-                f"{self.name} is not a whole .npz file, expected one written by numpy.savez or savez_compressed; download or write it again"
+                f"{self.name} is not a complete .npz file, expected one from numpy.savez or savez_compressed; download or write it again"
             ) from error
         except _UNREADABLE as error:
             raise DataError(
-                f"cannot open {self.name} ({type(error).__name__}), expected a whole .npz file; check its permissions or write it again"
+                f"cannot open {self.name} ({type(error).__name__}), expected a complete .npz file; check its permissions or write it again"
             ) from error
 
     def open(self, key: str) -> NpyArray:
         """Read the header of one of the arrays.
 
         Raises:
-          DataError: there is none of this name, it holds objects, or it is not whole.
+          DataError: there is none of this name, it holds objects, or it is incomplete.
         """
         if key not in self.keys:
             raise DataError(f"{self.name} has no {key} (it has {list_names(self.keys)}), expected it there; download or write it again")
@@ -138,8 +138,8 @@ class Npz:
 class _Inflated:
     """A member of a zip archive as a file of its own.
 
-    For a step back `zipfile` inflates a member from its beginning, and reading an archive in it takes several: from the end to the
-    directory, and from there to the arrays. The last bytes are therefore kept, once they are known.
+    To seek backwards, `zipfile` inflates a member from its beginning, and reading an archive inside it takes several such seeks: from the
+    end to the directory, and from there to the arrays. The last bytes are therefore kept once they are known.
     """
 
     def __init__(self, archive: zipfile.ZipFile, member: str, tail: bytes):
@@ -193,7 +193,7 @@ def open_npy(file: Path) -> NpyArray:
     """Read the header of an .npy file.
 
     Raises:
-      DataError: it cannot be read, holds objects, or is not whole.
+      DataError: it cannot be read, holds objects, or is incomplete.
     """
     name = repr(str(file))
     with _reading(name):
@@ -202,7 +202,7 @@ def open_npy(file: Path) -> NpyArray:
 
 
 def list_names(names: tuple[str, ...]) -> str:
-    """Return the first few of them, as messages list what is there."""
+    """Return the first few names, for messages that list what is there."""
     return ", ".join(map(repr, names[:10])) + (" and more" if len(names) > 10 else "") or "nothing"
 
 
@@ -212,7 +212,7 @@ def _read_header(name: str, opened: Callable[[], AbstractContextManager[IO[bytes
         try:
             shape, fortran_order, dtype = _READ_HEADER[version](stream)
         except Exception as error:
-            # NumPy evaluates the header as a Python literal: what a damaged one raises can be nearly anything.
+            # NumPy evaluates the header as a Python literal, so a damaged one can raise nearly anything.
             raise ValueError("not the header of an .npy file") from error
         offset = stream.tell()
         array = NpyArray(name, shape, dtype, fortran_order, offset, opened, file)
@@ -242,4 +242,4 @@ def _reading(name: str) -> Iterator[None]:
     except DataError:
         raise
     except _UNREADABLE as error:
-        raise DataError(f"cannot read {name} ({type(error).__name__}), expected a whole .npz or .npy; write it again") from error
+        raise DataError(f"cannot read {name} ({type(error).__name__}), expected a complete .npz or .npy; write it again") from error

@@ -1,4 +1,4 @@
-"""Gzipped tar archives, read from one end to the other."""
+"""Gzipped tar archives, read sequentially."""
 
 import gzip
 import tarfile
@@ -12,18 +12,18 @@ from ssdd_jax.errors import DataError
 
 
 def read_tar(file: Path, archive: Archive, members: tuple[str, ...]) -> tuple[dict[str, bytes], dict[str, int]]:
-    """Read some members of a gzipped tar archive, all of which is inflated to verify its checksum.
+    """Read some members of a gzipped tar archive; all of it is inflated to verify its checksum.
 
     Args:
       file: the archive.
-      archive: what is known of it, for messages.
+      archive: what is known about it, for messages.
       members: the members to read.
 
     Returns:
       The contents of `members`, and the sizes in bytes of all files in the archive.
 
     Raises:
-      DataError: the archive is damaged, or has not all of `members`.
+      DataError: the archive is damaged, or lacks some of `members`.
     """
     contents, sizes = {}, {}
     with opened_tar(file, archive) as (tar, content):
@@ -34,7 +34,7 @@ def read_tar(file: Path, archive: Archive, members: tuple[str, ...]) -> tuple[di
                 stream = tar.extractfile(info) if name in members else None
                 if stream is not None:
                     contents[name] = stream.read()
-        # Behind the archive's end there are zeros, and the checksum.
+        # The archive's end is followed by zeros and the checksum.
         while chunk := content.read(2**20):
             if chunk.strip(b"\0"):
                 raise tarfile.ReadError("something else follows the tar archive, or one of its headers is damaged")
@@ -46,14 +46,14 @@ def read_tar(file: Path, archive: Archive, members: tuple[str, ...]) -> tuple[di
 
 @contextmanager
 def opened_tar(file: Path, archive: Archive) -> Iterator[tuple[tarfile.TarFile, gzip.GzipFile]]:
-    """Open a gzipped tar archive, to be read from its beginning to its end; what cannot be read in it becomes a DataError."""
+    """Open a gzipped tar archive, to be read from its beginning to its end; any error in reading it becomes a DataError."""
     try:
         with gzip.open(file) as content, tarfile.open(fileobj=content, mode="r:") as tar:
             yield tar, content
     except DataError:
         raise
     except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
-        raise damaged(file, error, "a whole gzipped tar archive", archive) from error
+        raise damaged(file, error, "a complete gzipped tar archive", archive) from error
 
 
 def text_lines(content: bytes) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ssdd_jax.errors import DataError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 _ALL_KEYS = (*KEYS, "x_unlabelled", "class_names")
-# A larger member of an .npz is read a block at a time.
+# A larger member of an .npz is read block by block.
 _HELD_BYTES = 2**26
 
 
@@ -23,12 +23,12 @@ def open_arrays(argument: str, data_dir: Path) -> Source:
     Args:
       argument: an .npz with x_train, y_train, x_test, y_test, optionally x_unlabelled and class_names; a folder with x_train.npy
         and so on; or one .npy of images without labels. The labels of both splits may be left out, and so may the test split.
-        Images are (n, H, W, C) or (n, H, W), uint8 or floats in [0, 1], which become 255 x rounded half to even. Labels are
-        integers (n,) from 0; without class_names the classes are called by their numbers. Other arrays are left alone.
+        Images are (n, H, W, C) or (n, H, W), uint8 or floats x in [0, 1], which become 255 x, rounded half to even. Labels are
+        integers (n,) from 0; without class_names the classes are named by their numbers. Other arrays are ignored.
       data_dir: not used; `argument` is relative to the working directory, and ~ is the home folder.
 
     Raises:
-      DataError: a missing or damaged file, an object array, or contents that are no dataset. Floats outside [0, 1] in more than
+      DataError: a file is missing or damaged, holds an object array, or is not a dataset. Floats outside [0, 1] in more than
         64 MB are found when the images are read.
     """
     if not argument:
@@ -107,7 +107,7 @@ def _pixel_blocks(array: NpyArray, shape: tuple[int, int, int, int]) -> Iterator
 
 
 def _to_pixels(images: np.ndarray, start: int, name: str) -> np.ndarray:
-    # In float64 255 x is exact for floats of up to 32 bits, so that the rounding is the only one.
+    # In float64, 255 x is exact for floats of up to 32 bits, so that it is rounded only once.
     values = images.astype(np.float64)
     # A comparison with NaN is false.
     inside = (values >= 0.0) & (values <= 1.0)
@@ -144,7 +144,7 @@ def _read_names(array: NpyArray) -> tuple[str, ...]:
 
 def _number_classes(labels: np.ndarray, where: str) -> tuple[str, ...]:
     num_classes = max(int(labels.max()), 0) + 1
-    # A stray label such as 2**31 must not become two thousand million names.
+    # A stray label such as 2**31 must not become two billion names.
     if num_classes > len(labels):
         raise DataError(
             f"y_train in {where} goes up to {num_classes - 1} with {len(labels)} images, expected classes numbered from 0; "

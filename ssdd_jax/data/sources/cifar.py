@@ -39,7 +39,7 @@ def _open(data_dir: Path, name: str, archive: Archive, parts: dict[str, tuple[st
         for member in part:
             content, size = members.pop(member), label_bytes + _PIXELS
             if not content or len(content) % size:
-                raise damaged(file, f"{member} holds {len(content)} bytes", f"one record or more of {size} bytes", archive)
+                raise damaged(file, f"{member} holds {len(content)} bytes", f"one or more records of {size} bytes", archive)
             records.append(np.frombuffer(content, np.uint8).reshape(-1, size))
         # CIFAR-100's records begin with the coarse label.
         labels = np.concatenate([record[:, label_bytes - 1] for record in records]).astype(np.int32)

@@ -28,7 +28,7 @@ def open_cub200(data_dir: Path) -> Source:
     """Open the archive of CUB-200-2011: 5,994 train and 5,794 test images of any size and 200 classes, in the order of images.txt.
 
     A gzipped archive is read from its beginning, so opening may take as long as unpacking it, and images come in the archive's order.
-    That an image is missing shows when its split is read. Classes are called "Black footed Albatross" for 001.Black_footed_Albatross.
+    A missing image shows only when its split is read. Class 001.Black_footed_Albatross is named "Black footed Albatross".
 
     Raises:
       DataError: the archive is missing or damaged, or has other contents.
@@ -39,7 +39,7 @@ def open_cub200(data_dir: Path) -> Source:
         try:
             tables[member.rpartition("/")[2]] = [line.split(maxsplit=1) for line in content.decode().splitlines() if line.strip()]
         except UnicodeDecodeError as error:
-            raise _refuse(file, f"{member} is no text") from error
+            raise _refuse(file, f"{member} is not text") from error
     for name, table in tables.items():
         for row in table:
             if len(row) != 2 or (name in ("image_class_labels.txt", "train_test_split.txt") and not row[1].strip().isdecimal()):
@@ -73,7 +73,7 @@ def _encoded(file: Path, members: list[str]) -> EncodedImages:
 
 
 def _stream(file: Path, members: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the members' contents once each as they come, no further than the last of them; refuse an archive without one of them."""
+    """Yield the contents of each member once, in archive order, and stop after the last; refuse an archive that lacks one of them."""
     missing = set(members)
     try:
         with tarfile.open(file, "r:gz") as archive:

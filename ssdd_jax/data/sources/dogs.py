@@ -16,7 +16,7 @@ DOGS_ARCHIVES = (
     Archive("lists.tar", "http://vision.stanford.edu/aditya86/ImageNetDogs/lists.tar", "edbb9f16854ec66506b5f09b583e0656"),
 )
 DOGS_FOLDER = "stanford_dogs"
-"""Folder in the data folder where the archives are looked for first, since their names could be those of any dataset."""
+"""Folder in the data folder where the archives are looked for first, since any dataset's archives could have their names."""
 
 _LISTS = {"train": "train_list.mat", "test": "test_list.mat"}
 _EXPECTED_IMAGES = "a tar archive with Images/WNID-BREED/*.jpg"
@@ -26,10 +26,10 @@ _EXPECTED_LISTS = "a tar archive with train_list.mat and test_list.mat, each of 
 def open_dogs(data_dir: Path) -> Source:
     """Open Stanford Dogs' two archives, in `data_dir`/stanford_dogs or `data_dir`: 12,000 train and 8,580 test images of 120 breeds.
 
-    Images have any size and come in the order of the lists. A class is called by its breed, such as "Norfolk terrier".
+    Images have any size and come in the order of the lists. A class is named after its breed, such as "Norfolk terrier".
 
     Raises:
-      DataError: an archive is missing or damaged, or has other contents; the lists name an image twice or one that is not there.
+      DataError: an archive is missing or damaged, or has other contents; the lists name an image twice, or one that is missing.
     """
     own = data_dir / DOGS_FOLDER
     subfolder = DOGS_FOLDER if any((own / archive.file).is_file() for archive in DOGS_ARCHIVES) else ""

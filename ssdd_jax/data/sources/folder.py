@@ -1,4 +1,4 @@
-"""A folder of image files."""
+"""Folders of image files."""
 
 import csv
 import os
@@ -14,7 +14,7 @@ EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", 
 SPLIT_LIST = "split.csv"
 
 _SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
-# Names of a split's folder, in lower case; the first group that is there is taken, and must be there with one name only.
+# Names of a split's folder, in lower case; the first group that occurs is taken, and must occur under one name only.
 _SPLIT_FOLDERS = {
     "train": (("train", "training"),),
     "test": (("test", "testing"), ("val", "validation", "valid")),
@@ -25,11 +25,11 @@ _EXPECTED = "ROOT/train/CLASS/*.png with ROOT/test/CLASS/*.png, or ROOT/CLASS/*.
 
 
 def open_folder(argument: str, data_dir: Path) -> Source:
-    """Open a folder of image files: png, jpg, jpeg, webp, bmp, gif, tif, tiff, ppm and pgm, in capitals or not.
+    """Open a folder of image files: png, jpg, jpeg, webp, bmp, gif, tif, tiff, ppm and pgm, in upper or lower case.
 
     Layouts:
-      ROOT/train/CLASS/*.png, ROOT/test/CLASS/*.png: both splits, with labels; the folders may be called `training` and `testing`, and in
-        capitals. Without a test folder, one of `val`, `validation` and `valid` is the test split; beside one, it is not used.
+      ROOT/train/CLASS/*.png, ROOT/test/CLASS/*.png: both splits, with labels; the folders may be called `training` and `testing`, in upper
+        or lower case. Without a test folder, one of `val`, `validation` and `valid` is the test split; next to one, it is not used.
         ROOT/unlabelled (or `unlabeled`) holds images without labels, with or without the others.
       ROOT/CLASS/*.png: a train split with labels.
       ROOT/*.png: a train split without labels.
@@ -37,15 +37,15 @@ def open_folder(argument: str, data_dir: Path) -> Source:
         and unlabelled. Images that it does not list are not used.
 
     Images may lie deeper below the folder of their class or split. Classes are those of train, numbered in the order of their sorted
-    names; files come sorted by path. Hidden files and folders and files of other types are left out. Links are followed.
+    names; files are sorted by path. Hidden files and folders and files of other types are ignored. Links are followed.
 
     Args:
       argument: ROOT.
-      data_dir: not used; every source has it.
+      data_dir: not used; every source takes it.
 
     Raises:
-      DataError: no such folder, another layout, a class without images, a single class, a test class that is not in train, splits that
-        share a file (be it through links), or a split list that names a file twice or one that is not there.
+      DataError: there is no such folder, or it has another layout, a class without images, a single class, a test class that is not in
+        train, splits that share a file (also through links), or a split list that names a file twice or one that does not exist.
     """
     if not argument:
         raise DataError(f"data source 'folder' was given no folder, expected one with images: {_EXPECTED}; write it as folder:ROOT")
@@ -59,11 +59,11 @@ def open_folder(argument: str, data_dir: Path) -> Source:
     folders = _folders(root)
     reserved = [folder for folder in folders if folder.lower() in _RESERVED]
     files = (root / SPLIT_LIST,) if (root / SPLIT_LIST).is_file() else ()
-    # How many folders lie above those of the classes.
+    # Number of folder levels above the class folders.
     depth = 0
     if files:
         if reserved and reserved == folders:
-            raise DataError(f"{str(root)!r} has both {SPLIT_LIST} and the folders {_some(folders)}, expected one of the two; remove either")
+            raise DataError(f"{str(root)!r} has both {SPLIT_LIST} and the folders {_some(folders)}, expected one of the two; remove one")
         splits = _read_split_list(files[0], set(images))
     elif reserved:
         splits, depth = _by_split_folder(root, reserved, images), 1
@@ -86,9 +86,9 @@ def open_folder(argument: str, data_dir: Path) -> Source:
 
 
 def _list_images(root: Path) -> tuple[list[str], dict[str, str]]:
-    """Return all images' paths relative to the root, sorted, and the resolved paths of those that are reached through a link."""
+    """Return all images' paths relative to the root, sorted, and the resolved paths of those reached through a link."""
     images, resolved = [], {}
-    # A folder as its path relative to the root, and the resolved paths of itself and all above it, by which loops are known.
+    # A folder's path relative to the root, and the resolved paths of it and all folders above it, which reveal loops.
     real_root = os.path.realpath(root)
     pending = [("", (real_root,))]
     while pending:
@@ -102,11 +102,11 @@ def _list_images(root: Path) -> tuple[list[str], dict[str, str]]:
                     real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
                     if entry.is_dir():
                         if real in above:
-                            raise DataError(f"{entry.path!r} links to a folder that it lies in, expected no loops; remove the link")
+                            raise DataError(f"{entry.path!r} links to a folder that contains it, expected no loops; remove the link")
                         pending.append((path, (*above, real)))
                     elif entry.name.lower().endswith(_SUFFIXES):
                         if not entry.is_file():
-                            raise DataError(f"{entry.path!r} is a link to nothing or no plain file, expected an image; remove it")
+                            raise DataError(f"{entry.path!r} is a broken link or not a plain file, expected an image; remove it")
                         images.append(path)
                         if real != os.path.join(real_root, path):
                             resolved[path] = real
@@ -118,7 +118,7 @@ def _list_images(root: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _components(path: str) -> list[str]:
-    # The images of one class stay together whatever characters its name has.
+    # Sorting by components keeps the images of one class together, whatever characters its name has.
     return path.split(os.sep)
 
 
@@ -134,7 +134,7 @@ def _by_split_folder(root: Path, reserved: list[str], images: list[str]) -> dict
     if stray := [folder for folder in by_folder if folder not in reserved]:
         raise _wrong_layout(
             root,
-            f"images {f'in {_some(stray)} ' if stray[0] else ''}beside the split folders {_some(reserved)}",
+            f"images {f'in {_some(stray)} ' if stray[0] else ''}next to the split folders {_some(reserved)}",
             f"move them away, or if these are names of classes, put all of them into ROOT/train or write ROOT/{SPLIT_LIST} (file,split)",
         )
     splits: dict[str, list[str]] = {}
@@ -153,7 +153,7 @@ def _by_split_folder(root: Path, reserved: list[str], images: list[str]) -> dict
 
 def _read_split_list(file: Path, images: set[str]) -> dict[str, list[str]]:
     try:
-        # surrogateescape is how Python reads file names that are not UTF-8; a signature is what Excel writes.
+        # surrogateescape is how Python reads file names that are not UTF-8; the byte order mark is what Excel writes.
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             header, *rows = list(csv.reader(stream)) or [[]]
     except (OSError, csv.Error) as error:
@@ -187,7 +187,7 @@ def _read_split_list(file: Path, images: set[str]) -> dict[str, list[str]]:
 
 
 def _check_disjoint(root: Path, splits: Mapping[str, list[str]], resolved: Mapping[str, str]) -> None:
-    # Different paths are different files but for links (a hard link counts as a copy).
+    # Without links, different paths are different files (a hard link counts as a copy).
     if not resolved:
         return
     real_root = os.path.realpath(root)
@@ -197,7 +197,7 @@ def _check_disjoint(root: Path, splits: Mapping[str, list[str]], resolved: Mappi
             other_split, other = seen.setdefault(resolved.get(name) or os.path.join(real_root, name), (split, name))
             if other_split != split:
                 raise DataError(
-                    f"splits overlap: {name!r} ({split}) and {other!r} ({other_split}) in {str(root)!r} are one file by a link, "
+                    f"splits overlap: {name!r} ({split}) and {other!r} ({other_split}) in {str(root)!r} are one file through a link, "
                     "expected every file in one split; remove one of them"
                 )
 
@@ -215,7 +215,7 @@ def _class_names(root: Path, splits: Mapping[str, list[str]], depth: int, is_who
     if flat:
         raise _wrong_layout(root, f"{min(flat)!r} outside class folders")
     if unknown := sorted(classes.get("test", set()) - classes["train"]):
-        raise _wrong_layout(root, f"test images of {_some(unknown)} and no train images of it", "use the same class folders in both")
+        raise _wrong_layout(root, f"test images of {_some(unknown)} and no train images of them", "use the same class folders in both")
     train = root / _components(splits["train"][0])[0] if depth else root
     empty = [str(train / folder) for folder in _folders(train) if is_whole and folder not in classes["train"]]
     if empty:
@@ -226,7 +226,7 @@ def _class_names(root: Path, splits: Mapping[str, list[str]], depth: int, is_who
 
 
 def _wrong_layout(root: Path, problem: str, remedy: str = "arrange the files so, or correct the path") -> DataError:
-    """Return the error of a folder in which something else was expected, with the first of its entries and of those below them."""
+    """Return the error for a folder in which something else was expected, with the first of its entries and of those below them."""
     found = []
     for entry in _visible(root)[:9]:
         below = [f"{entry.name}/{path.name}{'/' * path.is_dir()}" for path in _visible(entry)[:2]]

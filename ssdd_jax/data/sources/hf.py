@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, and folders that its library `datasets` writes."""
+"""Datasets from the Hugging Face Hub, and folders written by its library `datasets`."""
 
 import importlib
 import json
@@ -23,13 +23,13 @@ _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "fine_label")
 _BATCH = 256
 _SAVED_SPLIT = "a split that save_to_disk wrote"
-_PARQUET = "a whole parquet file"
+_PARQUET = "a complete parquet file"
 _LAYOUTS = "that save_to_disk wrote or with parquet files"
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A split: how many rows, the features by column, how to read a column's values in order, and from which files."""
+    """A split: its number of rows, its features by column, how to read a column's values in order, and the files they come from."""
 
     count: int
     features: Mapping[str, Any]
@@ -38,37 +38,37 @@ class _Rows:
 
 
 def open_hf(argument: str, data_dir: Path, download: bool = False) -> Source:
-    """Open a dataset with images from a folder, or as it was downloaded from the Hugging Face Hub.
+    """Open a dataset of images from a folder, or one that was downloaded from the Hugging Face Hub.
 
     A folder is one that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, or one with parquet files, such as a copy of a
-    repository. The split of a parquet file is a word of its name, or else of the nearest folder's, as in train-00000-of-00001.parquet
-    and test/0000.parquet; if none of the files has one, all are train, else those without are left out. The files of one split lie in
-    one folder: where there are several configs, name the folder of one. Opening never touches the network.
+    repository. The split of a parquet file is a word in its name, or else in the nearest folder's, as in train-00000-of-00001.parquet
+    and test/0000.parquet; if no file has one, all are train, otherwise files without one are ignored. The files of one split must lie
+    in one folder: if there are several configs, name the folder of one. Opening never touches the network.
 
-    Images are the column called image, else img, else the only one of images. Labels are the column of classes (ClassLabel) called
-    label, else labels, else fine_label (so fine classes go before coarse ones), else the only one; without any, nothing is labelled.
+    Images come from the column called image, else img, else the only column of images. Labels come from the ClassLabel column called
+    label, else labels, else fine_label (fine classes go before coarse ones), else the only one; without any, nothing is labelled.
     Splits are chosen as `ssdd_jax.data.source.choose_splits` does.
 
     Args:
-      argument: FOLDER, or on the Hub NAME, OWNER/NAME or OWNER/NAME:CONFIG. A folder goes first.
+      argument: FOLDER, or on the Hub NAME, OWNER/NAME or OWNER/NAME:CONFIG. A folder takes precedence.
       data_dir: a dataset of the Hub is kept in `data_dir`/huggingface/OWNER--NAME--CONFIG, as `save_to_disk` writes it.
       download: if it is not there yet, download it. The published files stay in the Hugging Face library's own cache ($HF_HOME).
 
     Raises:
       DataError: `datasets` is not installed, there is no such folder and nothing was downloaded, the download fails, the columns of
-        images or labels cannot be told, or files are damaged.
+        images or labels cannot be determined, or files are damaged.
     """
     datasets = _import_datasets()
     folder = Path(os.path.abspath(os.path.expanduser(argument)))
     if argument and _has_data(folder):
         return _open_folder(datasets, folder)
     if not re.fullmatch(r"([\w.-]+/)?[\w.-]+(:[\w.-]+)?", argument, re.ASCII):
-        raise DataError(f"data source 'hf:{argument}' is no folder {_LAYOUTS}, nor OWNER/NAME or OWNER/NAME:CONFIG on the Hub; correct it")
+        raise DataError(f"data source 'hf:{argument}' is not a folder {_LAYOUTS}, nor OWNER/NAME or OWNER/NAME:CONFIG of the Hub; fix it")
     kept = data_dir / "huggingface" / re.sub("[/:]", "--", argument)
     if not kept.is_dir():
         if not download:
             raise DataError(
-                f"hf:{argument} is no folder {_LAYOUTS}, and was not downloaded to {str(kept)!r}; correct the path, name its folder "
+                f"hf:{argument} is not a folder {_LAYOUTS}, and was not downloaded to {str(kept)!r}; correct the path, name its folder "
                 f"with config.data.data_dir, or run: python -m ssdd_jax.data download hf:{argument} --data_dir {shlex.quote(str(data_dir))}"
             )
         _download(datasets, argument, kept)
@@ -127,9 +127,9 @@ def _image_column(datasets: Any, where: str, features: Mapping[str, Any]) -> str
 def _label_column(datasets: Any, where: str, features: Mapping[str, Any]) -> str | None:
     found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     named = [name for name in _LABEL_NAMES if name in found]
-    # Labels of another type would otherwise be left out without a word.
+    # Labels of another type would otherwise be dropped silently.
     if untyped := [name for name in _LABEL_NAMES if name in features and not found]:
-        problem = f"{untyped[0]!r} is no ClassLabel"
+        problem = f"{untyped[0]!r} is not a ClassLabel"
     elif len(found) > 1 and not named:
         problem = f"there are {len(found)} columns of classes, none of them called {' or '.join(_LABEL_NAMES)}"
     else:
@@ -166,7 +166,7 @@ def _open_saved_split(datasets: Any, folder: Path) -> tuple[str, _Rows]:
         dataset = datasets.Dataset.load_from_disk(str(folder), keep_in_memory=False)
 
     def read(column: str) -> Iterator[Any]:
-        # As Arrow stores it, an image is its file's bytes and path; through the feature it would be decoded.
+        # Arrow stores an image as its file's bytes and path; reading through the feature would decode it.
         with _reading(folder, _SAVED_SPLIT):
             for batch in dataset.select_columns([column]).with_format("arrow").iter(_BATCH):
                 yield from batch.column(column).to_pylist()
@@ -188,7 +188,7 @@ def _open_parquet(datasets: Any, folder: Path) -> dict[str, _Rows]:
             continue
         if len({file.parent for file in files}) > 1:
             folders = sorted({str(file.parent.relative_to(folder)) for file in files})
-            raise DataError(f"the {name} split in {str(folder)!r} lies in {', '.join(folders)}, expected one folder; name one of them")
+            raise DataError(f"the {name} split in {str(folder)!r} lies in {', '.join(folders)}, expected one folder; name one of these")
         rows[name] = _open_parquet_split(datasets, parquet, files)
     return rows
 
@@ -213,7 +213,7 @@ def _open_parquet_split(datasets: Any, parquet: Any, files: list[Path]) -> _Rows
 
 
 def _split_of(path: Path) -> str:
-    """Return the split that a file's name, or the nearest folder's, has as a word; "" if there is none."""
+    """Return the split named by a word of the file's name, or of the nearest folder's; "" if there is none."""
     words = [re.split("[^a-z]+", part.lower()) for part in (path.stem, *reversed(path.parts[:-1]))]
     return next((name for part in words for name in _KNOWN_SPLITS if name in part), "")
 
@@ -237,13 +237,13 @@ def _import_datasets() -> Any:
 
 def _download(datasets: Any, argument: str, folder: Path) -> None:
     name, _, config = argument.partition(":")
-    # What `datasets` makes of the published files is kept until all is done: a download that breaks off goes on from there.
+    # The files that `datasets` converts are kept until everything is done: an interrupted download is resumed from them.
     cache, temporary = folder.with_name(f".{folder.name}.cache"), folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         datasets.load_dataset(name, config or None, cache_dir=str(cache)).save_to_disk(str(temporary))
         temporary.rename(folder)
-    # Whatever the network, the Hub, the dataset's files or the disk have to say, each with its own errors.
+    # The network, the Hub, the dataset's files and the disk all raise errors of their own.
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
         where = f"hf:{argument} to {str(folder)!r}"

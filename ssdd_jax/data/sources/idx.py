@@ -1,4 +1,4 @@
-"""MNIST and the datasets published in its IDX format."""
+"""MNIST and datasets published in its IDX format."""
 
 import gzip
 import math
@@ -70,7 +70,7 @@ def open_kmnist(data_dir: Path) -> Source:
 
 
 def open_idx(argument: str, data_dir: Path) -> Source:
-    """Open any folder of four files with MNIST's names; the classes are called by their numbers."""
+    """Open any folder of four files with MNIST's names; the classes are named by their numbers."""
     if not argument:
         raise DataError("data source 'idx' was given no folder, expected one with four MNIST-style files; write it as idx:FOLDER")
     folder = Path(os.path.abspath(os.path.expanduser(argument)))
@@ -83,7 +83,7 @@ def open_idx(argument: str, data_dir: Path) -> Source:
 
 
 def _open(data_dir: Path, name: str, class_names: tuple[str, ...], archives: tuple[Archive, ...]) -> Source:
-    # The names of the files are those of every MNIST-like dataset, so a folder of the dataset's own name goes first.
+    # Every MNIST-like dataset uses these file names, so a folder with the dataset's own name goes first.
     folders = [data_dir / name, data_dir, *([Path(FASHION_MNIST_FOLDER)] if name == "fashion_mnist" else [])]
     searched = [_find(folder) for folder in folders]
     whole = [found for found, missing in searched if not missing]
@@ -101,7 +101,7 @@ def _open(data_dir: Path, name: str, class_names: tuple[str, ...], archives: tup
 
 
 def _find(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return the four files, as far as they are there, and the names of the missing; a plain file goes before its gzip."""
+    """Return those of the four files that exist, and the names of the missing ones; a plain file goes before its gzip."""
     found = [next((file for file in (folder / name, folder / f"{name}.gz") if file.is_file()), None) for name in FILES]
     return [file for file in found if file is not None], [f"{n}[.gz]" for n, file in zip(FILES, found, strict=True) if file is None]
 
@@ -113,7 +113,7 @@ def _read(name: str, files: list[Path], class_names: tuple[str, ...] | None) -> 
         if len(images) != len(labels):
             raise DataError(
                 f"{str(images_file)!r} holds {len(images)} images and {labels_file.name!r} {len(labels)} labels, "
-                "expected as many of each; take both files from one release"
+                "expected equally many; take both files from one release"
             )
         largest = max(largest, int(labels.max(initial=0)))
         splits[split] = Split(images[..., None], labels.astype(np.int32))
@@ -124,13 +124,13 @@ def read_idx(file: Path, num_axes: int) -> np.ndarray:
     """Read one IDX file of unsigned bytes: big-endian magic 0x000008 and the number of axes, the axes' lengths, then the bytes.
 
     Raises:
-      DataError: the file cannot be read, is not gzip though it is called so, or has another type, number of axes or length.
+      DataError: the file cannot be read, is not gzip despite its name, or has another type, number of axes or length.
     """
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"cannot read {str(file)!r} ({type(error).__name__}), expected a whole {'gzip' if file.suffix == '.gz' else 'IDX'} file; "
+            f"cannot read {str(file)!r} ({type(error).__name__}), expected a complete {'gzip' if file.suffix == '.gz' else 'IDX'} file; "
             "check its permissions or download it again"
         ) from error
     header_size = 4 + 4 * num_axes
@@ -146,6 +146,6 @@ def read_idx(file: Path, num_axes: int) -> np.ndarray:
     if len(content) != expected_size:
         raise DataError(
             f"{str(file)!r} holds {len(content)} bytes, expected {expected_size} for its header's shape {shape}; "
-            "the file is cut or damaged: download it again"
+            "the file is truncated or damaged: download it again"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)

@@ -26,9 +26,9 @@ def open_imagenet64(data_dir: Path) -> Source:
 
     The batches are train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz, in `data_dir`, in the folders that the
     published zip archives unpack to there, or inside these archives in `data_dir`. Each batch inside an archive is inflated
-    once more on opening, to find its labels, which stand behind 1.5 GB of pixels: unpacked, they open at once.
+    once more on opening, to find its labels, which come after 1.5 GB of pixels; unpacked batches open at once.
 
-    The files do not name the classes, so they are called by their published numbers, "1" to "1000", in the order of the ILSVRC
+    The files do not name the classes, so they are named by their published numbers, "1" to "1000", in the order of the ILSVRC
     development kit: 1 is n02119789, kit fox. This is not the order of the sorted WordNet identifiers.
     """
     batches = _find_batches(data_dir)
@@ -41,14 +41,14 @@ def _find_batches(data_dir: Path) -> list[Npz]:
     zips = [data_dir / archive.file for archive in ARCHIVES]
     folders = [data_dir, *[file.with_suffix("") for file in zips]]
     found = {name: (folder / name, "") for name in _BATCHES for folder in reversed(folders) if (folder / name).is_file()}
-    # What is unpacked goes first; which batches an archive holds shows only inside it.
+    # Unpacked batches go first; which batches an archive holds is only known from inside it.
     for file in zips if len(found) < len(_BATCHES) else []:
         if file.is_file():
             try:
                 with zipfile.ZipFile(file) as archive:
                     members = {PurePosixPath(member).name: member for member in archive.namelist()}
             except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-                raise damaged(file, error, "the whole published zip archive") from error
+                raise damaged(file, error, "the complete published zip archive") from error
             found = {name: (file, members[name]) for name in _BATCHES if name in members} | found
     missing = [name for name in _BATCHES if name not in found]
     if len(missing) == len(_BATCHES):

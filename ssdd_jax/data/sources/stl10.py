@@ -34,11 +34,11 @@ def open_stl10(data_dir: Path) -> Source:
         if split not in _LABELS and member not in sizes:
             continue
         if not size or size % _PIXELS:
-            raise damaged(file, f"{member} holds {size} bytes", f"one image or more of {_PIXELS} bytes", ARCHIVES[0])
+            raise damaged(file, f"{member} holds {size} bytes", f"one or more images of {_PIXELS} bytes", ARCHIVES[0])
         images = PixelBlocks((size // _PIXELS, 96, 96, 3), partial(_read_images, file, member, size // _PIXELS))
         labels = None
         if split in _LABELS:
-            # As published they are 1..10.
+            # The published labels are 1..10.
             labels = np.frombuffer(members[_LABELS[split]], np.uint8).astype(np.int32) - 1
             if len(labels) != len(images):
                 raise damaged(file, f"{len(labels)} labels for {len(images)} {split} images", "one each", ARCHIVES[0])
@@ -56,7 +56,7 @@ def _read_images(file: Path, member: str, count: int) -> Iterator[np.ndarray]:
             if stream is not None:
                 for start in range(0, count, _BLOCK_IMAGES):
                     content = stream.read(min(_BLOCK_IMAGES, count - start) * _PIXELS)
-                    # A channel's values go down its columns, one column after another.
+                    # A channel's values are stored column by column.
                     yield np.ascontiguousarray(np.frombuffer(content, np.uint8).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1))
                 return
     raise damaged(file, f"there is no {member} in it any more", "the file as it was opened", ARCHIVES[0])

@@ -24,12 +24,12 @@ def open_svhn(data_dir: Path) -> Source:
 def _read(file: Path, archive: Archive) -> Split:
     try:
         with warnings.catch_warnings():
-            # What SciPy cannot read it warns of, and returns something else; that is looked at below.
+            # SciPy warns about what it cannot read and returns something else; that is checked below.
             warnings.simplefilter("ignore")
             content = scipy.io.loadmat(file, variable_names=("X", "y"))
     except Exception as error:
         # SciPy's reader raises nearly anything on damaged files.
-        raise damaged(file, error, "a whole MATLAB file, older than version 7.3", archive) from error
+        raise damaged(file, error, "a complete MATLAB file, older than version 7.3", archive) from error
     missing = [key for key in ("X", "y") if key not in content]
     if missing:
         raise damaged(file, f"there is no {' and no '.join(missing)} in it", "X and y", archive)

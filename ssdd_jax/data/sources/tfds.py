@@ -26,10 +26,10 @@ def open_tfds(argument: str, data_dir: Path, download: bool = False) -> Source:
     """Open a dataset for image classification that tfds has prepared in its array_record format.
 
     It is looked for in `data_dir`, then in tfds's own folder: $TFDS_DATA_DIR, or ~/tensorflow_datasets. Without a version, the newest
-    there is taken. Nothing but these folders is read, and the code of the dataset is needed for its default config only.
+    there is taken. Nothing but these folders is read, and the dataset's code is needed only to find its default config.
 
-    The splits train, test and unlabelled are taken, and validation for test where there is no test split or all of its labels are -1,
-    as they are where they are kept secret. Other splits are ignored. Images stay encoded as they are stored, in their stored order.
+    The splits train, test and unlabelled are taken, and validation for test where there is no test split or all of its labels are -1
+    because they are kept secret. Other splits are ignored. Images stay encoded as they are stored, in their stored order.
 
     Args:
       argument: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
@@ -37,13 +37,13 @@ def open_tfds(argument: str, data_dir: Path, download: bool = False) -> Source:
       download: if it is not prepared in either folder, let tfds download it and prepare it in `data_dir`; this needs TensorFlow.
 
     Raises:
-      DataError: tfds is not installed, there is no such dataset, it is not prepared, or in another format, what it pairs is no image
-        and class, or its files are damaged.
+      DataError: tfds is not installed, there is no such dataset, it is not prepared or in another format, it does not pair an image with
+        a class, or its files are damaged.
     """
     tfds = _import_tfds()
     if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.*]+)?", argument, re.ASCII):
         raise DataError(
-            f"data source 'tfds:{argument}' names no dataset, expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION, "
+            f"data source 'tfds:{argument}' does not name a dataset, expected tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION, "
             "such as tfds:cifar10; see https://www.tensorflow.org/datasets/catalog"
         )
     builder = _find(tfds, argument, data_dir, download)
@@ -52,14 +52,14 @@ def open_tfds(argument: str, data_dir: Path, download: bool = False) -> Source:
     files = {str(name): [Path(os.fspath(file)) for file in split.filepaths] for name, split in info.splits.items()}
 
     def records(name: str, key: str, decoders: dict[str, Any]) -> Iterator[Any]:
-        # A dictionary of one feature parses that one alone; it gives None where a record does not have it.
+        # A dictionary of one feature parses only that one; it gives None if a record lacks it.
         feature = tfds.features.FeaturesDict({key: info.features[key]})
         expected = f"records of {', '.join(sorted(info.features))}, as features.json says"
         for file, count in zip(files[name], info.splits[name].shard_lengths, strict=True):
             for record in _read_shard(file, count):
                 try:
                     value = feature.deserialize_example_np(record, decoders=decoders)[key]
-                # What is no such record raises errors of protobuf, NumPy or tfds, without a common type.
+                # Other records raise errors of protobuf, NumPy or tfds, without a common type.
                 except Exception as error:
                     raise damaged(file, error, expected) from error
                 if value is None:
@@ -81,7 +81,7 @@ def open_tfds(argument: str, data_dir: Path, download: bool = False) -> Source:
         )
         for split, (name, labels) in chosen.items()
     }
-    # The names of the classes are in a file of their own, if tfds knows them.
+    # The class names have a file of their own, if tfds knows them.
     about = [file for file in sorted(folder.iterdir()) if file.suffix == ".json" or file.name.endswith(".labels.txt")]
     used = [file for name, _ in chosen.values() for file in files[name]]
     title = "_".join(filter(None, (info.name, info.config_name)))
@@ -108,8 +108,8 @@ def _find(tfds: Any, argument: str, data_dir: Path, download: bool) -> Any:
     command = f"python -m ssdd_jax.data download tfds:{argument} --data_dir {shlex.quote(str(data_dir))}"
     if found and (data_dir in found or not download):
         folder, builder = next(iter(found.items()))
-        # tfds refuses to prepare another format where it has prepared one.
-        remedy = "move that folder away, then run" if folder == data_dir else "prepare it once more, run"
+        # tfds refuses to prepare another format where it has already prepared one.
+        remedy = "move that folder away, then run" if folder == data_dir else "prepare it again, run"
         raise DataError(
             f"{str(builder.data_dir)!r} is prepared as {' and '.join(formats[folder])} only, expected {_FORMAT}, "
             f"which is read without TensorFlow; {remedy}: {command}"
@@ -129,7 +129,7 @@ def _find(tfds: Any, argument: str, data_dir: Path, download: bool) -> Any:
 
 
 def _open_prepared(tfds: Any, argument: str, folder: Path) -> Any:
-    # Unlike `tfds.builder`, this reads the folder alone: it neither runs the dataset's code nor asks any bucket.
+    # Unlike `tfds.builder`, this reads only the folder: it neither runs the dataset's code nor asks a storage bucket.
     reader = importlib.import_module("tensorflow_datasets.core.read_only_builder")
     try:
         return reader.builder_from_files(argument, data_dir=str(folder))
@@ -140,7 +140,7 @@ def _open_prepared(tfds: Any, argument: str, folder: Path) -> Any:
             f"tfds:{argument} has features that tfds reads only with {error.name or ' '.join(str(error).split())}, which is not installed; "
             "choose a dataset for image classification"
         ) from error
-    # Whatever is wrong with its files: protobuf, JSON and tfds have errors of their own, without a common type.
+    # Damaged files raise errors of protobuf, JSON or tfds, without a common type.
     except Exception as error:
         raise damaged(folder / argument.partition(":")[0], error, "a dataset that tfds has prepared") from error
 
@@ -155,10 +155,10 @@ def _prepare(tfds: Any, argument: str, data_dir: Path) -> None:
         )
     try:
         tfds.builder(argument, data_dir=str(data_dir), file_format=_FORMAT, try_gcs=False).download_and_prepare()
-    # A dataset's own code downloads and reads, with any error there is.
+    # The dataset's own code downloads and reads, and may raise anything.
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
-        raise DataError(f"tfds cannot prepare {argument} in {str(data_dir)!r}: {reason}; see what tfds says of this dataset") from error
+        raise DataError(f"tfds cannot prepare {argument} in {str(data_dir)!r}: {reason}; see what tfds says about this dataset") from error
 
 
 def _supervised(tfds: Any, argument: str, info: Any) -> tuple[str, str]:
@@ -182,4 +182,4 @@ def _read_shard(file: Path, count: int) -> Iterator[bytes]:
             for index in range(count):
                 yield records[index]
     except RuntimeError as error:
-        raise damaged(file, error, "a whole array_record file") from error
+        raise damaged(file, error, "a complete array_record file") from error

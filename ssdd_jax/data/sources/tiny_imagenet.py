@@ -22,8 +22,8 @@ def open_tiny_imagenet(data_dir: Path) -> Source:
     """Open Tiny ImageNet's archive: 100,000 train and 10,000 test images of 64x64 pixels and 200 classes.
 
     The test split is the published validation images, by val_annotations.txt: the published test images have no labels and are not
-    used. Classes are numbered, and images ordered, as an image folder gives them: by sorted WordNet id, not in the order of wnids.txt,
-    and by sorted file name (test as if it lay in class folders too). A class is called by its first name in words.txt.
+    used. Classes are numbered, and images ordered, as in an image folder: by sorted WordNet id, not in the order of wnids.txt,
+    and by sorted file name (test as if it were in class folders too). A class is named by its first name in words.txt.
 
     Raises:
       DataError: the archive is missing or damaged, or has other contents.

@@ -224,7 +224,7 @@ def test_damage_in_a_large_member_is_found_on_reading(tmp_path, arrays, tiny_blo
     content[15_000] ^= 1
     file.write_bytes(content)
     images = open_arrays(str(file), NOWHERE).splits["train"].images
-    with pytest.raises(DataError, match=r"cannot read x_train in .* \(BadZipFile\), expected a whole .npz"):
+    with pytest.raises(DataError, match=r"cannot read x_train in .* \(BadZipFile\), expected a complete .npz"):
         list(images.read())
 
 
@@ -278,7 +278,7 @@ def test_other_floats_are_refused_naming_the_first_image(tmp_path, arrays, write
     assert_refused(rf"image 7 of .*x_train.* holds {shown}, expected numbers in \[0, 1\]; repair", argument)
 
 
-# What is no dataset
+# What is not a dataset
 
 
 OBJECTS = np.array([np.zeros(1), np.zeros(2)], dtype=object)
@@ -345,11 +345,11 @@ def test_files_that_are_not_npz_are_refused(tmp_path, arrays):
     file = tmp_path / "mine.npz"
     for content in (b"", b"hello\n", Path(write_npz(tmp_path, arrays)).read_bytes()[:-30]):
         file.write_bytes(content)
-        assert_refused("is not a whole .npz file, expected one written by numpy.savez", str(file))
+        assert_refused("is not a complete .npz file, expected one from numpy.savez", str(file))
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("x_train", b"no array")
         archive.writestr("x_train.npy", b"no array")
-    assert_refused(r"cannot read x_train in .* \(ValueError\), expected a whole .npz", str(file))
+    assert_refused(r"cannot read x_train in .* \(ValueError\), expected a complete .npz", str(file))
 
 
 def test_damaged_members_are_refused(tmp_path, arrays):
@@ -357,7 +357,7 @@ def test_damaged_members_are_refused(tmp_path, arrays):
     content = bytearray(file.read_bytes())
     content[300:340] = bytes(40)
     file.write_bytes(content)
-    assert_refused(r"cannot read x_train in .* \(\w+\), expected a whole .npz", str(file))
+    assert_refused(r"cannot read x_train in .* \(\w+\), expected a complete .npz", str(file))
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:200], lambda content: content + b"\0"])
@@ -388,7 +388,7 @@ def test_npy_with_a_wrong_header_is_refused(tmp_path, header):
     text = header.encode() + b"\n"
     file = tmp_path / "mine.npy"
     file.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(1080))
-    assert_refused(r"mine.npy' (\(ValueError\), expected a whole|holds \d+ bytes)", str(file))
+    assert_refused(r"mine.npy' (\(ValueError\), expected a complete|holds \d+ bytes)", str(file))
 
 
 def test_npy_with_a_negative_shape_is_refused(tmp_path):

@@ -141,7 +141,7 @@ def changed(members, name, change):
         (
             "data_batch_2.bin",
             lambda content: content[:-1],
-            r"data_batch_2.bin holds 6145 bytes .*expected .* more of 3073 bytes",
+            r"data_batch_2.bin holds 6145 bytes .*expected one or more records of 3073 bytes",
         ),
         ("data_batch_2.bin", lambda content: content + b"\0", r"data_batch_2.bin holds 6147 bytes"),
         ("test_batch.bin", lambda content: b"", r"test_batch.bin holds 0 bytes"),

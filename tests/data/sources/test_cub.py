@@ -116,7 +116,7 @@ def test_a_missing_archive_is_named_with_its_checksum(tmp_path):
         ({TOP + "image_class_labels.txt": b"1 1\n2 1\n3 2\n4 3\n"}, "does not number from 1"),
         ({TOP + "image_class_labels.txt": b"1 1\n2 1\n3 2\n4 2\n4 2\n"}, "or one twice"),
         ({TOP + "classes.txt": b"0 a\n1 b\n"}, "does not number from 1"),
-        ({TOP + "classes.txt": b"1 \xff\n"}, "is no text"),
+        ({TOP + "classes.txt": b"1 \xff\n"}, "is not text"),
         ({TOP + "train_test_split.txt": b"1 1\n2 1\n3 1\n4 1\n"}, "has no test image"),
         ({TOP + "train_test_split.txt": b"1 1\n2 1\n3 1\n4 2\n"}, "train_test_split.txt"),
     ],

@@ -138,7 +138,7 @@ def test_a_split_list_with_a_signature_is_read(tmp_path):
 
 def test_class_folders_may_be_named_like_splits_with_a_split_list(tmp_path):
     write(tmp_path, "train/1.png", "plane/1.png")
-    assert "'plane' beside the split folders 'train'" in refusal(tmp_path)
+    assert "'plane' next to the split folders 'train'" in refusal(tmp_path)
     split_list(tmp_path, ("train/1.png", "train"), ("plane/1.png", "train"))
     assert open_folder(str(tmp_path), Path()).class_names == ("plane", "train")
 
@@ -197,8 +197,8 @@ def test_a_folder_without_images_is_refused_with_what_is_there(tmp_path):
         (["train/1.png", "test/2.png"], "'test/2.png' outside class folders"),
         (["train/a/1.png", "train/b/1.png", "train/2.png"], "'train/2.png' outside class folders"),
         (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "test images of 'c' and no train images"),
-        (["train/a/1.png", "train/b/1.png", "c/1.png"], "'c' beside the split folders 'train'"),
-        (["train/a/1.png", "train/b/1.png", "1.png"], "images beside the split folders 'train'"),
+        (["train/a/1.png", "train/b/1.png", "c/1.png"], "'c' next to the split folders 'train'"),
+        (["train/a/1.png", "train/b/1.png", "1.png"], "images next to the split folders 'train'"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/a/1.png"], "'val', 'valid', expected one test split"),
         (["train/a/1.png", "Train/b/1.png"], "'Train', 'train', expected one train split"),
         (["test/a/1.png", "test/b/1.png"], "no folder 'train'"),
@@ -294,7 +294,7 @@ def test_link_loops_and_links_to_nothing_are_refused(tmp_path):
     assert "expected no loops" in refusal(tmp_path)
     (tmp_path / "a" / "up").unlink()
     (tmp_path / "a" / "2.png").symlink_to(tmp_path / "none.png")
-    assert "a link to nothing" in refusal(tmp_path)
+    assert "a broken link" in refusal(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")

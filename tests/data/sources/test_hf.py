@@ -192,7 +192,10 @@ def test_fine_labels_go_before_coarse_ones_and_img_before_others(tmp_path):
     [
         ({"label": FEATURES["label"]}, "has 0 columns of images (label: ClassLabel), expected one, or one called image or img"),
         ({"a": datasets.Image(), "b": datasets.Image()}, "has 2 columns of images (a: Image, b: Image), expected one"),
-        ({"image": datasets.Image(), "label": datasets.Value("int64")}, "'label' is no ClassLabel (image: Image, label: Value), expected"),
+        (
+            {"image": datasets.Image(), "label": datasets.Value("int64")},
+            "'label' is not a ClassLabel (image: Image, label: Value), expected",
+        ),
         (
             {"image": datasets.Image(), "c": FEATURES["label"], "d": FEATURES["label"]},
             "there are 2 columns of classes, none of them called label or labels or fine_label",
@@ -242,7 +245,7 @@ def test_parquet_files_of_several_configs_are_refused(tmp_path):
         (tmp_path / config).mkdir()
         dataset(*make(0, 2)).to_parquet(tmp_path / config / "train-0.parquet")
     assert "the train split in" in refusal(str(tmp_path), tmp_path)
-    assert "lies in 32x32, 64x64, expected one folder; name one of them" in refusal(str(tmp_path), tmp_path)
+    assert "lies in 32x32, 64x64, expected one folder; name one of these" in refusal(str(tmp_path), tmp_path)
     assert open_hf(str(tmp_path / "32x32"), tmp_path).name == "32x32"
 
 
@@ -276,7 +279,7 @@ def test_a_damaged_dataset_is_named(name, how, tmp_path):
         file.write_bytes(content[: len(content) // 2 if how == "cut" else 0])
     message = refusal(str(tmp_path / "pets"), tmp_path)
     if (name, how) == ("dataset_dict.json", "missing"):
-        assert "is no folder that save_to_disk wrote or with parquet files" in message
+        assert "is not a folder that save_to_disk wrote or with parquet files" in message
     else:
         assert f"cannot read {str(file if name == 'dataset_dict.json' else file.parent)!r}: " in message
 
@@ -303,7 +306,7 @@ def test_an_argument_that_can_be_no_dataset_is_refused(argument, tmp_path, monke
     # No argument is not the working directory.
     save_parquet(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert f"'hf:{argument}' is no folder that save_to_disk wrote or with parquet files, nor OWNER/NAME" in refusal(argument, tmp_path)
+    assert f"'hf:{argument}' is not a folder that save_to_disk wrote or with parquet files, nor OWNER/NAME" in refusal(argument, tmp_path)
 
 
 @pytest.mark.parametrize("argument", ["mnist", "owner/pets", "owner/pets:64x64"])

@@ -172,7 +172,7 @@ def test_damaged_batch_is_refused(tmp_path, batches, damage):
     write_unpacked(tmp_path, batches)
     file = tmp_path / TRAIN[4]
     file.write_bytes(damage(file.read_bytes()))
-    assert_refused(r"train_data_batch_5.npz' is not a whole .npz file", tmp_path)
+    assert_refused(r"train_data_batch_5.npz' is not a complete .npz file", tmp_path)
 
 
 @pytest.mark.parametrize("part", ["train_part2", "val"])
@@ -183,7 +183,7 @@ def test_damaged_archive_is_refused(tmp_path, batches, part, damage):
     write_unpacked(tmp_path, batches)
     file = zip_part(tmp_path, part)
     file.write_bytes(damage(file.read_bytes()))
-    assert_refused(rf"cannot read .*Imagenet64_{part}_npz.zip': BadZipFile.*expected the whole published zip archive", tmp_path)
+    assert_refused(rf"cannot read .*Imagenet64_{part}_npz.zip': BadZipFile.*expected the complete published zip archive", tmp_path)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -201,7 +201,7 @@ def test_member_of_an_archive_that_is_no_npz_is_refused(tmp_path, batches, conte
     write_unpacked(tmp_path, batches)
     (tmp_path / VAL).write_bytes(content)
     zip_part(tmp_path, "val")
-    assert_refused(r"'Imagenet64_val_npz/val_data.npz' in .*Imagenet64_val_npz.zip' is not a whole .npz file", tmp_path)
+    assert_refused(r"'Imagenet64_val_npz/val_data.npz' in .*Imagenet64_val_npz.zip' is not a complete .npz file", tmp_path)
 
 
 def test_damaged_pixels_of_an_unpacked_batch_are_found_on_reading(tmp_path, batches):

@@ -120,7 +120,7 @@ def test_missing_labels_or_names_are_refused(tmp_path, members, name):
 @pytest.mark.parametrize(
     ("name", "change", "match"),
     [
-        ("train_X.bin", None, "train_X.bin holds 0 bytes .*expected one image or more of 27648 bytes"),
+        ("train_X.bin", None, "train_X.bin holds 0 bytes .*expected one or more images of 27648 bytes"),
         ("test_X.bin", lambda content: content[:-1], "test_X.bin holds 276479 bytes"),
         ("test_X.bin", lambda content: content[:-27648], "10 labels for 9 test images .*expected one each"),
         ("train_y.bin", lambda content: content + b"\1", "12 labels for 11 train images"),

@@ -217,7 +217,7 @@ def test_choose_splits_refuses_a_dataset_with_nothing_to_train_on():
 
 @pytest.mark.parametrize("argument", ["", "a b", "/data/cifar10", "kaggle:cifar10", "cifar10/a/b", "cifar10:new"])
 def test_an_argument_that_names_no_dataset_is_refused(argument, tmp_path):
-    assert f"'tfds:{argument}' names no dataset, expected tfds:NAME, tfds:NAME/CONFIG" in refusal(argument, tmp_path)
+    assert f"'tfds:{argument}' does not name a dataset, expected tfds:NAME, tfds:NAME/CONFIG" in refusal(argument, tmp_path)
 
 
 def test_an_unknown_dataset_is_refused_with_the_nearest_name(tmp_path):
@@ -252,7 +252,7 @@ def test_another_format_in_tfds_own_folder_need_not_be_moved(pets, tmp_path, mon
     info = pets / "pets" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     message = refusal("pets", tmp_path / "new")
-    assert f"prepare it once more, run: python -m ssdd_jax.data download tfds:pets --data_dir {tmp_path / 'new'}" in message
+    assert f"prepare it again, run: python -m ssdd_jax.data download tfds:pets --data_dir {tmp_path / 'new'}" in message
 
 
 @pytest.mark.parametrize(
