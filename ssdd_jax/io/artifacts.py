@@ -36,11 +36,13 @@ def _flatten(distilled: DistilledSet) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
 
 
-def _store_name(store: Any) -> str:
+def _store_name(part: str, store: Any) -> str:
     for name, kind in STORES.items():
         if kind.type is type(store):
             return name
-    raise ValueError(f"save_distilled: a {type(store).__name__} could not be read again; add it with STORES.register first")
+    raise ValueError(
+        f"save_distilled: {part} is a {type(store).__name__}, expected a store such as Plain({part}); add one of your own with STORES.register"
+    )
 
 
 def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> Path:
@@ -62,6 +64,7 @@ def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> 
         >>> save_distilled("my_set", compact, method="ours")  # doctest: +SKIP
     """
     path = Path(path)
+    stores = {part: _store_name(part, getattr(compact, part)) for part in STORED}
     arrays = _flatten(compact)
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
@@ -70,7 +73,7 @@ def save_distilled(path: str | Path, compact: DistilledSet, **metadata: Any) -> 
     manifest = {
         "format": FORMAT,
         "layout": dataclasses.asdict(compact.layout),
-        "stores": {part: _store_name(getattr(compact, part)) for part in STORED},
+        "stores": stores,
         "image_axes": "NHWC",
         "num_images": num_images(compact),
         "num_views": len(compact.layout.views),

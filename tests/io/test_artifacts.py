@@ -62,6 +62,13 @@ def test_any_flipped_byte_is_noticed(tmp_path, key):
     load_distilled(tmp_path)
 
 
+def test_arrays_without_a_store_are_refused_with_what_to_do(tmp_path, key):
+    distilled = plain_set(key)
+    with pytest.raises(ValueError, match=r"images is a ArrayImpl, expected a store such as Plain\(images\)"):
+        save_distilled(tmp_path / "set", DistilledSet(distilled.images.rows, distilled.reprs, None, distilled.layout))
+    assert not (tmp_path / "set").exists()
+
+
 def test_nan_is_never_written(tmp_path, key):
     distilled = plain_set(key)
     bad = DistilledSet(Plain(distilled.images.rows.at[0, 0, 0, 0].set(jnp.nan)), distilled.reprs, None, distilled.layout)

@@ -147,7 +147,7 @@ def test_the_manifest_says_what_the_files_are(source, tmp_path, fmt):
 @pytest.mark.parametrize("kind", ["labels", "logits"])
 def test_targets_that_are_no_representation_are_not_called_one(tmp_path, key, kind):
     layout = Layout((8, 6, 3), (8, 6, 3), target_kind=kind)
-    distilled = DistilledSet(jax.random.normal(key, (4, 8, 6, 3)), jnp.eye(4)[None], None, layout)
+    distilled = DistilledSet(Plain(jax.random.normal(key, (4, 8, 6, 3))), Plain(jnp.eye(4)[None]), None, layout)
     source = save_distilled(tmp_path / "set", distilled, normalization=RGB)
     exported = export_distilled(source, tmp_path / "export", "npz")
     manifest = json.loads((exported / MANIFEST).read_text())

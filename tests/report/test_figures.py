@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ssdd_jax.core.distilled import reconstruct_images
+from ssdd_jax.core.stores.plain import Plain
 from ssdd_jax.io.export import to_uint8
 from ssdd_jax.report import figures
 
@@ -71,7 +72,7 @@ def test_at_most_64_bases_and_100_images_are_drawn(make_set):
     bases = figures.bases_picture(np.ones((70, 2304), np.float32), (48, 48, 1))
     assert bases.size == (4 + 16 * 52, 4 + 4 * 52)
     plain = make_set("krr_st")
-    many = plain.replace(images=jnp.zeros((130, 8, 8, 1)), reprs=jnp.zeros((1, 130, 6)))
+    many = plain.replace(images=Plain(jnp.zeros((130, 8, 8, 1))), reprs=Plain(jnp.zeros((1, 130, 6))))
     assert figures.images_picture(many, MEAN, STD).size == (4 + 10 * 52, 4 + 10 * 52)
 
 
