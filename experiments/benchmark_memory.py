@@ -26,9 +26,9 @@ CASES = {
     "tiny_imagenet, N = 200, 512 images a step": ("tiny_imagenet", (64, 64, 3), ()),
 }
 SETTINGS = {
-    "all rows at once": {"rows_at_once": 0, "remat": False},
-    "32 rows at once": {"rows_at_once": 32, "remat": False},
-    "32 rows at once, recomputed": {"rows_at_once": 32, "remat": True},
+    "all rows at once": {"chunk_size": 0, "remat": False},
+    "32 rows at once": {"chunk_size": 32, "remat": False},
+    "32 rows at once, recomputed": {"chunk_size": 32, "remat": True},
 }
 
 

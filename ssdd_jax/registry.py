@@ -92,7 +92,7 @@ STORES = Registry("store", {"plain": "ssdd_jax.core.stores.plain:STORE", "factor
 """How rows of images or targets are kept: `ssdd_jax.core.stores.store.Store`."""
 
 KERNELS = Registry("kernel", {"feature": "ssdd_jax.kernels.feature:feature_kernel"})
-"""What the outer loss predicts with: makers of a `ssdd_jax.kernels.kernel.Kernel`."""
+"""What the outer loss predicts with: makers of a `ssdd_jax.core.kernel.Kernel`."""
 
 METHODS = Registry(
     "method", {"regression": "ssdd_jax.methods.regression:METHOD"}, {"regression": "ssdd_jax.settings.methods:RegressionSpec"}

@@ -20,13 +20,12 @@ from ssdd_jax.cli import parse
 from ssdd_jax.core import pool as pools
 from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import fit_pca
-from ssdd_jax.core.batching import in_parts
+from ssdd_jax.core.batching import batch_schedule, map_in_chunks
 from ssdd_jax.core.distilled import DistilledSet, init_distilled
 from ssdd_jax.core.krr import append_bias, krr_predict
 from ssdd_jax.core.optimizers import sgd, student_optimizer
 from ssdd_jax.core.outer import OuterState, image_sampler, init_outer, make_outer_step, support_rows
 from ssdd_jax.core.real import RealImages
-from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.linear import make_probe_step
 from ssdd_jax.evals.probe import init_probe
 from ssdd_jax.evals.student import make_student_step
@@ -34,7 +33,7 @@ from ssdd_jax.methods import regression
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.nets import net_widths
 from ssdd_jax.runtime.loop import Loop, stack
-from ssdd_jax.runtime.memory import rows_at_once
+from ssdd_jax.runtime.memory import chunk_size
 from ssdd_jax.settings.evaluation import RecipeSpec
 from ssdd_jax.settings.spec import OuterSpec
 from ssdd_jax.stages.context import PCA_BYTES
@@ -44,7 +43,7 @@ from ssdd_jax.stages.teacher import Teacher, teacher_optimizer
 from ssdd_jax.teacher.barlow_twins import Projector, init_teacher, make_teacher_step
 
 # Variants of our outer step, one row of the table each, by settings of `make_outer_step`.
-VARIANTS: dict[str, dict[str, Any]] = {OURS: {}, f"{OURS}, all rows at once": {"rows_at_once": 0}}
+VARIANTS: dict[str, dict[str, Any]] = {OURS: {}, f"{OURS}, all rows at once": {"chunk_size": 0}}
 # Programs with this suffix run the teacher in every step.
 AS_RELEASED = ", as released"
 
@@ -137,7 +136,7 @@ class Work:
         self.method = self.spec.methods[case.method]
         self.width = repr_width(self.spec.teacher, case.image_shape)
         self.learner = member_learner(self.spec, case.image_shape)
-        self.rows_at_once = rows_at_once(self.spec.memory, self.learner, case.image_shape)
+        self.chunk_size = chunk_size(self.spec.memory, self.learner, case.image_shape)
         self.widths = net_widths(self.spec.student.net, self.spec.student.widths, case.image_shape, self.spec.student.width_factor)
         # Every view shifts the teacher's representation by its full variance, so that none is shared.
         shifts = dict.fromkeys(self.method.views, 1.0)
@@ -183,10 +182,10 @@ class Work:
         """Return how real images enter the step."""
         return RealImages(spec, len(self.data.train_images), self.data.normalize)
 
-    def step_settings(self, rows_at_once: int | None = None, remat: bool | None = None) -> dict[str, Any]:
+    def step_settings(self, chunk_size: int | None = None, remat: bool | None = None) -> dict[str, Any]:
         """Return the settings of the outer step as a run maps them, except for the given memory settings."""
         memory = self.spec.memory if remat is None else replace(self.spec.memory, remat=remat)
-        run, rows = replace(self.spec, memory=memory), self.rows_at_once if rows_at_once is None else rows_at_once
+        run, rows = replace(self.spec, memory=memory), self.chunk_size if chunk_size is None else chunk_size
         return regression.step_settings(self.method, run, regression.make_kernel(self.method, run, self.learner, chunk_size=rows))
 
     def outer_step(self, **memory: Any) -> Callable:
@@ -195,14 +194,14 @@ class Work:
 
     def featurize(self, variables: Any, images: jax.Array) -> jax.Array:
         """Return the features of images as the outer step computes them."""
-        return in_parts(lambda part: self.learner.features(variables, part), images, self.rows_at_once)
+        return map_in_chunks(lambda part: self.learner.features(variables, part), images, self.chunk_size)
 
     def outer_program(self, settings: dict[str, Any], *, fresh: bool = False) -> Program:
         """Return the step with what a run does around it: batches are gathered and cropped, and everything is checked to be finite."""
         real = self.real(replace(self.spec.outer, real_augment="fresh") if fresh else self.spec.outer)
         teacher = Teacher(teacher_learner(self.spec.teacher, self.case.image_shape), None, np.zeros(self.width, np.float32), 1.0, "")
-        rows = settings.get("rows_at_once", rows_at_once(self.spec.memory, teacher.learner, self.case.image_shape)) if fresh else 0
-        represent = lambda variables, images: in_parts(lambda part: teacher.represent_with(variables, part), images, rows)
+        rows = settings.get("chunk_size", chunk_size(self.spec.memory, teacher.learner, self.case.image_shape)) if fresh else 0
+        represent = lambda variables, images: map_in_chunks(lambda part: teacher.represent_with(variables, part), images, rows)
         step = regression.on_batches(self.outer_step(**settings), real, represent)
         loop = Loop(step, (0, None), 1, lambda number, seed, _: real.draw(number, seed), watch=lambda state: replace(state, pool=None))
         state = stack([self.start(jax.random.key(1))])

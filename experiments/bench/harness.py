@@ -17,9 +17,9 @@ import numpy as np
 from ssdd_jax.runtime.memory import step_bytes
 
 # Calls are repeated until a measurement takes at least this long (s); after the pause (s), threads that busy-wait for work have stopped.
-LEAST_SECONDS, PAUSE = 0.05, 0.2
+MIN_SECONDS, PAUSE = 0.05, 0.2
 # After this time (s) a part is not measured again, once it has the fewest repetitions.
-MOST_SECONDS, LEAST_REPETITIONS = 240.0, 3
+MAX_SECONDS, MIN_REPETITIONS = 240.0, 3
 
 PEAKS = ("product, jax", "product, torch")
 OURS = "ours"
@@ -72,11 +72,11 @@ def measure(contenders: Mapping[str, Callable[[], Any]], repetitions: int) -> di
     for name, run in contenders.items():
         first = _seconds(run)
         # The first call may find cold caches.
-        calls[name] = 1 if first > 10 * LEAST_SECONDS else max(1, round(LEAST_SECONDS / _seconds(run)))
+        calls[name] = 1 if first > 10 * MIN_SECONDS else max(1, round(MIN_SECONDS / _seconds(run)))
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     started = time.perf_counter()
     for number in range(repetitions):
-        if number >= LEAST_REPETITIONS and time.perf_counter() - started > MOST_SECONDS:
+        if number >= MIN_REPETITIONS and time.perf_counter() - started > MAX_SECONDS:
             break
         for name, run in contenders.items():
             time.sleep(PAUSE)

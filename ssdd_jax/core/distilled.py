@@ -61,7 +61,7 @@ class Layout:
         """Return how many views have targets of this kind."""
         return self.view_targets.count(kind)
 
-    def free(self) -> "Layout":
+    def uncompressed(self) -> "Layout":
         """Return the layout during distillation: targets that networks will predict are stored until the networks are trained."""
         return replace(self, view_targets=tuple("stored" if kind == "network" else kind for kind in self.view_targets))
 
@@ -113,7 +113,7 @@ def init_distilled(
         raise ValueError(f"init_distilled: images have shape {images.shape[1:]}, expected the layout's {layout.image_shape}")
     if view_reprs.shape[:2] != (len(layout.views), len(images)):
         raise ValueError(f"init_distilled: view_reprs has shape {view_reprs.shape}, expected ({len(layout.views)}, {len(images)}, d)")
-    layout = layout.free()
+    layout = layout.uncompressed()
     small = resize_images(images, layout.base_shape)
     reprs = view_reprs[jnp.array([i for i, kind in enumerate(layout.view_targets) if kind == "stored"])]
     return DistilledSet(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ssdd_jax.data.dataset import Concatenated, Dataset, Images, Rows, channel_statistics, select_rows, take_rows, validation_rows
+from ssdd_jax.data.dataset import Concatenated, Dataset, Images, OnDisk, channel_statistics, select_rows, take_rows, validation_rows
 from ssdd_jax.data.prepare import open_prepared, prepare
 from ssdd_jax.data.source import Source, Split
 from ssdd_jax.data.sources import open_source
@@ -13,8 +13,8 @@ __all__ = [
     "Concatenated",
     "Dataset",
     "Images",
+    "OnDisk",
     "Options",
-    "Rows",
     "Source",
     "Split",
     "channel_statistics",

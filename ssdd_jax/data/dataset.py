@@ -43,7 +43,7 @@ class Dataset:
     folder: Path
 
 
-class Rows:
+class OnDisk:
     """Some rows of an array that stays on disk; each access reads what it asks for and keeps nothing.
 
     Args:
@@ -72,15 +72,15 @@ class Rows:
             mapping.madvise(mmap.MADV_DONTNEED)
         return found
 
-    def select(self, rows: np.ndarray) -> "Rows":
+    def select(self, rows: np.ndarray) -> "OnDisk":
         """Return some of the rows, without reading them."""
-        return Rows(self._array, rows if self._rows is None else self._rows[rows])
+        return OnDisk(self._array, rows if self._rows is None else self._rows[rows])
 
 
 class Concatenated:
     """The rows of several arrays of one shape "n ...", one array after the other, by integer index."""
 
-    def __init__(self, arrays: Sequence[np.ndarray | Rows]):
+    def __init__(self, arrays: Sequence[np.ndarray | OnDisk]):
         self._arrays = arrays
         self.shape = (len(arrays) * len(arrays[0]), *arrays[0].shape[1:])
         self.dtype, self.ndim = arrays[0].dtype, arrays[0].ndim
@@ -97,20 +97,20 @@ class Concatenated:
         return found
 
 
-Images = np.ndarray | Rows
+Images = np.ndarray | OnDisk
 """Arrays of rows, in memory or on disk: `len`, `shape`, slices and integer arrays."""
 
 
 def take_rows(array: np.ndarray, rows: np.ndarray | None, in_memory: bool) -> Images:
     """Return the rows of a memory-mapped array, copied into memory or left on disk; None means all."""
     if not in_memory and isinstance(array, np.memmap):
-        return Rows(array, rows)
+        return OnDisk(array, rows)
     return np.array(array) if rows is None else np.asarray(array[rows])
 
 
 def select_rows(images: Images, rows: np.ndarray) -> Images:
     """Return some rows; rows on disk stay there."""
-    return images.select(rows) if isinstance(images, Rows) else images[rows]
+    return images.select(rows) if isinstance(images, OnDisk) else images[rows]
 
 
 def validation_rows(count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST_DIFFERENT = 0.02
+MAX_DIFFERENCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def statistics_warning(source: str, manifest: Mapping[str, Any]) -> str:
     if published is None or train is None or len(published.mean) != len(train["mean"]) or is_padded(published, manifest["options"]):
         return ""
     found = (*train["mean"], *train["std"])
-    if all(abs(a - b) <= MOST_DIFFERENT for a, b in zip(found, (*published.mean, *published.std), strict=True)):
+    if all(abs(a - b) <= MAX_DIFFERENCE for a, b in zip(found, (*published.mean, *published.std), strict=True)):
         return ""
     height, width, _ = train["shape"][1:]
     mean, std, published_mean, published_std = map(format_statistics, (train["mean"], train["std"], published.mean, published.std))
@@ -73,7 +73,7 @@ def statistics_warning(source: str, manifest: Mapping[str, Any]) -> str:
     sizes = "" if height == width == side else "the standard deviation of photographs changes with their size; "
     return (
         f"{source}: the {height}x{width} train images have mean {mean} and standard deviation {std}, published for {side}x{side} are "
-        f"{published_mean} and {published_std}, more than {MOST_DIFFERENT} away; {sizes}check that these are the published files"
+        f"{published_mean} and {published_std}, more than {MAX_DIFFERENCE} away; {sizes}check that these are the published files"
     )
 
 

@@ -9,9 +9,9 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ssdd_jax.core.augment import AugmentSpec, augment
+from ssdd_jax.core.batching import batch_schedule
 from ssdd_jax.core.optimizers import sgd
 from ssdd_jax.core.pool import Learner, MemberState
-from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.probe import accuracy
 from ssdd_jax.evals.protocol import Protocol, Readout, Steps, Tools, Trainable
 from ssdd_jax.nets.layers import HEAD

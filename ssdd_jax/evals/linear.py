@@ -5,7 +5,7 @@ from collections.abc import Callable
 import optax
 from jaxtyping import Array
 
-from ssdd_jax.evals.batches import batch_schedule
+from ssdd_jax.core.batching import batch_schedule
 from ssdd_jax.evals.probe import ProbeState, init_probe, probe_accuracies, train_probe
 from ssdd_jax.evals.protocol import Protocol, Readout, Steps, Tools
 from ssdd_jax.rng import Stream, step_key
@@ -15,7 +15,7 @@ from ssdd_jax.settings.evaluation import LinearSpec
 def make_probe_step(*, optimizer: optax.GradientTransformation) -> Callable[..., tuple[ProbeState, dict[str, Array]]]:
     """Build step(state, step, schedule "s b", features "n q", labels "n") -> (state, metrics), one minibatch update.
 
-    `schedule` is of `ssdd_jax.evals.batches.batch_schedule`.
+    `schedule` is of `ssdd_jax.core.batching.batch_schedule`.
     """
 
     def step(state: ProbeState, step_number, schedule, features, labels):

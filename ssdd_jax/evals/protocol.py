@@ -136,7 +136,7 @@ class Protocol(NamedTuple):
 
     Attributes:
         spec: frozen dataclass of its settings, all with defaults; a field's metadata may have "range", "choices" and "smoke".
-        version: counted up whenever other code gives other scores: rows of an older version are computed again.
+        version: counted up whenever other code gives other scores: rows of an older version are recomputed.
         columns: spec -> the title of every score's column, by the score's name, which no other protocol uses.
         definition: what the scores are, for the report; it goes on after "accuracies in percent:" and has no full stop.
         run: (spec, readout, tools) -> by the score's name one accuracy in [0, 1] per seed.

@@ -30,7 +30,7 @@ def make_student_step(
 ) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
     """Build step(member, step, schedule "s b", images "n H W C", targets "n d") -> (member, metrics), one minibatch update.
 
-    `schedule` is of `ssdd_jax.evals.batches.batch_schedule`; images are normalized; `loss` is among `LOSSES`.
+    `schedule` is of `ssdd_jax.core.batching.batch_schedule`; images are normalized; `loss` is among `LOSSES`.
     """
 
     def step(member: MemberState, step_number, schedule, images, targets):

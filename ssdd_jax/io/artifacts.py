@@ -41,7 +41,8 @@ def _store_name(part: str, store: Any) -> str:
         if kind.type is type(store):
             return name
     raise ValueError(
-        f"save_distilled: {part} is a {type(store).__name__}, expected a store such as Plain({part}); add one of your own with STORES.register"
+        f"save_distilled: {part} is a {type(store).__name__}, expected a store such as Plain({part}); "
+        "a store of your own is added with STORES.register"
     )
 
 

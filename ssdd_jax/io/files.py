@@ -44,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def attribute_errors_to(path: Path) -> Iterator[None]:
     """Add the file's name to an OSError: the error of a full disk does not say which file it is about."""
     try:
         yield
@@ -57,7 +57,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path):
+        with attribute_errors_to(path):
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()

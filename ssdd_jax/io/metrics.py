@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdd_jax.errors import StorageError
-from ssdd_jax.io.files import naming, write_bytes
+from ssdd_jax.io.files import attribute_errors_to, write_bytes
 from ssdd_jax.io.loggers import LogFn
 
 
@@ -50,7 +50,7 @@ class Metrics:
 
     def write(self, stage: str, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
-        with naming(self.path), self.path.open("a") as file:
+        with attribute_errors_to(self.path), self.path.open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         if self.logger is not None:
             self.logger(stage, step, dict(values))

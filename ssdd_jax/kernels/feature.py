@@ -2,7 +2,7 @@
 
 import jax
 
-from ssdd_jax.core.batching import in_parts
+from ssdd_jax.core.batching import map_in_chunks
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.krr import RidgeScale, append_bias, ridge_predict
 from ssdd_jax.core.learner import Learner
@@ -14,7 +14,7 @@ def feature_kernel(
     *,
     ridge: float = 1e-6,
     ridge_scale: RidgeScale = "trace",
-    rows_at_once: int = 0,
+    chunk_size: int = 0,
     remat: bool = False,
     shard: Shard = unsharded,
 ) -> Kernel:
@@ -26,7 +26,7 @@ def feature_kernel(
         learner: network of the members.
         ridge: see `ssdd_jax.core.krr.krr_predict`.
         ridge_scale: see `ssdd_jax.core.krr.krr_predict`.
-        rows_at_once: how many real and how many support images pass through a member together, see `in_parts`; 0 means all.
+        chunk_size: how many real and how many support images pass through a member together, see `map_in_chunks`; 0 means all.
         remat: recompute the support images' activations where their gradient is needed, instead of keeping them.
         shard: how rows are sharded over devices.
     """
@@ -34,8 +34,8 @@ def feature_kernel(
     def predict(variables, support_images, support_targets, images):
         # Every chunk is sharded, see `replicate_then_shard`.
         features = lambda rows: learner.features(variables, shard("data", rows))
-        f_support = append_bias(in_parts(features, shard("whole", support_images), rows_at_once, remat=remat))
-        f_target = jax.lax.stop_gradient(append_bias(in_parts(features, images, rows_at_once)))
+        f_support = append_bias(map_in_chunks(features, shard("whole", support_images), chunk_size, remat=remat))
+        f_target = jax.lax.stop_gradient(append_bias(map_in_chunks(features, images, chunk_size)))
         return ridge_predict(f_support, support_targets, f_target, ridge=ridge, ridge_scale=ridge_scale)
 
     return Kernel(predict, learner)

@@ -42,7 +42,7 @@ class Inputs:
         image_pca: (base shape, number of components) -> principal components of flattened training images of that size.
         repr_pca: number of components -> principal components of the representations.
         shard: how arrays of a step are sharded over devices.
-        chunk_size: () -> how many images pass through `learner` together, see `ssdd_jax.core.batching.in_parts`.
+        chunk_size: () -> how many images pass through `learner` together, see `ssdd_jax.core.batching.map_in_chunks`.
     """
 
     name: str

@@ -119,7 +119,7 @@ def make_kernel(spec: RegressionSpec, run: RunSpec, learner: Any, *, chunk_size:
     """Return the kernel of the outer loss that the settings name."""
     outer = run.outer
     make = KERNELS[spec.kernel]
-    return make(learner, ridge=outer.ridge, ridge_scale=outer.ridge_scale, rows_at_once=chunk_size, remat=run.memory.remat, shard=shard)
+    return make(learner, ridge=outer.ridge, ridge_scale=outer.ridge_scale, chunk_size=chunk_size, remat=run.memory.remat, shard=shard)
 
 
 def step_settings(spec: RegressionSpec, run: RunSpec, kernel: Kernel, *, first: int = 0, shard: Shard = unsharded) -> dict[str, Any]:
@@ -216,9 +216,9 @@ def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: i
 
     def smaller() -> Iterator[tuple[str, Phase]]:
         """Yield settings that take less and less memory, nearest to the present ones first, each with the phase built from them."""
-        memory = replace(inputs.run.memory, remat=True, rows_at_once=MIN_CHUNK)
+        memory = replace(inputs.run.memory, remat=True, chunk_size=MIN_CHUNK)
         less = replace(inputs, run=replace(inputs.run, memory=memory), chunk_size=lambda: MIN_CHUNK)
-        flags = f"--config.memory.remat=True --config.memory.rows_at_once={MIN_CHUNK}"
+        flags = f"--config.memory.remat=True --config.memory.chunk_size={MIN_CHUNK}"
         images = spec.support_images or plan.num_images
         while images:
             fewer = f" --config.methods.{inputs.name}.support_images={images}" if images != spec.support_images else ""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ssdd_jax.core.batching import in_parts, split
+from ssdd_jax.core.batching import map_in_chunks
 from ssdd_jax.nets.winograd import PATCH, TAPS, convolve_by_tiles, tiles_per_image
 
 Images = Float[Array, "n H W c"]
@@ -22,13 +22,13 @@ Outputs = Float[Array, "n h w C"]
 Kernel = Float[Array, "k l c C"]
 
 # Below this many operations a convolution takes a few milliseconds anyway, and compiles twice as fast unchanged.
-LEAST_OPERATIONS = 50_000_000
+MIN_OPERATIONS = 50_000_000
 # With at most this many taps times input channels, everything that an output depends on is gathered into one row.
-MOST_GATHERED = 64
+MAX_GATHERED = 64
 # Images whose products are summed together: they stay in a core's cache.
 IMAGES_AT_ONCE = 8
 # With fewer input or output channels, the changes of basis outweigh the multiplications that tiles save.
-LEAST_TILED = 48
+MIN_TILED = 48
 # Bytes of tile products that are held at a time.
 TILED_BYTES = 20_000_000
 
@@ -93,7 +93,7 @@ def _by_platform(cpu: Callable, plain: Callable, *args: Array) -> Array:
 
 def _few_channels(kernel: Kernel) -> bool:
     height, width, channels, _ = kernel.shape
-    return height * width * channels <= MOST_GATHERED
+    return height * width * channels <= MAX_GATHERED
 
 
 def _outputs(images: Images, kernel: Kernel, window: Window) -> jax.ShapeDtypeStruct:
@@ -101,14 +101,14 @@ def _outputs(images: Images, kernel: Kernel, window: Window) -> jax.ShapeDtypeSt
 
 
 def _is_small(images: Images, kernel: Kernel, window: Window) -> bool:
-    return 2 * _outputs(images, kernel, window).size * kernel.size // kernel.shape[-1] < LEAST_OPERATIONS
+    return 2 * _outputs(images, kernel, window).size * kernel.size // kernel.shape[-1] < MIN_OPERATIONS
 
 
 def _tiled_at_once(images: Images, kernel: Kernel, window: Window) -> int:
     """Return how many images are convolved by tiles at a time; 0 if tiles are not used."""
     exact = window.precision in ("float32", "highest", jax.lax.Precision.HIGHEST, (jax.lax.Precision.HIGHEST,) * 2)
     fits = kernel.shape[:2] == (TAPS, TAPS) and window.strides == (1, 1) and images.dtype == kernel.dtype == jnp.float32
-    if exact or not fits or min(kernel.shape[2:]) < LEAST_TILED:
+    if exact or not fits or min(kernel.shape[2:]) < MIN_TILED:
         return 0
     largest = tiles_per_image(_outputs(images, kernel, window).shape[1:]) * max(kernel.shape[2:])
     return max(1, TILED_BYTES // (4 * PATCH**2 * largest))
@@ -118,7 +118,7 @@ def _on_cpu(images: Images, kernel: Kernel, window: Window) -> Outputs:
     if _few_channels(kernel):
         return jnp.matmul(_gather(images, kernel, window), _matrix(kernel), precision=window.precision)
     if at_once := _tiled_at_once(images, kernel, window):
-        return in_parts(lambda part: convolve_by_tiles(part, kernel, window.padding), images, at_once)
+        return map_in_chunks(lambda part: convolve_by_tiles(part, kernel, window.padding), images, at_once)
     return _plain(images, kernel, window)
 
 
@@ -173,5 +173,5 @@ def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window
     tiled_at_once = _tiled_at_once(images, kernel, window)
     by_part, at_once = (by_tiles, tiled_at_once) if tiled_at_once else (by_taps, IMAGES_AT_ONCE)
     # The zero images that fill up the last part add nothing.
-    parts = (split(images, at_once), split(gradient, at_once))
+    parts = (split_in_chunks(images, at_once), split_in_chunks(gradient, at_once))
     return jax.lax.scan(lambda total, part: (total + by_part(*part), None), jnp.zeros_like(kernel), parts)[0]

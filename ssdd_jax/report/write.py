@@ -116,7 +116,7 @@ def read_results(file: Path) -> dict[str, Any]:
         _ = results_tables(results), _introduction(results)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise StorageError(f"{file} is no results file ({reason}), expected what an evaluation writes; move it away") from error
+        raise StorageError(f"{file} is not a results file ({reason}), expected what an evaluation writes; move it away") from error
     return results
 
 

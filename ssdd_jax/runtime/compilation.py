@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 # Anything quicker is compiled about as fast as it is read back.
-LEAST_SECONDS = 0.3
+MIN_SECONDS = 0.3
 
 
 def use_cache(folder: Path) -> None:
@@ -21,7 +21,7 @@ def use_cache(folder: Path) -> None:
     if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled" / processor()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
 
 
 def processor() -> str:

@@ -27,7 +27,7 @@ class Devices:
 
     mesh: Mesh
 
-    def place(self, axis: str, tree: Any) -> Any:
+    def shard(self, axis: str, tree: Any) -> Any:
         """Shard the leading axis of the leaves over an axis of the mesh, or replicate; works under jit and vmap. See `core.sharding.Shard`.
 
         The number of rows need not be a multiple of the devices: XLA pads them.
@@ -88,7 +88,7 @@ def on_cpu() -> bool:
 
 def placement(devices: Devices | None) -> Shard:
     """Return the `Shard` of a mesh, or of one device."""
-    return unsharded if devices is None else devices.place
+    return unsharded if devices is None else devices.shard
 
 
 def make_devices(pool: int = 1) -> Devices | None:

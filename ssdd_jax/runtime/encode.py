@@ -22,7 +22,7 @@ RECORD_EVERY = 64
 DIGEST_ROWS = 4096
 
 
-def encode_batch(rows: Images | jax.Array) -> int:
+def encode_batch_size(rows: Images | jax.Array) -> int:
     """Return how many rows pass together: `ENCODE_BATCH`, or for images above 64 x 64 as many as have that many 64 x 64 images' pixels."""
     pixels = rows.shape[1] * rows.shape[2] if rows.ndim == 4 else 1
     return min(len(rows), max(1, ENCODE_BATCH * 64**2 // max(64**2, pixels)))
@@ -30,7 +30,7 @@ def encode_batch(rows: Images | jax.Array) -> int:
 
 def in_batches(fn: Callable[[jax.Array], Any], rows: Images | jax.Array) -> Any:
     """Apply a jitted function to batches of one shape and return its rows, an array or a tree of them; the last batch is padded."""
-    size = encode_batch(rows)
+    size = encode_batch_size(rows)
     results = [_apply(fn, np.asarray(rows[start : start + size]), size) for start in range(0, len(rows), size)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
@@ -50,7 +50,7 @@ def encode_to_file(
         file.unlink()
     file.parent.mkdir(parents=True, exist_ok=True)
     partial, record = file.with_suffix(".partial"), file.with_suffix(".rows.json")
-    shape, size = (len(images), width), encode_batch(images)
+    shape, size = (len(images), width), encode_batch_size(images)
     done, digest = _encoded_so_far(partial, record, shape)
     if not done:
         try:

@@ -14,7 +14,7 @@ from ssdd_jax.data import Concatenated, Images
 
 # Dispatches that are read ahead while the device works on another one.
 READ_AHEAD = 2
-MOST_BYTES = 2**26
+MAX_BYTES = 2**26
 
 Table = jax.Array | Images | Concatenated
 """Rows on the device, or on disk."""
@@ -51,7 +51,7 @@ class Reader:
         step_bytes = sum(
             prod(rows.shape) * prod(table.shape[1:]) * table.dtype.itemsize for table, rows in zip(self.tables, drawn, strict=True)
         )
-        self.most_steps = max(1, MOST_BYTES // step_bytes)
+        self.max_steps = max(1, MAX_BYTES // step_bytes)
 
     def read(self, first: int, length: int) -> tuple[np.ndarray, ...]:
         """Return this process's rows of a dispatch's batches, "S b ..." for one step and "L S b ..." for several."""

@@ -85,7 +85,7 @@ def is_alone() -> bool:
     return _State.alone and _State.count > 1
 
 
-def at(step: int, name: str) -> None:
+def report_position(step: int, name: str) -> None:
     """Record how far the run has got, for the message about a lost process."""
     _State.where = f" at step {step} of {name}"
 

@@ -83,7 +83,7 @@ class Loop:
             if batch is None:
                 batch = tuple(table[rows] for table, rows in zip(tables, draw(number, *args), strict=True))
             if devices is not None:
-                batch = devices.place("data", batch)
+                batch = devices.shard("data", batch)
             # The barrier makes the rest compile identically wherever the batch comes from, so that the bits are the same.
             return step(state, number, jax.lax.optimization_barrier(batch), *args)
 
@@ -164,7 +164,7 @@ class Loop:
         on_device = all(isinstance(table, jax.Array) for table in tables)
         devices, put = self.devices, (lambda tree: tree) if self.devices is None else self.devices.replicate
         reader = None if on_device or self.draw is None else Reader(self.draw, tables, args, None if devices is None else devices.own_rows)
-        most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.most_steps)
+        most = self.steps_per_dispatch if reader is None else min(self.steps_per_dispatch, reader.max_steps)
         dispatches = _dispatches(start, num_steps, most, (log_every, every or num_steps))
         flags: list[tuple[int, dict[str, jax.Array]]] = []
         began, compiled, compiling = time.monotonic(), {}, 0.0
@@ -213,7 +213,7 @@ class Loop:
                     sums = {key: total.tolist() for key, total in _sums(pending).items()} if pending else {}
                     checkpoints.save(step, state, {"logged": logged, "sums": sums})
                 task.advance(step, note)
-                hosts.at(step, name)
+                hosts.report_position(step, name)
                 if stopping:
                     stop.request()
                     if checkpoints is not None:

@@ -23,10 +23,10 @@ class TooLarge(InputError):
     """A step takes more memory than there is."""
 
 
-def rows_at_once(spec: MemorySpec, learner: Learner, image_shape: tuple[int, int, int]) -> int:
+def chunk_size(spec: MemorySpec, learner: Learner, image_shape: tuple[int, int, int]) -> int:
     """Return how many images pass through a member together, 0 for all of them; chosen here if the settings leave it open."""
-    if spec.rows_at_once or not on_cpu():
-        return spec.rows_at_once
+    if spec.chunk_size or not on_cpu():
+        return spec.chunk_size
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     jaxpr = jax.make_jaxpr(learner.features)(jax.eval_shape(learner.init, jax.random.key(0)), image)
     largest = max(_activation_bytes(jaxpr.jaxpr))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 
-def share(default: float, high: float = 1.0):
+def fraction(default: float, high: float = 1.0):
     """Declare a number in [0, high]."""
     return field(default=default, metadata={"range": (0.0, high)})
 
@@ -29,18 +29,18 @@ class AugmentSpec:
         solarize: probability of inverting the pixels above one half.
     """
 
-    min_crop_scale: float = share(0.08)
+    min_crop_scale: float = fraction(0.08)
     interpolation: str = field(default="linear", metadata={"choices": ("linear", "cubic")})
     padding: int = field(default=0, metadata={"range": (0, 1024)})
-    flip: float = share(0.5)
-    jitter: float = share(0.8)
-    brightness: float = share(0.4)
-    contrast: float = share(0.4)
-    saturation: float = share(0.2)
-    hue: float = share(0.1, 0.5)
-    gray: float = share(0.2)
-    blur: float = share(0.0)
-    solarize: float = share(0.0)
+    flip: float = fraction(0.5)
+    jitter: float = fraction(0.8)
+    brightness: float = fraction(0.4)
+    contrast: float = fraction(0.4)
+    saturation: float = fraction(0.2)
+    hue: float = fraction(0.1, 0.5)
+    gray: float = fraction(0.2)
+    blur: float = fraction(0.0)
+    solarize: float = fraction(0.0)
 
 
 def crop_and_flip(padding: int, flip: float) -> AugmentSpec:

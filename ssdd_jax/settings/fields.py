@@ -22,7 +22,7 @@ def named(default: str, registry: Registry) -> Any:
 
 
 # What jax takes for a key without 64-bit integers.
-MOST_SEED = 2**31 - 1
+MAX_SEED = 2**31 - 1
 TARGET_KINDS = ("representation", "labels", "logits")
 """What the targets of a distilled set are."""
 CONTROLS = ("none", "teacher_init", "teacher", "full")

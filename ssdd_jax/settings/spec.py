@@ -8,7 +8,7 @@ from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.registry import LOGGERS, METHODS, NETS, PROTOCOLS
 from ssdd_jax.settings.augment import AugmentSpec
 from ssdd_jax.settings.evaluation import RECIPES, VIT_RECIPE, RecipeSpec, protocol_defaults
-from ssdd_jax.settings.fields import CONTROLS, MOST_SEED, PRECISIONS, TARGET_KINDS, named, one_of, within
+from ssdd_jax.settings.fields import CONTROLS, MAX_SEED, PRECISIONS, TARGET_KINDS, named, one_of, within
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TeacherSpec:
     second_view: AugmentSpec = field(default_factory=lambda: AugmentSpec(solarize=0.2))
     probe_learning_rate: float = within(0.1, 0.0)
     standardize: bool = True
-    seed: int = within(0, 0, MOST_SEED)
+    seed: int = within(0, 0, MAX_SEED)
 
 
 @dataclass(frozen=True)
@@ -210,13 +210,13 @@ class MemorySpec:
     """How much of an outer step is in memory at a time. It changes results by rounding alone.
 
     Attributes:
-        rows_at_once: so many real images, and so many support images, pass through a member together; 0 takes as many as stay in the
+        chunk_size: so many real images, and so many support images, pass through a member together; 0 takes as many as stay in the
             caches on a CPU, where that is also faster, and all of them on accelerators.
-        remat: support images' activations are computed again where their gradient is needed, instead of being kept.
+        remat: support images' activations are recomputed where their gradient is needed, instead of being kept.
         limit_gb: a step that takes more than so many 10^9 bytes is refused; 0 takes what the device has.
     """
 
-    rows_at_once: int = within(0, 0)
+    chunk_size: int = within(0, 0)
     remat: bool = False
     limit_gb: float = within(0.0, 0.0)
 
@@ -237,7 +237,7 @@ class DevicesSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A whole run. `only` restricts it to some of `methods`, by name and separated by commas.
+    """A complete run. `only` restricts it to some of `methods`, by name and separated by commas.
 
     Attributes:
         protocols: their settings, by name; `evaluation.protocols` says which are run.
@@ -253,7 +253,7 @@ class RunSpec:
 
     name: str = "run"
     num_pairs: int = within(10, 1)
-    seeds: tuple[int, ...] = within((0, 1, 2), 0, MOST_SEED)
+    seeds: tuple[int, ...] = within((0, 1, 2), 0, MAX_SEED)
     seeds_at_once: int = within(0, 0)
     steps_per_dispatch: int = within(0, 0)
     log_every: int = within(50, 1)

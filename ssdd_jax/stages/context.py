@@ -14,7 +14,7 @@ import numpy as np
 from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import budget_scalars, resize_images
 from ssdd_jax.core.real import RealImages
-from ssdd_jax.data import Concatenated, Images, Rows, open_prepared, select_rows
+from ssdd_jax.data import Concatenated, Images, OnDisk, open_prepared, select_rows
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
@@ -152,7 +152,7 @@ class Context:
         files = [self._represented(self.data.train_images, partial(self.real.view, name), f"train-{name}") for name in self.real.names]
         if isinstance(self.train_images, jax.Array):
             return jnp.concatenate([jnp.asarray(reprs) for reprs in files])
-        return Concatenated([Rows(reprs) for reprs in files])
+        return Concatenated([OnDisk(reprs) for reprs in files])
 
     @cached_property
     def train_labels(self) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssdd_jax.core.batching import in_parts
+from ssdd_jax.core.batching import map_in_chunks
 from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.errors import DataError
 from ssdd_jax.io.artifacts import save_distilled
@@ -22,7 +22,7 @@ from ssdd_jax.runtime import health, hosts
 from ssdd_jax.runtime.devices import Devices, make_devices, placement, pool_axis
 from ssdd_jax.runtime.feed import Table
 from ssdd_jax.runtime.loop import Loop, seed_groups, stack, unstack
-from ssdd_jax.runtime.memory import TooLarge, limit_bytes, rows_at_once
+from ssdd_jax.runtime.memory import TooLarge, chunk_size, limit_bytes
 from ssdd_jax.stages.context import Context
 
 
@@ -48,7 +48,7 @@ def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
     def represent_in_step(variables: Any, images: jax.Array) -> jax.Array:
         learner = context.teacher.learner
         rows = lambda part: context.teacher.represent_with(variables, shard("data", part))
-        return in_parts(rows, images, rows_at_once(spec.memory, learner, shape))
+        return map_in_chunks(rows, images, chunk_size(spec.memory, learner, shape))
 
     return Inputs(
         name=name,
@@ -68,7 +68,7 @@ def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
         image_pca=lambda base_shape, count: context.pca(base_shape, count, name),
         repr_pca=lambda count: context.pca(None, count, name),
         shard=shard,
-        chunk_size=cache(lambda: rows_at_once(spec.memory, context.learner, shape)),
+        chunk_size=cache(lambda: chunk_size(spec.memory, context.learner, shape)),
     )
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax.data import Rows
+from ssdd_jax.data import OnDisk
 from ssdd_jax.evals.protocol import Encoded, Protocol, Readout, Steps, Tools
 from ssdd_jax.evals.student import repr_error
 from ssdd_jax.io.checkpoints import Checkpoints
@@ -185,7 +185,7 @@ def _students(scope: Scope, compiled: Compiled, name: str, folder: Path, firsts:
     if method == "full":
         student = get_student(context, compiled, label, context.width, "representation")
         reprs = context.reprs("train")
-        targets = jnp.asarray(reprs) if isinstance(context.train_images, jax.Array) else Rows(reprs)
+        targets = jnp.asarray(reprs) if isinstance(context.train_images, jax.Array) else OnDisk(reprs)
         return student, pretrain_on_all(context, student, name, folder, seeds, context.train_images, targets)
     pairs = [scope.sets[method][seed].pairs(context.data.image_shape) for seed in seeds]
     student = get_student(context, compiled, label, pairs[0].targets.shape[1], target_kind(scope, firsts[0]))

@@ -96,7 +96,7 @@ def _run(
         write_json(workdir / "spec.json", now)
     hosts.wait_for_writer()
     if task == "evaluate":
-        return by_the_writer(lambda: show_report(workdir, evaluate(context, own, named), display))
+        return on_writer_only(lambda: show_report(workdir, evaluate(context, own, named), display))
     # Methods ask for a teacher if they need one; its controls need one whatever the methods.
     if task == "teacher" or (task == "all" and set(spec.evaluation.controls) - {"none"}):
         _ = context.teacher
@@ -105,10 +105,10 @@ def _run(
     distill(context)
     if task == "distill":
         return {}
-    return by_the_writer(lambda: show_report(workdir, evaluate(context, complete_sets(context)), display))
+    return on_writer_only(lambda: show_report(workdir, evaluate(context, complete_sets(context)), display))
 
 
-def by_the_writer(fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def on_writer_only(fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what a function returns; of several processes one alone calls it, the others wait and return nothing."""
     result = {}
     if hosts.is_writer():

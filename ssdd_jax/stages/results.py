@@ -28,7 +28,7 @@ class Results:
             old = json.loads(file.read_text()) if file.exists() else {}
             self.known = {row["digest"]: row for row in [*old.get("earlier", []), *old.get("rows", [])]}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StorageError(f"{file} is no results file ({error}), expected what an evaluation writes; move it away") from error
+            raise StorageError(f"{file} is not a results file ({error}), expected what an evaluation writes; move it away") from error
 
     def __contains__(self, digest: str) -> bool:
         return digest in self.known

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ssdd_jax.core.batching import batch_schedule, batches_per_epoch
 from ssdd_jax.core.optimizers import student_optimizer
 from ssdd_jax.core.pool import Learner, init_member, train_member
-from ssdd_jax.evals.batches import batch_schedule, batches_per_epoch
 from ssdd_jax.evals.protocol import Encoded, Trainable
 from ssdd_jax.evals.student import LOSSES, make_student_step
 from ssdd_jax.io.pairs import Pairs

@@ -24,7 +24,7 @@ from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime import hosts
 from ssdd_jax.runtime.devices import make_devices
-from ssdd_jax.runtime.encode import encode_batch, encode_to_file, in_batches
+from ssdd_jax.runtime.encode import encode_batch_size, encode_to_file, in_batches
 from ssdd_jax.runtime.feed import to_device
 from ssdd_jax.runtime.loop import Loop, resumable, stack, unstack
 from ssdd_jax.runtime.memory import TooLarge, limit_bytes
@@ -198,7 +198,7 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
     encode = jax.jit(lambda batch: raw.represent(data.normalize(batch)))
     # Sums in float64, batch by batch: the representations of a large dataset do not fit into memory.
     total, squares, count = np.zeros(raw.centre.shape), 0.0, len(data.train_images)
-    size = encode_batch(data.train_images)
+    size = encode_batch_size(data.train_images)
     for start in range(0, count, size):
         reprs = in_batches(encode, data.train_images[start : start + size]).astype(np.float64)
         total += reprs.sum(0)

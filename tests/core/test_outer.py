@@ -259,7 +259,7 @@ def start(key, pool_size=3, distilled=None):
 
 
 def build(**settings):
-    of_kernel = {name: settings.pop(name) for name in ("rows_at_once", "remat") if name in settings}
+    of_kernel = {name: settings.pop(name) for name in ("chunk_size", "remat") if name in settings}
     kernel = feature_kernel(LEARNER, ridge=1e-2, **of_kernel)
     return make_outer_step(**{"kernel": kernel, "optimizer": OUTER, "inner_optimizer": INNER, "max_age": 100, **settings})
 
@@ -454,7 +454,7 @@ def test_warm_up_ages_lie_below_the_limit(key, max_age):
 def test_a_step_in_parts_is_the_step_of_all_rows_at_once(views, kinds, key):
     state = start(key, pool_size=1, distilled=make_set(views, kinds))
     plain, plain_metrics = jitted()(state, REAL_IMAGES, REAL_REPRS, key)
-    fast, metrics = jitted(rows_at_once=3, remat=True)(state, REAL_IMAGES, REAL_REPRS, key)
+    fast, metrics = jitted(chunk_size=3, remat=True)(state, REAL_IMAGES, REAL_REPRS, key)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
     jax.tree.map(close, metrics, plain_metrics)
     jax.tree.map(close, fast.distilled, plain.distilled)
@@ -467,17 +467,17 @@ def test_a_step_of_fast_convolutions_is_that_of_plain_ones(key, monkeypatch):
     state = start(key, pool_size=1)
 
     def stepped(least_operations, **settings):
-        monkeypatch.setattr(conv, "LEAST_OPERATIONS", least_operations)
+        monkeypatch.setattr(conv, "MIN_OPERATIONS", least_operations)
         traced = jax.jit(build(**settings)).trace(state, REAL_IMAGES, REAL_REPRS, key)
         lowered = traced.lower(lowering_platforms=("cpu",))
         return lowered.compile()(state, REAL_IMAGES, REAL_REPRS, key), lowered.as_text()
 
     # The first layer is gathered, the second in tiles.
-    monkeypatch.setattr(conv, "MOST_GATHERED", 9 * SHAPE[-1])
-    monkeypatch.setattr(conv, "LEAST_TILED", 4)
+    monkeypatch.setattr(conv, "MAX_GATHERED", 9 * SHAPE[-1])
+    monkeypatch.setattr(conv, "MIN_TILED", 4)
     (plain, plain_metrics), text = stepped(10**9)
     assert "36x4x8" not in text
-    (fast, metrics), text = stepped(0, rows_at_once=3, remat=True)
+    (fast, metrics), text = stepped(0, chunk_size=3, remat=True)
     assert "36x4x8" in text
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
     jax.tree.map(close, metrics, plain_metrics)

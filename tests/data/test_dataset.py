@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import ssdd_jax.data.dataset as dataset_module
-from ssdd_jax.data import Rows, channel_statistics, select_rows, take_rows, validation_rows
+from ssdd_jax.data import OnDisk, channel_statistics, select_rows, take_rows, validation_rows
 from ssdd_jax.data.dataset import array_digest, convert_channels
 from ssdd_jax.errors import DataError, InputError
 
@@ -46,7 +46,7 @@ INDICES = [
 def test_rows_are_those_of_the_array(tmp_path, rows, index):
     images = random_images()
     expected = images if rows is None else images[rows]
-    found = Rows(on_disk(tmp_path, images), rows)
+    found = OnDisk(on_disk(tmp_path, images), rows)
     assert (len(found), found.shape, found.dtype, found.ndim, found.nbytes) == (
         len(expected),
         expected.shape,
@@ -60,7 +60,7 @@ def test_rows_are_those_of_the_array(tmp_path, rows, index):
 
 def test_rows_are_copies(tmp_path):
     images = random_images()
-    rows = Rows(on_disk(tmp_path, images))
+    rows = OnDisk(on_disk(tmp_path, images))
     first = rows[:10]
     assert type(first) is np.ndarray
     first[:] = 0
@@ -75,7 +75,7 @@ def test_rows_keep_nothing_in_memory(tmp_path):
 
     array = on_disk(tmp_path, np.ones((64, 1024, 1024), np.uint8))
     before = mapped_mb()
-    rows = Rows(array)
+    rows = OnDisk(array)
     assert sum(int(rows[start : start + 8].sum()) for start in range(0, 64, 8)) == array.size
     assert mapped_mb() - before < 16
     # The array itself would keep all of it.
@@ -90,11 +90,11 @@ def test_taken_rows_are_in_memory_or_stay_on_disk(tmp_path):
         expected = images if rows is None else images[rows]
         held, left = take_rows(array, rows, in_memory=True), take_rows(array, rows, in_memory=False)
         assert type(held) is np.ndarray
-        assert isinstance(left, Rows)
+        assert isinstance(left, OnDisk)
         for taken in (held, left):
             np.testing.assert_array_equal(taken[:], expected)
             np.testing.assert_array_equal(select_rows(taken, np.array([2, 0]))[:], expected[[2, 0]])
-        assert isinstance(select_rows(left, np.array([2, 0])), Rows)
+        assert isinstance(select_rows(left, np.array([2, 0])), OnDisk)
         (tmp_path / "array.npy").write_bytes(b"")
         np.testing.assert_array_equal(held, expected)
         array = on_disk(tmp_path, images)
@@ -156,7 +156,7 @@ def test_channel_statistics_equal_numpy_float64(tmp_path, monkeypatch, block_ima
     monkeypatch.setattr(dataset_module, "_BLOCK_BYTES", block_images * 6 * 5 * 3)
     images = random_images()
     images[..., 1] //= 3
-    mean, std = channel_statistics(Rows(on_disk(tmp_path, images)) if is_on_disk else images)
+    mean, std = channel_statistics(OnDisk(on_disk(tmp_path, images)) if is_on_disk else images)
     scaled = images.astype(np.float64) / 255.0
     assert mean.dtype == std.dtype == np.float64
     np.testing.assert_allclose(mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-13)
@@ -183,7 +183,7 @@ def test_a_digest_is_that_of_the_bytes_however_they_lie(tmp_path, monkeypatch, b
     strided = np.asfortranarray(images)
     assert not strided.flags.c_contiguous
     expected = hashlib.sha256(images.tobytes()).hexdigest()
-    assert array_digest(images) == array_digest(strided) == array_digest(Rows(on_disk(tmp_path, images))) == expected
+    assert array_digest(images) == array_digest(strided) == array_digest(OnDisk(on_disk(tmp_path, images))) == expected
     assert array_digest(labels) == array_digest(labels.astype(">i4")) == hashlib.sha256(labels.astype("<i4").tobytes()).hexdigest()
     images[25, 3, 2, 1] ^= 1
     assert array_digest(images) != expected

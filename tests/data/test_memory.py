@@ -17,13 +17,13 @@ SCRIPT = textwrap.dedent(
     import json, re, resource, sys
     from pathlib import Path
     import numpy as np
-    from ssdd_jax.data import Options, Rows, channel_statistics, load_dataset
+    from ssdd_jax.data import Options, OnDisk, channel_statistics, load_dataset
 
     if __name__ == "__main__":
         root, cache, limit = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         split = load_dataset(f"folder:{root}", options=Options(), cache=cache).splits["train"]
-        rows, order = Rows(split.images), np.random.RandomState(0).permutation(len(split.images))
+        rows, order = OnDisk(split.images), np.random.RandomState(0).permutation(len(split.images))
         sums = [int(rows[part].sum(dtype=np.int64)) for part in np.array_split(order, 60)]
         channel_statistics(rows)
         status = Path("/proc/self/status").read_text()

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from ssdd_jax.evals.batches import batch_schedule
+from ssdd_jax.core.batching import batch_schedule
 from ssdd_jax.evals.finetune import init_finetuning, make_finetune_step
 from ssdd_jax.nets import make_learner
 from ssdd_jax.nets.layers import HEAD

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from ssdd_jax.evals.batches import batch_schedule
+from ssdd_jax.core.batching import batch_schedule
 from ssdd_jax.evals.linear import make_probe_step
 from ssdd_jax.evals.probe import accuracy, init_probe, label_subset, probe_logits
 

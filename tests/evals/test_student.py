@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
+from ssdd_jax.core.batching import batch_schedule
 from ssdd_jax.core.pool import init_member, train_member
-from ssdd_jax.evals.batches import batch_schedule
 from ssdd_jax.evals.student import LOSSES, make_student_step, repr_error
 from ssdd_jax.nets import make_learner
 from ssdd_jax.settings.evaluation import RECIPES

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.core
 
 @pytest.fixture(autouse=True)
 def nothing_is_too_small(monkeypatch):
-    monkeypatch.setattr(conv, "LEAST_OPERATIONS", 0)
+    monkeypatch.setattr(conv, "MIN_OPERATIONS", 0)
 
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -93,6 +93,6 @@ def test_what_is_small_is_a_plain_convolution(monkeypatch):
     gradients = lambda: jax.jit(jax.grad(lambda x, k: jnp.sum(convolve(x, k, (1, 1), ((1, 1), (1, 1))) ** 2), (0, 1)))
     # 2 x 6 x 6 x 4 outputs of 3 x 3 x 16 products and sums each.
     for least, is_plain in ((2 * 288 * 144, False), (2 * 288 * 144 + 1, True)):
-        monkeypatch.setattr(conv, "LEAST_OPERATIONS", least)
+        monkeypatch.setattr(conv, "MIN_OPERATIONS", least)
         text = gradients().lower(images, kernel).as_text()
         assert ("dot_general" not in text) == is_plain

@@ -47,7 +47,7 @@ def test_the_rounding_error_is_a_few_times_that_of_a_plain_convolution():
 
 @pytest.mark.parametrize(("precision", "tiled"), [("tensorfloat32", True), (None, True), ("float32", False), ("highest", False)])
 def test_a_precision_of_float32_rules_tiles_out(precision, tiled, monkeypatch):
-    monkeypatch.setattr(conv, "LEAST_OPERATIONS", 0)
+    monkeypatch.setattr(conv, "MIN_OPERATIONS", 0)
     images, kernel = draw(2, 8, 8, 48), draw(3, 3, 48, 48, seed=1)
     with jax.default_matmul_precision(precision):
         program = jax.jit(lambda x, k: convolve(x, k, (1, 1), PADDINGS[0])).trace(images, kernel)
@@ -56,7 +56,7 @@ def test_a_precision_of_float32_rules_tiles_out(precision, tiled, monkeypatch):
 
 
 def test_parts_of_tiles_are_the_whole(monkeypatch):
-    monkeypatch.setattr(conv, "LEAST_OPERATIONS", 0)
+    monkeypatch.setattr(conv, "MIN_OPERATIONS", 0)
     images, kernel, cotangent = map(jnp.asarray, (draw(7, 8, 8, 48), draw(3, 3, 48, 50, seed=1), draw(7, 8, 8, 50, seed=2)))
 
     def gradients(bytes_at_once):

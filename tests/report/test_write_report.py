@@ -129,7 +129,7 @@ def test_missing_or_broken_results_are_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "report").exists()
     (tmp_path / "results.json").write_text('{"name": ')
-    with pytest.raises(InputError, match=r"results\.json is no results file \(JSONDecodeError") as caught:
+    with pytest.raises(InputError, match=r"results\.json is not a results file \(JSONDecodeError") as caught:
         write_report(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -29,7 +29,7 @@ PROGRAM = """if True:
     from ssdd_jax.core.augment import AugmentSpec
     from ssdd_jax.core.outer import init_outer, make_outer_step, make_warm_up_step
     from ssdd_jax.core.stores.factored import factored
-    from ssdd_jax.data import Rows
+    from ssdd_jax.data import OnDisk
     from ssdd_jax.evals.probe import init_probe
     from ssdd_jax.kernels.feature import feature_kernel
     from ssdd_jax.nets import make_learner
@@ -86,7 +86,7 @@ PROGRAM = """if True:
     # Of a step that depends on every number of the batch and on its place.
     weights = draw(16, 1, 1, 1, seed=9)
     regress = lambda state, number, batch, _: (0.9 * state + jnp.sum(weights * batch[0]) + batch[1].sum(), {"loss": state})
-    for name, rows, length in (("table", jnp.asarray, 1), ("disk", Rows, 1), ("disk, two at once", Rows, 2)):
+    for name, rows, length in (("table", jnp.asarray, 1), ("disk", OnDisk, 1), ("disk, two at once", OnDisk, 2)):
         data = (rows(np.asarray(images)), rows(np.asarray(reprs)))
         run(name, jnp.zeros((1,)), regress, (0,), (jnp.array([0]),), make_devices(), tables=data, per_dispatch=length)
     mesh = make_devices()

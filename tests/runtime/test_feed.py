@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssdd_jax.data import Concatenated, Rows
+from ssdd_jax.data import Concatenated, OnDisk
 from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime import feed
@@ -24,7 +24,7 @@ def tables(tmp_path):
     for name, array in zip("xy", arrays, strict=True):
         np.save(tmp_path / f"{name}.npy", array)
     odd = np.arange(1, 20, 2)
-    on_disk = [Rows(np.load(tmp_path / f"{name}.npy", mmap_mode="r"), odd) for name in "xy"]
+    on_disk = [OnDisk(np.load(tmp_path / f"{name}.npy", mmap_mode="r"), odd) for name in "xy"]
     return on_disk, [jnp.asarray(array[odd]) for array in arrays]
 
 
@@ -68,9 +68,9 @@ def test_a_run_that_goes_on_reads_the_batches_that_it_would_have_read(tables):
 def test_a_dispatch_holds_no_more_steps_than_its_bytes_allow(tables, monkeypatch):
     on_disk, on_device = tables
     bytes_a_step = 2 * 6 * (4 * 3 + 5 * 4)
-    monkeypatch.setattr(feed, "MOST_BYTES", 3 * bytes_a_step)
+    monkeypatch.setattr(feed, "MAX_BYTES", 3 * bytes_a_step)
     reader = Reader(lambda number, seeds: jax.vmap(draw, (None, 0))(number, seeds), on_disk, (jnp.asarray([3, 5]),))
-    assert reader.most_steps == 3
+    assert reader.max_steps == 3
     np.testing.assert_array_equal(run(on_disk, per_dispatch=5), run(on_device, per_dispatch=3))
 
 
@@ -89,7 +89,7 @@ def test_no_more_is_read_ahead_than_said_and_the_thread_ends_with_the_loop(table
 def test_an_error_while_reading_reaches_the_loop(tables):
     on_disk, _ = tables
 
-    class Broken(Rows):
+    class Broken(OnDisk):
         def __getitem__(self, index):
             raise OSError("the disk is gone")
 

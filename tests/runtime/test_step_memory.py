@@ -8,7 +8,7 @@ import pytest
 from ssdd_jax.core.batching import MIN_CHUNK
 from ssdd_jax.main import main
 from ssdd_jax.nets import make_learner
-from ssdd_jax.runtime.memory import TooLarge, check_fits, limit_bytes, rows_at_once, step_bytes
+from ssdd_jax.runtime.memory import TooLarge, check_fits, chunk_size, limit_bytes, step_bytes
 from ssdd_jax.settings.spec import MemorySpec
 
 ARGS = ["--config", "digits:smoke", "--config.only=krr_st", "--config.num_pairs=200", "--config.student.widths=(16,32)", "--task=distill"]
@@ -36,10 +36,10 @@ def test_the_limit_is_that_of_the_settings_or_of_the_machine():
 def test_on_a_cpu_as_many_rows_pass_together_as_stay_in_its_caches():
     large, shape = make_learner("convnet", (), (32, 32, 3), 8), (32, 32, 3)
     # Its first convolution gives 32 x 32 x 128 numbers of four bytes, half a megabyte, an image.
-    assert rows_at_once(MemorySpec(), large, shape) == MIN_CHUNK == 2**24 // (32 * 32 * 128 * 4)
+    assert chunk_size(MemorySpec(), large, shape) == MIN_CHUNK == 2**24 // (32 * 32 * 128 * 4)
     small = make_learner("convnet", (16, 32), (8, 8, 1), 8)
-    assert rows_at_once(MemorySpec(), small, (8, 8, 1)) == 2**24 // (8 * 8 * 16 * 4)
-    assert rows_at_once(MemorySpec(rows_at_once=7), large, shape) == 7
+    assert chunk_size(MemorySpec(), small, (8, 8, 1)) == 2**24 // (8 * 8 * 16 * 4)
+    assert chunk_size(MemorySpec(chunk_size=7), large, shape) == 7
 
 
 def run(workdir, *args):
@@ -73,7 +73,7 @@ def test_an_outer_step_that_fits_in_no_way_is_refused_with_what_to_lower(tmp_pat
 
 def test_memory_changes_a_run_by_rounding_alone(tmp_path):
     arrays = []
-    for name, settings in {"plain": (), "parts": ("--config.memory.rows_at_once=8", "--config.memory.remat=True")}.items():
+    for name, settings in {"plain": (), "parts": ("--config.memory.chunk_size=8", "--config.memory.remat=True")}.items():
         assert run(tmp_path / name, "--config.num_pairs=10", *settings) == 0
         from ssdd_jax import expand, load_distilled
 

@@ -330,7 +330,7 @@ def test_sets_and_datasets_that_do_not_fit_are_named(workdir, tmp_path):
 
 def test_a_damaged_results_file_is_refused_and_kept(workdir, capsys):
     (workdir / "results.json").write_text("{not json")
-    with pytest.raises(InputError, match=r"results\.json is no results file"):
+    with pytest.raises(InputError, match=r"results\.json is not a results file"):
         pipeline.run(make_spec(), workdir, "evaluate")
     assert (workdir / "results.json").read_text() == "{not json"
 

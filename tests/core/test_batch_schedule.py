@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssdd_jax.evals.batches import batch_schedule, batches_per_epoch
+from ssdd_jax.core.batching import batch_schedule, batches_per_epoch
 
 pytestmark = pytest.mark.core
 
