@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ssdd_jax.core.batching import map_in_chunks
+from ssdd_jax.core.batching import map_in_chunks, split_in_chunks
 from ssdd_jax.nets.winograd import PATCH, TAPS, convolve_by_tiles, tiles_per_image
 
 Images = Float[Array, "n H W c"]
