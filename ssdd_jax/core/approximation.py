@@ -12,6 +12,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ssdd_jax.core.bases import HIGHEST
 
+ROUNDING = 1e-6
+"""A deviation of less than this, relative to the root mean square, is rounding in float32."""
+
 
 @struct.dataclass
 class Networks:
@@ -69,7 +72,8 @@ def fit_networks(
     """Fit one network per view to the shifts C_a - C_0, by full-batch Adam with a cosine schedule.
 
     Inputs and shifts are standardised for the fit, and the standardisation is folded into the first and the last layer,
-    so that it costs no storage. The error is measured in representation space, ||(g_a(C_0) - (C_a - C_0)) B||^2.
+    so that it costs no storage. A coefficient that is the same in all rows cannot explain a shift and does not enter.
+    The error is measured in representation space, ||(g_a(C_0) - (C_a - C_0)) B||^2.
 
     Args:
         key: draws the initial first layer.
@@ -81,8 +85,8 @@ def fit_networks(
         learning_rate: Adam's peak learning rate.
 
     Returns:
-        The networks, and R^2 "A": one minus the ratio of the squared error to that of predicting no shift.
-        It is 0 for the no-shift predictor and 1 for a perfect fit.
+        The networks, and their R^2 "A": one minus the ratio of the squared error to that of predicting no shift.
+        It is 0 for the no-shift predictor and 1 for a perfect fit, also where there is no shift to predict.
 
     Raises:
         ValueError: shapes do not match or `hidden` is negative.
@@ -97,19 +101,24 @@ def fit_networks(
     shifts = view_coefficients - coefficients[None]
     num_networks, _, num_coefficients = shifts.shape
     metric = jnp.eye(num_coefficients) if bases is None else jax.lax.stop_gradient(bases)
-    centre, spread = coefficients.mean(0), coefficients.std(0) + 1e-6
-    shift_centre, shift_spread = shifts.mean(1), shifts.std(1) + 1e-6
-    inputs = (coefficients - centre[None]) / spread[None]
+    centre, spread = coefficients.mean(0), coefficients.std(0)
+    # What differs by rounding alone is constant: divided by its deviation it would be noise, and its weights huge.
+    varies = spread > ROUNDING * jnp.sqrt(jnp.mean(coefficients**2, 0))
+    spread = jnp.where(varies, spread, 1.0)
+    shift_centre, shift_spread = shifts.mean(1), shifts.std(1)
+    inputs = jnp.where(varies[None], (coefficients - centre[None]) / spread[None], 0.0)
     no_shift_error = jnp.sum(jnp.matmul(shifts, metric, precision=HIGHEST) ** 2, (1, 2)) + 1e-12
 
     def unfold(net: Networks) -> Networks:
-        w1 = net.w1 / spread[None, :, None]
+        w1 = jnp.where(varies[None, :, None], net.w1 / spread[None, :, None], 0.0)
         b1 = net.b1 - jnp.einsum("v,avh->ah", centre, w1, precision=HIGHEST)
         return Networks(w1=w1, b1=b1, w2=net.w2 * shift_spread[:, None], b2=net.b2 * shift_spread + shift_centre)
 
-    def relative_error(net: Networks) -> Float[Array, " A"]:
-        predicted = predict_shift(net, inputs) * shift_spread[:, None] + shift_centre[:, None]
+    def error_of(predicted: Float[Array, "A m V"]) -> Float[Array, " A"]:
         return jnp.sum(jnp.matmul(predicted - shifts, metric, precision=HIGHEST) ** 2, (1, 2)) / no_shift_error
+
+    def relative_error(net: Networks) -> Float[Array, " A"]:
+        return error_of(predict_shift(net, inputs) * shift_spread[:, None] + shift_centre[:, None])
 
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
@@ -120,4 +129,6 @@ def fit_networks(
 
     net = init_networks(key, num_networks, num_coefficients, hidden)
     (net, _), _ = jax.lax.scan(step, (net, optimizer.init(net)), None, length=num_steps)
-    return unfold(net), 1.0 - relative_error(net)
+    # The error of what is returned, not of what it was folded from.
+    fitted = unfold(net)
+    return fitted, 1.0 - error_of(predict_shift(fitted, coefficients))

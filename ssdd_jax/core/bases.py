@@ -1,5 +1,7 @@
 """Principal components: the low-dimensional bases that images and representations are parameterized by."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -47,9 +49,15 @@ def fit_pca(rows: Float[Array, "n p"], num_components: int) -> PCA:
         raise ValueError(f"fit_pca: num_components is {num_components}, expected 1 to {limit} for rows of shape {rows.shape}")
     mean = rows.mean(0)
     centred = rows - mean[None]
-    covariance = jnp.matmul(centred.T, centred, precision=HIGHEST) / rows.shape[0]
-    variances, vectors = jnp.linalg.eigh(covariance)
-    bases = vectors[:, ::-1][:, :num_components].T
+    (num_rows, width), product = rows.shape, partial(jnp.matmul, precision=HIGHEST)
+    if num_rows >= width:
+        variances, vectors = jnp.linalg.eigh(product(centred.T, centred) / num_rows)
+        bases = vectors[:, ::-1][:, :num_components].T
+    else:
+        # The smaller of the two matrices has the same variances; its eigenvectors, sent through the rows, span the bases.
+        variances, vectors = jnp.linalg.eigh(product(centred, centred.T) / num_rows)
+        bases = jnp.linalg.qr(product(centred.T, vectors[:, ::-1][:, :num_components]))[0].T
+        variances = jnp.concatenate([jnp.zeros(width - num_rows), variances])
     largest = jnp.take_along_axis(bases, jnp.argmax(jnp.abs(bases), axis=1, keepdims=True), axis=1)
     return PCA(mean=mean, bases=bases * jnp.where(largest < 0, -1.0, 1.0), variances=jnp.maximum(variances[::-1], 0.0))
 

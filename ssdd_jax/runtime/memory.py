@@ -29,7 +29,7 @@ def chunk_size(spec: MemorySpec, learner: Learner, image_shape: tuple[int, int, 
         return spec.chunk_size
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     jaxpr = jax.make_jaxpr(learner.features)(jax.eval_shape(learner.init, jax.random.key(0)), image)
-    largest = max(_activation_bytes(jaxpr.jaxpr))
+    largest = max(_activation_bytes(jaxpr.jaxpr), default=1)
     return max(MIN_CHUNK, CACHED_BYTES // largest)
 
 

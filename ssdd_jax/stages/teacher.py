@@ -91,7 +91,7 @@ def teacher_digest(spec: RunSpec, data: Data) -> str:
     file = Path(os.path.expanduser(teacher.checkpoint))
     if not file.is_file():
         raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")
-    return digest(teacher.net, teacher.widths, teacher.standardize, data.digest, file_digest(file))
+    return digest(teacher.net, teacher.widths, teacher.precision, teacher.standardize, data.digest, file_digest(file))
 
 
 def get_teacher(

@@ -96,6 +96,24 @@ def test_coefficients_of_wildly_different_scales_fit_as_well_as_equal_ones(key):
     np.testing.assert_allclose(scaled, equal, atol=0.02)
 
 
+def test_a_constant_coefficient_does_not_enter_and_the_fit_is_that_of_the_networks_returned(key):
+    c = draw(20, 4).at[:, 2].set(3.0)
+    shifts = 0.5 * draw(1, 20, 4, seed=1)
+    networks, fit = fit_networks(key, c, c[None] + shifts, hidden=8, num_steps=300)
+    np.testing.assert_array_equal(networks.w1[:, 2], 0.0)
+    assert float(jnp.abs(networks.w1).max()) < 100
+    assert float(fit[0]) == pytest.approx(1 - error(predict_shift(networks, c), shifts), abs=1e-4)
+    gradient = jax.grad(lambda rows: jnp.sum(predict_shift(networks, rows) ** 2))(c)
+    assert float(jnp.abs(gradient).max()) < 100
+
+
+def test_one_row_is_fitted_by_its_own_shift(key):
+    c, shifts = draw(1, 4), draw(2, 1, 4, seed=1)
+    networks, fit = fit_networks(key, c, c[None] + shifts, hidden=3, num_steps=5)
+    np.testing.assert_allclose(predict_shift(networks, c), shifts, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(fit, 1.0, atol=1e-5)
+
+
 def test_the_error_is_measured_in_representation_space(key):
     c, views = draw(40, 4), draw(1, 40, 4, seed=1)
     # Only the last coefficient shows in the representation.

@@ -54,6 +54,18 @@ def test_more_columns_than_rows_give_up_to_one_component_less_than_rows(rows):
         fit_pca(few, 4)
 
 
+def test_few_rows_have_the_components_of_their_covariance():
+    rows = jnp.asarray(np.random.RandomState(3).normal(size=(12, 40)) * np.linspace(3, 0.1, 40), jnp.float32)
+    pca = fit_pca(rows, 8)
+    centred = np.asarray(rows, np.float64) - np.asarray(rows, np.float64).mean(0)
+    variances, vectors = np.linalg.eigh(centred.T @ centred / 12)
+    assert pca.variances.shape == (40,)
+    np.testing.assert_allclose(pca.variances, np.maximum(variances[::-1], 0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.abs(np.asarray(pca.bases) @ vectors[:, ::-1][:, :8]), np.eye(8), atol=1e-3)
+    # No matrix of 40 x 40 is formed.
+    assert "40,40" not in str(jax.make_jaxpr(lambda rows: fit_pca(rows, 8))(rows))
+
+
 def test_rows_that_are_no_matrix_are_refused():
     with pytest.raises(ValueError, match=r"rows has shape \(2, 3, 4\), expected \(n, p\); flatten"):
         inspect.unwrap(fit_pca)(jnp.zeros((2, 3, 4)), 1)

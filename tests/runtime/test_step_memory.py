@@ -40,6 +40,9 @@ def test_on_a_cpu_as_many_rows_pass_together_as_stay_in_its_caches():
     small = make_learner("convnet", (16, 32), (8, 8, 1), 8)
     assert chunk_size(MemorySpec(), small, (8, 8, 1)) == 2**24 // (8 * 8 * 16 * 4)
     assert chunk_size(MemorySpec(chunk_size=7), large, shape) == 7
+    # A network of products alone has no maps to count.
+    flat = small._replace(features=lambda variables, images: images.reshape(len(images), -1))
+    assert chunk_size(MemorySpec(), flat, (8, 8, 1)) >= MIN_CHUNK
 
 
 def run(workdir, *args):

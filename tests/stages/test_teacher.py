@@ -13,9 +13,10 @@ from golden.recipe import TEACHER_SEED, TEACHER_SHAPE, TEACHER_WIDTHS, draw_imag
 from ssdd_jax.errors import InputError
 from ssdd_jax.main import main
 from ssdd_jax.nets import make_learner
+from ssdd_jax.settings.fields import PRECISIONS
 from ssdd_jax.settings.spec import RunSpec, TeacherSpec
 from ssdd_jax.stages.networks import teacher_learner
-from ssdd_jax.stages.teacher import read_teacher
+from ssdd_jax.stages.teacher import read_teacher, teacher_digest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "torch" / "teacher.ckpt"
@@ -39,6 +40,14 @@ def test_a_checkpoint_of_another_network_or_without_weights_is_named():
         with pytest.raises(InputError, match=message) as caught:
             read_teacher(str(file), spec.net, teacher_learner(spec, TEACHER_SHAPE))
         assert "\n" not in str(caught.value)
+
+
+def test_a_published_teacher_has_another_name_at_another_precision():
+    class Data:
+        digest = "data"
+
+    name = lambda precision: teacher_digest(RunSpec(teacher=replace(SPEC, checkpoint=str(CHECKPOINT), precision=precision)), Data)
+    assert len({name(precision) for precision in PRECISIONS}) == len(PRECISIONS)
 
 
 def test_a_run_with_a_published_teacher_pretrains_none(tmp_path):
