@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -25,13 +25,18 @@ class PCA:
     variances: Float[Array, " p"]
 
 
-def fit_pca(rows: Float[Array, "n p"], num_components: int) -> PCA:
+def at_least_float32(array: Num[Array, "*n"]) -> Float[Array, "*n"]:
+    """Return integers and floats of 16 bits as float32, and others as they are."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def fit_pca(rows: Num[Array, "n p"], num_components: int) -> PCA:
     """Fit the leading principal components: the eigenvectors of (X - mean)^T (X - mean) / n.
 
     Signs are fixed so that the entry of largest magnitude in every basis row is positive.
 
     Args:
-        rows: "n p", one observation per row.
+        rows: "n p", one observation per row; integers and floats of 16 bits are computed in float32.
         num_components: how many basis rows to keep, between 1 and min(n - 1, p).
 
     Raises:
@@ -47,6 +52,7 @@ def fit_pca(rows: Float[Array, "n p"], num_components: int) -> PCA:
     limit = min(rows.shape[0] - 1, rows.shape[1])
     if not 1 <= num_components <= limit:
         raise ValueError(f"fit_pca: num_components is {num_components}, expected 1 to {limit} for rows of shape {rows.shape}")
+    rows = at_least_float32(rows)
     mean = rows.mean(0)
     centred = rows - mean[None]
     (num_rows, width), product = rows.shape, partial(jnp.matmul, precision=HIGHEST)

@@ -9,12 +9,15 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.scipy.linalg import cho_factor, cho_solve
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
-from ssdd_jax.core.bases import HIGHEST
+from ssdd_jax.core.bases import HIGHEST, at_least_float32
 
 RidgeScale = Literal["absolute", "trace", "mean_trace"]
+Ridge = float | Float[Array, ""]
+"""A number, or a traced one."""
 
 MAX_RIDGE_INCREASES = 8
 """Limit on the tenfold increases of the ridge for a kernel that is singular in float32: from 1e-7 of the trace to beyond it."""
@@ -30,7 +33,7 @@ def gram(left: Float[Array, "n q"], right: Float[Array, "k q"]) -> Float[Array, 
     return jnp.matmul(left, right.T, precision=HIGHEST)
 
 
-def ridge_strength(trace: Float[Array, ""], num_rows: int, ridge: float, ridge_scale: RidgeScale) -> Float[Array, ""]:
+def ridge_strength(trace: Float[Array, ""], num_rows: int, ridge: Ridge, ridge_scale: RidgeScale) -> Float[Array, ""]:
     """Return lambda.
 
     'absolute': ridge. 'trace': ridge * tr K (KRR-ST). 'mean_trace': ridge * tr K / num_rows (FRePo).
@@ -48,7 +51,8 @@ def solve_regularized(
     A kernel that is singular in float32 has no such factor, or one with a pivot that is nothing but rounding (its square at most the
     largest diagonal element times the machine epsilon), and would silently give NaN or noise. Lambda is then increased tenfold, and to at
     least the trace times the machine epsilon, until there is a factor; a lambda that starts above that is never increased. Lambda is
-    `strength`, and constant under differentiation; the gradient solves with the same factor and does not differentiate it.
+    `strength`, and an increase of it is constant under differentiation; the gradient solves with the same factor and does not
+    differentiate it.
     """
     identity = jnp.eye(kernel.shape[0], dtype=kernel.dtype)
     fixed = jax.lax.stop_gradient(kernel)
@@ -64,9 +68,10 @@ def solve_regularized(
 
     # Where features are not finite, no ridge gives a factor.
     retry = lambda state: singular(state[1]) & (state[2] < MAX_RIDGE_INCREASES) & jnp.isfinite(trace)
-    strength = jax.lax.stop_gradient(strength)
-    start = (strength, factorize(strength), jnp.zeros((), jnp.int32))
-    strength, factor, increases = jax.lax.while_loop(retry, increased, start)
+    given = jax.lax.stop_gradient(strength)
+    start = (given, factorize(given), jnp.zeros((), jnp.int32))
+    found, factor, increases = jax.lax.while_loop(retry, increased, start)
+    strength = strength + (found - given)
     product = lambda vectors: jnp.matmul(kernel, vectors, precision=HIGHEST) + strength * vectors
     solved = jax.lax.custom_linear_solve(product, rhs, lambda _, vectors: cho_solve((factor, True), vectors), symmetric=True)
     return solved, increases
@@ -77,7 +82,7 @@ def ridge_predict(
     y_support: Float[Array, "n d"],
     f_target: Float[Array, "b q"],
     *,
-    ridge: float,
+    ridge: Ridge,
     ridge_scale: RidgeScale,
 ) -> tuple[Float[Array, "b d"], Int[Array, ""]]:
     """Return P = F_t F_s^T (F_s F_s^T + lambda I)^-1 Y_s = F_t (F_s^T F_s + lambda I)^-1 F_s^T Y_s, and how often lambda was increased.
@@ -102,28 +107,33 @@ def ridge_predict(
     return product(f_target, product(f_support.T, solved)), increases
 
 
+# Jitted on its own, so that whoever looks for NaN sees what is returned and not a factor that is tried again.
+_predict = jax.jit(lambda *arrays, **settings: ridge_predict(*arrays, **settings)[0], static_argnames="ridge_scale")
+
+
 def krr_predict(
-    f_support: Float[Array, "n q"],
-    y_support: Float[Array, "n d"],
-    f_target: Float[Array, "b q"],
+    f_support: Num[Array, "n q"],
+    y_support: Num[Array, "n d"],
+    f_target: Num[Array, "b q"],
     *,
-    ridge: float = 1e-6,
+    ridge: Ridge = 1e-6,
     ridge_scale: RidgeScale = "trace",
 ) -> Float[Array, "b d"]:
     """Predict the targets' representations by kernel ridge regression: K_ts (K_ss + lambda I)^-1 Y_s, with K = F F^T.
 
     Where K_ss + lambda I is singular in float32 (no ridge, or equal support rows), lambda is increased until it is not.
+    Integers and floats of 16 bits are computed in float32, as everything of less than 64 bits is.
 
     Args:
         f_support: "n q" features of the support set; append a bias column with `append_bias` if you want an intercept.
         y_support: "n d" representations of the support set.
         f_target: "b q" features to predict for.
-        ridge: regularisation strength, >= 0.
+        ridge: regularisation strength, >= 0; it may be traced, and is differentiated then.
         ridge_scale: what the strength is relative to: 'absolute', 'trace' (ridge * tr K_ss, held constant under
             differentiation; KRR-ST) or 'mean_trace' (ridge * tr K_ss / n; FRePo).
 
     Raises:
-        ValueError: shapes do not match, `ridge` is negative, or `ridge_scale` is unknown.
+        ValueError: shapes do not match or there is no support row, `ridge` is negative, or `ridge_scale` is unknown.
 
     Example:
         >>> f = jax.random.normal(jax.random.key(0), (10, 4))
@@ -140,6 +150,9 @@ def krr_predict(
         raise ValueError(f"krr_predict: {f_support.shape[0]} support features and {y_support.shape[0]} support targets, expected one each")
     if ridge_scale not in get_args(RidgeScale):
         raise ValueError(f"krr_predict: ridge_scale is {ridge_scale!r}, expected one of {', '.join(get_args(RidgeScale))}")
-    if ridge < 0:
+    if not len(f_support):
+        raise ValueError("krr_predict: there are no support rows, expected one or more")
+    if not isinstance(ridge, Tracer) and ridge < 0:
         raise ValueError(f"krr_predict: ridge is {ridge}, expected at least 0")
-    return ridge_predict(f_support, y_support, f_target, ridge=ridge, ridge_scale=ridge_scale)[0]
+    arrays = [at_least_float32(array) for array in (f_support, y_support, f_target)]
+    return _predict(*arrays, ridge=ridge, ridge_scale=ridge_scale)

@@ -65,7 +65,7 @@ def test_the_cheaper_order_of_products_predicts_what_the_oracle_does(num_support
     expected = oracle.dual(f_support, y_support, f_target, oracle.ridge_strength(f_support, 0.1, "trace"))
     arrays = in_float32((f_support, y_support, f_target))
     np.testing.assert_allclose(krr_predict(*arrays, ridge=0.1), expected, rtol=1e-4, atol=1e-5)
-    products = jax.make_jaxpr(lambda *a: krr_predict(*a, ridge=0.1))(*arrays).jaxpr
+    products = jax.make_jaxpr(lambda *a: ridge_predict(*a, ridge=0.1, ridge_scale="trace"))(*arrays).jaxpr
     shapes = [equation.outvars[0].aval.shape for equation in products.eqns if equation.primitive.name == "dot_general"]
     assert ((num_targets, num_support) in shapes) == by_kernel
     assert ((width, num_outputs) in shapes) != by_kernel
@@ -217,3 +217,31 @@ def test_one_singular_kernel_among_several_leaves_the_others_as_they_are():
     assert int(raises[0]) == 0 < int(raises[1])
     np.testing.assert_allclose(predicted[0], krr_predict(f, y, t, ridge=0.0), rtol=1e-4, atol=1e-5)
     assert np.isfinite(predicted).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
+def test_numbers_of_few_bits_are_computed_in_float32(dtype):
+    f, y, t, _ = in_float32(draw(6, 10))
+    small = [(4 * array).astype(dtype) for array in (f, y, t)]
+    predicted = krr_predict(*small)
+    assert predicted.dtype == jnp.float32
+    np.testing.assert_array_equal(predicted, krr_predict(*[array.astype(jnp.float32) for array in small]))
+
+
+def test_a_ridge_may_be_traced_and_has_its_true_gradient():
+    f, y, t, y_target = in_float32(draw(6, 10))
+    error = lambda ridge: loss(f, y, t, y_target, ridge=ridge)
+    ridges = jnp.array([0.03, 0.3])
+    expected = [error(float(ridge)) for ridge in ridges]
+    np.testing.assert_allclose(jax.vmap(error)(ridges), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(error)(0.03), expected[0], rtol=1e-5)
+    difference = (error(0.101) - error(0.099)) / 0.002
+    np.testing.assert_allclose(jax.grad(error)(0.1), difference, rtol=1e-2)
+
+
+def test_no_support_row_is_refused_and_an_increase_of_the_ridge_is_no_nan():
+    f, y, t, _ = in_float32(draw(6, 10))
+    with pytest.raises(ValueError, match="there are no support rows"):
+        krr_predict(f[:0], y[:0], t)
+    with jax.debug_nans(True):
+        assert np.isfinite(krr_predict(jnp.ones((6, 10)), y, t, ridge=0.0)).all()
