@@ -134,7 +134,7 @@ def make_outer_step(
             if members is None:
                 return one(None)
             losses, increases = over_leading_axis(one)(members.variables)
-            return jnp.mean(losses), jnp.sum(increases)
+            return jnp.mean(losses), jnp.sum(increases, dtype=jnp.int32)
 
         (loss, increases), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.distilled)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.distilled)

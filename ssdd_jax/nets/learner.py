@@ -75,7 +75,8 @@ def make_learner(
     module = NETS[net].build(widths, num_outputs, pooled)
 
     def init(key):
-        variables = module.init(key, jnp.zeros((1, *image_shape)))
+        # Also where the caller has switched 64-bit numbers on.
+        variables = _cast(module.init(key, jnp.zeros((1, *image_shape), jnp.float32)), jnp.float32)
         return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
     def apply_train(variables, images):
@@ -92,13 +93,16 @@ def make_learner(
 
 def _at_precision(fn: Callable[[Any, Any], Any], precision: str) -> Callable[[Any, Any], Any]:
     """Return fn(variables, images), computed at a precision; the result is float32."""
-    cast = lambda tree, dtype: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
 
     def run(variables, images):
         with jax.default_matmul_precision(precision):
             if precision == "bfloat16":
-                variables = {**variables, "params": cast(variables["params"], jnp.bfloat16)}
+                variables = {**variables, "params": _cast(variables["params"], jnp.bfloat16)}
                 images = images.astype(jnp.bfloat16)
-            return cast(fn(variables, images), jnp.float32)
+            return _cast(fn(variables, images), jnp.float32)
 
     return run
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
