@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ssdd_jax.errors import InputError, Status, nearest
+from ssdd_jax.paths import local_path
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.spec import RunSpec
 
@@ -159,14 +160,9 @@ def _distributed(text: str) -> Address | Literal["auto"]:
 
 
 def _path(flag: str, text: str) -> Path:
-    try:
-        text.encode()
-        path = Path(text).expanduser()
-    except (RuntimeError, UnicodeEncodeError):
-        raise InputError(f"{flag} {text!a} is not a valid path: its user is unknown or it is not UTF-8; give another") from None
     if not text:
         raise InputError(f"{flag} is empty, expected a folder; {flag}=. is the current one")
-    return path
+    return local_path(text, flag)
 
 
 def _config_error(error: BaseException) -> str:

@@ -15,6 +15,7 @@ ALLOWED = {
     "terminal": set(),
     "compat": set(),
     "progress": {"terminal"},
+    "paths": {"errors"},
     "registry": {"errors"},
     "settings": {"errors", "registry", "settings"},
     "core": {"core", "rng", "settings"},
@@ -24,10 +25,10 @@ ALLOWED = {
     "evals": {"core", "errors", "evals", "nets", "registry", "rng", "settings"},
     "teacher": {"core", "evals", "nets", "settings", "teacher"},
     "io": {"core", "errors", "io", "registry", "settings", "terminal"},
-    "data": {"data", "errors", "io", "progress", "registry"},
+    "data": {"data", "errors", "io", "paths", "progress", "registry"},
     "report": {"core", "errors", "io", "report"},
     "runtime": {"compat", "core", "data", "errors", "io", "progress", "runtime", "settings"},
-    "cli": {"errors", "registry", "settings", "terminal"},
+    "cli": {"paths", "errors", "registry", "settings", "terminal"},
     "main": {"cli", "errors", "runtime", "stages", "terminal"},
 }
 # What puts it all together.

@@ -22,6 +22,7 @@ from ssdd_jax.data.splits import Options, write_splits
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import file_digest, json_digest, locked
 from ssdd_jax.io.manifest import MANIFEST, read_manifest
+from ssdd_jax.paths import local_path
 from ssdd_jax.progress import Display
 
 FORMAT = 1
@@ -57,7 +58,7 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
     Raises:
       DataError: the source cannot be read, its labels or shapes do not fit together, images are bad, or there is no space.
     """
-    cache, display = Path(os.path.expanduser(cache or default_cache())), display or Display()
+    cache, display = local_path(cache or default_cache(), "the cache folder"), display or Display()
     check_labels(source)
     try:
         stamp = _stamp(source)

@@ -1,6 +1,5 @@
 """The teacher stage: pretraining or a published checkpoint, then the frozen teacher and its cached representations."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ssdd_jax.io.files import file_digest
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.io.torch_files import read_state_dict
 from ssdd_jax.nets.torch_weights import variables_from_torch
+from ssdd_jax.paths import local_path
 from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime import hosts
@@ -88,7 +88,7 @@ def teacher_digest(spec: RunSpec, data: Data) -> str:
     if not teacher.checkpoint:
         # The online probe only observes.
         return digest(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate), data.digest)
-    file = Path(os.path.expanduser(teacher.checkpoint))
+    file = local_path(teacher.checkpoint, "config.teacher.checkpoint")
     if not file.is_file():
         raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")
     return digest(teacher.net, teacher.widths, teacher.precision, teacher.standardize, data.digest, file_digest(file))
@@ -114,7 +114,7 @@ def get_teacher(
 
 def read_teacher(file: str, net: str, learner: Learner) -> Any:
     """Return the variables in a PyTorch checkpoint, read without PyTorch."""
-    weights = read_state_dict(os.path.expanduser(file))
+    weights = read_state_dict(local_path(file, "config.teacher.checkpoint"))
     try:
         return variables_from_torch(net, weights, jax.eval_shape(learner.init, jax.random.key(0)))
     except ValueError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ssdd_jax.data.source import Archive, Source
 from ssdd_jax.errors import DataError, nearest
+from ssdd_jax.paths import local_path
 from ssdd_jax.registry import Registry
 
 _HERE = __name__
@@ -62,7 +63,7 @@ def default_data_dir() -> Path:
 
 def data_folder(data_dir: str | Path) -> Path:
     """Return the absolute path of a data folder; "" means `default_data_dir()`, ~ the user's home."""
-    return Path(os.path.abspath(os.path.expanduser(str(data_dir) or default_data_dir())))
+    return Path(os.path.abspath(local_path(str(data_dir) or default_data_dir(), "the data folder")))
 
 
 def open_source(source: str, data_dir: str | Path = "", *, download: bool = False) -> Source:

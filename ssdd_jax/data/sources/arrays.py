@@ -10,6 +10,7 @@ import numpy as np
 from ssdd_jax.data.source import SPLITS, PixelBlocks, Source, Split
 from ssdd_jax.data.sources._npy import NpyArray, Npz, list_names, open_npy
 from ssdd_jax.errors import DataError
+from ssdd_jax.paths import local_path
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 _ALL_KEYS = (*KEYS, "x_unlabelled", "class_names")
@@ -36,7 +37,7 @@ def open_arrays(argument: str, data_dir: Path) -> Source:
             f"data source 'arrays' was given no path, expected an .npz file with {', '.join(KEYS)}, a folder of .npy files of these names "
             "or one .npy of images; write it as arrays:FILE"
         )
-    path = Path(os.path.abspath(os.path.expanduser(argument)))
+    path = Path(os.path.abspath(local_path(argument, "data source arrays:")))
     where, name, files = repr(str(path)), path.stem, (path,)
     if os.path.isdir(path):
         found = tuple(sorted(file.stem for file in path.glob("*.npy")))

@@ -9,6 +9,7 @@ import numpy as np
 
 from ssdd_jax.data.source import SPLITS, EncodedImage, EncodedImages, Source, Split
 from ssdd_jax.errors import DataError
+from ssdd_jax.paths import local_path
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 SPLIT_LIST = "split.csv"
@@ -49,7 +50,7 @@ def open_folder(argument: str, data_dir: Path) -> Source:
     """
     if not argument:
         raise DataError(f"data source 'folder' was given no folder, expected one with images: {_EXPECTED}; write it as folder:ROOT")
-    root = Path(os.path.abspath(os.path.expanduser(argument)))
+    root = Path(os.path.abspath(local_path(argument, "data source folder:")))
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{str(root)!r} {found}, expected a folder with {_EXPECTED}; correct the path, or unpack the archive first")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ssdd_jax.data.source import Archive, Source, Split
 from ssdd_jax.errors import DataError
+from ssdd_jax.paths import local_path
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -73,7 +74,7 @@ def open_idx(argument: str, data_dir: Path) -> Source:
     """Open any folder of four files with MNIST's names; the classes are named by their numbers."""
     if not argument:
         raise DataError("data source 'idx' was given no folder, expected one with four MNIST-style files; write it as idx:FOLDER")
-    folder = Path(os.path.abspath(os.path.expanduser(argument)))
+    folder = Path(os.path.abspath(local_path(argument, "data source idx:")))
     found, missing = _find(folder)
     if missing:
         raise DataError(
