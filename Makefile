@@ -20,11 +20,12 @@ demo: .venv/installed
 test: .venv/installed
 	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
+# Here and in `make chaos` programs are compiled as users' are; in `make test` quickly, see tests/conftest.py.
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest -n 2 -m core $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-oldest/bin/python -m pytest -n 2 -m core $(PYTEST_ARGS)
 
 chaos: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile --chaos tests/chaos tests/runtime/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest -n 2 --dist loadfile --chaos tests/chaos tests/runtime/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
 
 bench: .venv-bench/installed
 	OPENBLAS_NUM_THREADS=1 .venv-bench/bin/python -m experiments.bench $(BENCH_ARGS)
