@@ -127,6 +127,7 @@ def test_a_second_signal_ends_the_process_at_once():
     assert (done.returncode, done.stdout) == (stop.STATUS, "True\n")
 
 
+@pytest.mark.chaos
 def test_a_run_that_is_terminated_says_so_and_ends_with_the_same_bytes(tmp_path):
     args = [sys.executable, "-m", "ssdd_jax.main", "--config", "digits:smoke", "--task=distill", "--config.only=krr_st"]
     args += ["--config.methods.krr_st.steps=400", "--config.teacher.steps=20"]
