@@ -9,7 +9,7 @@ help:
 	@echo "make demo         install into .venv, then distill the digits dataset into runs/digits"
 	@echo "make test         run the tests on the newest versions (PYTEST_ARGS='-k pool' picks some)"
 	@echo "make test-oldest  run the tests marked core on the oldest versions, in .venv-oldest"
-	@echo "make chaos        run the failure tests, including those that take minutes"
+	@echo "make chaos        run the tests that take minutes: failures at random moments, and a smoke run of every config"
 	@echo "make bench        time the parts of a run, alternating with PyTorch, in .venv-bench (BENCH_ARGS='--cases digits' picks some)"
 	@echo "make lint         check style, format and types"
 	@echo "make clean        remove the environments, caches and builds; runs/ stays"
@@ -18,13 +18,14 @@ demo: .venv/installed
 	.venv/bin/python -m ssdd_jax.main --config configs/digits.py --workdir runs/digits
 
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
+# Here and in `make chaos` programs are compiled as users' are; in `make test` quickly, see tests/conftest.py.
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest -n 2 -m core $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-oldest/bin/python -m pytest -n 2 -m core $(PYTEST_ARGS)
 
 chaos: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile --chaos tests/chaos tests/runtime/test_stop.py tests/io/test_checkpoints.py $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest -n 2 --dist loadfile --chaos -m chaos $(PYTEST_ARGS)
 
 bench: .venv-bench/installed
 	OPENBLAS_NUM_THREADS=1 .venv-bench/bin/python -m experiments.bench $(BENCH_ARGS)

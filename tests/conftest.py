@@ -16,7 +16,11 @@ if "SSDD_JAX_TESTS" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["SSDD_JAX_TESTS"], ignore_errors=True)
 os.environ["SSDD_JAX_CACHE"] = os.path.join(os.environ["SSDD_JAX_TESTS"], "data")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["SSDD_JAX_TESTS"], "compiled")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# A run compiles some hundred programs, most of them small, and the tests' runs have most in common.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+# Compiling takes most of the time, and compiling well most of that. `make test-oldest` and `make chaos` compile as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -53,3 +57,17 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def compiled_well():
+    """Compile as users do, for tests of what the compiler makes: its programs, their memory and their rounding."""
+    flag = "jax_disable_most_optimizations"
+    before, environment = jax.config.read(flag), os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    jax.clear_caches()
+    jax.config.update(flag, False)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
+    yield
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = environment
+    jax.config.update(flag, before)
+    jax.clear_caches()

@@ -32,15 +32,18 @@ def test_every_config_builds_and_says_what_it_is(name):
     assert ast.get_docstring(ast.parse((config_folder() / f"{name}.py").read_text()))
 
 
+@pytest.mark.chaos
 def test_the_smoke_variant_of_digits_runs(tmp_path):
     run_smoke("digits", tmp_path)
 
 
+@pytest.mark.chaos
 @pytest.mark.skipif(not Path(FASHION_MNIST_FOLDER).exists(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_the_smoke_variant_of_fashion_mnist_runs(tmp_path):
     run_smoke("fashion_mnist", tmp_path, "--config.only=random,ours")
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("arrays", [(32, 10)], indirect=True)
 @pytest.mark.parametrize("name", ["arrays", "cifar100"])
 def test_the_smoke_variant_of_colour_images_runs(name, arrays, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from ssdd_jax.core.batching import map_in_chunks
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("compiled_well")]
 
 
 def draw(*shape, seed=0):

@@ -15,6 +15,7 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.runtime import devices
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.presets import default_config
+from ssdd_jax.stages.checks import check_batches
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -190,9 +191,9 @@ def spec_of(**sections):
 def test_what_cannot_be_spread_evenly_is_refused(sections, line, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
     with pytest.raises(InputError, match=line):
-        devices.check_batches(spec_of(**sections))
+        check_batches(spec_of(**sections))
 
 
 def test_one_device_has_no_mesh():
     assert devices.make_devices() is None
-    assert devices.check_batches(spec_of(outer={"batch_size": 131})) is None
+    assert check_batches(spec_of(outer={"batch_size": 131})) is None

@@ -127,9 +127,12 @@ def test_a_second_signal_ends_the_process_at_once():
     assert (done.returncode, done.stdout) == (stop.STATUS, "True\n")
 
 
+@pytest.mark.chaos
 def test_a_run_that_is_terminated_says_so_and_ends_with_the_same_bytes(tmp_path):
     args = [sys.executable, "-m", "ssdd_jax.main", "--config", "digits:smoke", "--task=distill", "--config.only=krr_st"]
     args += ["--config.methods.krr_st.steps=400", "--config.teacher.steps=20"]
+    # Small, since compiling takes most of the time.
+    args += ["--config.teacher.widths=(8,)", "--config.student.widths=(4,)", "--config.pool.size=1"]
 
     def distil(name, terminate=False):
         process = subprocess.Popen([*args, "--workdir", str(tmp_path / name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -95,8 +95,11 @@ def test_unusable_data_ends_a_run_with_status_3_and_one_line(tmp_path, capsys):
 
 
 def smoke(workdir, *settings, task="all"):
-    # One method, with few steps and bases that small images hold.
+    # One method, with few steps, bases that small images hold, and what else compiles quickly.
     shape = ["--config.methods.basis.image_bases=3", "--config.methods.basis.repr_bases=3", "--config.data.limit=0"]
+    shape += ["--config.teacher.widths=(8,)", "--config.student.widths=(4,)", "--config.evaluation.students.convnet.widths=(4,)"]
+    for view in ("first_view", "second_view"):
+        shape += [f"--config.teacher.{view}.{name}=0.0" for name in ("jitter", "blur", "gray", "solarize")]
     args = ["--config", "arrays:smoke", "--workdir", str(workdir), f"--task={task}", "--config.only=basis"]
     assert main([*args, *shape, *settings]) == 0
     return {file.parent.parent.name: file.read_bytes() for file in workdir.glob("distilled/*/seed_0/distilled.safetensors")}
@@ -104,6 +107,7 @@ def smoke(workdir, *settings, task="all"):
 
 def test_a_run_on_unlabelled_images_is_read_on_the_labelled_ones(npz, tmp_path):
     settings = ["--config.data.split=unlabelled", "--config.data.validation=0.3", "--config.evaluation.split=validation"]
+    settings += ["--config.evaluation.protocols=('linear',)", "--config.evaluation.controls=('teacher',)"]
     smoke(tmp_path / "run", f"--config.data.source=arrays:{npz}", *settings)
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     assert {row["method"] for row in rows} >= {"basis", "teacher"}
