@@ -31,7 +31,7 @@ from jaxtyping import install_import_hook
 with install_import_hook("ssdd_jax.core", "beartype.beartype"):
     import ssdd_jax.core
 
-    CORE = [importlib.import_module(f"ssdd_jax.core.{module.name}") for module in pkgutil.iter_modules(ssdd_jax.core.__path__)]
+    CORE = [importlib.import_module(module.name) for module in pkgutil.walk_packages(ssdd_jax.core.__path__, "ssdd_jax.core.")]
 
 # A state's annotations are those of one; stacked, or as jax rebuilds it around placeholders, its leaves are others.
 for module in CORE:

@@ -14,7 +14,6 @@ import pytest
 from ssdd_jax import Layout, factored, feature_kernel, fit_pca, init_distilled, init_outer, make_learner, make_outer_step
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
-from ssdd_jax.kernels.feature import feature_kernel
 from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime.loop import Loop, stack
