@@ -72,6 +72,11 @@ def test_the_core_imports_nothing_but_jax_flax_struct_optax_and_jaxtyping():
             assert module.split(".")[0] in roots, f"{file} imports {module}"
 
 
+def test_every_folder_is_a_package_that_the_wheel_takes_along():
+    folders = {file.parent for file in PACKAGE.rglob("*.py") if "configs" not in file.parts}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
 def test_there_is_no_file_whose_name_says_nothing():
     assert not [file for file in PACKAGE.rglob("*.py") if file.stem in {"utils", "util", "helpers", "misc", "common"}]
 

@@ -1,1 +1,1 @@
-"""What moves a distilled set."""
+"""What moves a distilled set: an interface, and a file per method."""

@@ -1,1 +1,1 @@
-"""From a config to results: settings, objects, loops, stages."""
+"""A run, from a config to results: dataset, teacher, distillation, evaluation."""

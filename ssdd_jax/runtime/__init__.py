@@ -1,0 +1,1 @@
+"""What runs steps: the loop, batches, devices, hosts, memory. It knows no method."""
