@@ -15,6 +15,14 @@ def make_mesh(shape: Sequence[int], names: Sequence[str]) -> Mesh:
     return jax.make_mesh(tuple(shape), tuple(names), **kwargs)
 
 
+def cache_is_sound() -> bool:
+    """Return whether a program that is read from the persistent cache computes what it did.
+
+    On CPUs jaxlib 0.5 loses the LAPACK calls of such a program: a factor is then NaN or noise.
+    """
+    return jax.default_backend() != "cpu" or jax.__version_info__ >= (0, 6)
+
+
 def connect(heartbeat_s: int, **where: Any) -> None:
     """Call `jax.distributed.initialize`; a process that does not answer for `heartbeat_s` counts as lost (jax 0.5: 100 s)."""
     if hasattr(jax.config, "jax_enable_preemption_service"):

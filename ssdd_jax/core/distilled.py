@@ -219,7 +219,7 @@ def num_stored_scalars(distilled: Any) -> int:
         >>> num_stored_scalars(DistilledSet(Plain(jnp.zeros((5, 4, 4, 1))), Plain(jnp.zeros((1, 5, 3))), None, layout))
         95
     """
-    return sum(prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(distilled))
+    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(distilled))
 
 
 def finished_shapes(

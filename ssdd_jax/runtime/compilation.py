@@ -8,20 +8,29 @@ from typing import Any
 
 import jax
 
+from ssdd_jax import compat
+
 # Anything quicker is compiled about as fast as it is read back.
 MIN_SECONDS = 0.3
 
 
-def use_cache(folder: Path) -> None:
+def use_cache(folder: Path) -> str:
     """Keep compiled programs in a folder, unless the user has named another ($JAX_COMPILATION_CACHE_DIR) or switched the cache off.
 
     Code for one CPU need not run on another, so each kind of CPU has its own folder.
+
+    Returns:
+        A line on why the cache is off although it was not switched off, or ''.
     """
     settings: Any = jax.config
+    if settings.jax_enable_compilation_cache and not compat.cache_is_sound():
+        jax.config.update("jax_enable_compilation_cache", False)
+        return f"the compilation cache is off: on CPUs jax {jax.__version__} reads factorisations back wrongly; take jax 0.6 or later"
     if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
-        return
+        return ""
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled" / processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
+    return ""
 
 
 def processor() -> str:

@@ -65,7 +65,9 @@ def run(
 def _run(
     spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool, metrics: Metrics, display: Display
 ) -> dict[str, Any]:
-    use_cache(Path(spec.data.cache) if spec.data.cache else default_cache())
+    off = use_cache(Path(spec.data.cache) if spec.data.cache else default_cache())
+    if off:
+        display.print(f"warning: {off}")
     # One process prepares the dataset, and then the others find it, unless their cache is another one.
     data = load_data(spec.data, spec.evaluation.split, display) if hosts.is_writer() else None
     hosts.wait_for_writer()

@@ -37,3 +37,15 @@ def test_a_folder_that_the_user_has_named_stays(tmp_path):
     assert before is not None
     use_cache(tmp_path)
     assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_a_cache_that_is_read_back_wrongly_is_off_and_a_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssdd_jax.compat.cache_is_sound", lambda: False)
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        assert "the compilation cache is off" in use_cache(tmp_path)
+        assert not jax.config.jax_enable_compilation_cache
+        # Nothing is left to say.
+        assert use_cache(tmp_path) == ""
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
