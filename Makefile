@@ -18,7 +18,7 @@ demo: .venv/installed
 	.venv/bin/python -m ssdd_jax.main --config configs/digits.py --workdir runs/digits
 
 test: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Here and in `make chaos` programs are compiled as users' are; in `make test` quickly, see tests/conftest.py.
 test-oldest: .venv-oldest/installed

@@ -51,7 +51,13 @@ def pytest_addoption(parser):
     parser.addoption("--chaos", action="store_true", help="also run the tests marked chaos")
 
 
+# Files that take longest come first, so that no worker is left alone with one at the end.
+LONGEST = """test_devices test_evaluate test_edges test_data test_outer test_storage test_published test_newcomers test_main test_step_memory
+test_compilation test_isolation test_flips test_hosts test_nets test_barlow_twins test_students test_provenance test_stop test_teacher""".split()
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if not config.getoption("--chaos"):
         for item in items:
             if item.get_closest_marker("chaos"):
