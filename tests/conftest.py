@@ -52,8 +52,28 @@ def pytest_addoption(parser):
 
 
 # Files that take longest come first, so that no worker is left alone with one at the end.
-LONGEST = """test_devices test_evaluate test_edges test_data test_outer test_storage test_published test_newcomers test_main test_step_memory
-test_compilation test_isolation test_flips test_hosts test_nets test_barlow_twins test_students test_provenance test_stop test_teacher""".split()
+LONGEST = [
+    "test_devices",
+    "test_evaluate",
+    "test_edges",
+    "test_data",
+    "test_outer",
+    "test_storage",
+    "test_published",
+    "test_newcomers",
+    "test_main",
+    "test_step_memory",
+    "test_compilation",
+    "test_isolation",
+    "test_flips",
+    "test_hosts",
+    "test_nets",
+    "test_barlow_twins",
+    "test_students",
+    "test_provenance",
+    "test_stop",
+    "test_teacher",
+]
 
 
 def pytest_collection_modifyitems(config, items):
