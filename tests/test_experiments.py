@@ -12,7 +12,7 @@ SCRIPTS = sorted(".".join(file.relative_to(ROOT).with_suffix("").parts) for file
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_imports(script):
     try:
-        importlib.import_module(script)
+        assert importlib.import_module(script).__name__ == script
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

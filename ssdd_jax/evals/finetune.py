@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole pretrained network with all labels (KRR-ST's transfer protocol)."""
+"""Fine-tuning: the complete pretrained network with all labels (KRR-ST's transfer protocol)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -53,7 +53,7 @@ class Readout:
         train_labels: int32 "n".
         eval_labels: int32 "t".
         num_classes: k.
-        networks: of the same seeds; None where they are none that could be trained, such as the teacher's.
+        networks: students of the same seeds; None where there are none that could be trained, such as the teacher's.
     """
 
     seeds: Sequence[int]
@@ -105,14 +105,14 @@ class Tools:
         tables: Sequence[Any] = (),
         resume: bool = False,
     ) -> list[Any]:
-        """Run so many steps from the state of every seed, and return the last states.
+        """Run `num_steps` steps from the state of every seed, and return the last states.
 
         Args:
             steps: kept with `once`, since it is jitted.
             states: one per seed, of equal shapes.
             num_steps: from 0 on.
             args: of `steps`, one tuple of arrays per seed.
-            name: of what trains, for displays and checkpoints.
+            name: what trains, for displays and checkpoints.
             tables: what `steps.draw` draws rows of; the same for all seeds.
             resume: whether it takes so long that a run keeps checkpoints.
         """

@@ -68,7 +68,7 @@ class KnnSpec:
 
 @dataclass(frozen=True)
 class FinetuneSpec:
-    """Fine-tuning of the whole network with all labels (SGD with momentum .9, cosine to zero).
+    """Fine-tuning of the complete network with all labels (SGD with momentum .9, cosine to zero).
 
     Attributes:
         padding: zeros around an image before its random crop.

@@ -30,7 +30,7 @@ class RegressionSpec:
         factor_scale: 'balanced', or the number that bases are multiplied and coefficients divided by.
         images: m; 0 takes as many as the budget holds.
         steps: outer steps; -1 takes `outer.steps`.
-        learning_rate: of the outer optimizer.
+        learning_rate: learning rate of the outer optimizer.
         support_images: distilled images that take part in one step, drawn afresh; 0 takes all.
     """
 

@@ -29,7 +29,7 @@ class DataSpec:
         test: share of the training images that become the test split of a source that has none.
         validation: share of the training images that is never trained on: settings are chosen on it.
         limit: how many of the remaining training images to use, a fixed random choice; 0 uses all.
-        memory_gb: a split of more than so many 10^9 bytes stays on disk, and so do its representations; batches are read ahead.
+        memory_gb: splits above this size (GB) stay on disk, and so do their representations; batches are read ahead.
     """
 
     source: str = "digits"
@@ -55,14 +55,14 @@ class TeacherSpec:
 
     Attributes:
         net: its network; the representation is its pooled features, as wide as the last of its widths.
-        widths: of its layers, see `ssdd_jax.nets`; () takes the published ones.
+        widths: widths of its layers, see `ssdd_jax.nets`; () takes the published ones.
         checkpoint: a PyTorch file of the weights (a state dict, or solo-learn's checkpoint) to use instead of pretraining.
         optimizer: adamw, or lars as solo-learn runs it.
         learning_rate: as it is: solo-learn multiplies its own by batch_size / 256.
         warmup_rate: where the linear warm-up starts.
-        probe_learning_rate: of the online probe, which logs how well the labels can be read from the representation so
+        probe_learning_rate: learning rate of the online probe, which logs how well the labels can be read from the representation so
             far; labels never reach the teacher.
-        precision: of the network's products, see `OuterSpec`.
+        precision: precision of the network's products, see `OuterSpec`.
         standardize: centre the frozen teacher's representation and divide it by its one overall standard deviation.
     """
 
@@ -114,22 +114,22 @@ class OuterSpec:
     """What every method's outer loop shares. AdamW with a linear schedule from the method's rate to `final_rate` of it.
 
     Attributes:
-        steps: of every method, unless it has its own.
-        batch_size: real images a step, drawn with replacement.
+        steps: outer steps of every method that does not set its own.
+        batch_size: real images per step, drawn with replacement.
         final_rate: share of the learning rate that is left at the end.
-        b1: of AdamW.
-        b2: of AdamW.
-        weight_decay: of AdamW.
+        b1: first-moment decay of AdamW.
+        b2: second-moment decay of AdamW.
+        weight_decay: weight decay of AdamW.
         ridge: lambda of the kernel ridge regression.
         ridge_scale: see `ssdd_jax.core.krr.krr_predict`.
-        real_augment: how real images enter. views: under one of `real_views`, drawn an image and step; crops: as one of
+        real_augment: how real images enter. views: under one of `real_views`, drawn per image and step; crops: as one of
             `real_crops` fixed random crops, drawn likewise; fresh: cropped and flipped anew every step, the teacher run on the
             result (KRR-ST). For the first two the teacher's representations are computed once.
         real_views: exact views, e.g. ("identity",) for no augmentation, or ("identity", "hflip").
         real_crops: R, the number of fixed crops of every image.
         real_padding: zeros around an image before its crop.
         real_flip: probability that a crop is flipped; 0 where left and right matter, as for digits.
-        precision: of the products in the members of the pool: tensorfloat32 where the hardware has such products (NVIDIA from Ampere
+        precision: precision of the products in the members of the pool: tensorfloat32 where the hardware has such products (NVIDIA from Ampere
             on; a CPU computes large 3 x 3 convolutions by Winograd's tiles instead, at 2.5 times the rounding error), float32, or
             bfloat16, which also holds activations. The regression runs in float32 in any case.
     """
@@ -163,9 +163,9 @@ class EvaluationSpec:
         controls: none (an untrained student), teacher_init (the untrained teacher's network; both with features of
             standard deviation 1, since theirs is arbitrary, as the teacher's are then read), teacher, and full (a student
             pretrained on all training images with the teacher's representations, as many updates as `updates`, or epochs).
-        epochs: of student pretraining; exactly one of `epochs` and `updates` is positive.
-        updates: of student pretraining, the same number whatever the size of the set.
-        recipes: of student pretraining, by what the set's targets are.
+        epochs: epochs of student pretraining; exactly one of `epochs` and `updates` is positive.
+        updates: updates of student pretraining, the same number whatever the size of the set.
+        recipes: recipes of student pretraining, by what the set's targets are.
         vit_recipe: that of a ViT, which SGD at this rate does not train.
     """
 
@@ -196,7 +196,7 @@ class CheckpointSpec:
         every: outer or teacher steps between two checkpoints.
         minutes: at most so long from one to the next, also in students' pretraining; 0 goes by steps alone.
         keep: how many of the newest stay.
-        keep_every: those of every so many steps stay as well; 0 keeps none of them.
+        keep_every: checkpoints whose step is a multiple of this stay as well; 0 keeps none of them.
     """
 
     every: int = within(1000, 1)
@@ -210,10 +210,10 @@ class MemorySpec:
     """How much of an outer step is in memory at a time. It changes results by rounding alone.
 
     Attributes:
-        chunk_size: so many real images, and so many support images, pass through a member together; 0 takes as many as stay in the
+        chunk_size: how many real images, and how many support images, pass through a member together; 0 takes as many as stay in the
             caches on a CPU, where that is also faster, and all of them on accelerators.
         remat: support images' activations are recomputed where their gradient is needed, instead of being kept.
-        limit_gb: a step that takes more than so many 10^9 bytes is refused; 0 takes what the device has.
+        limit_gb: a step that takes more memory (GB) is refused; 0 takes what the device has.
     """
 
     chunk_size: int = within(0, 0)
@@ -226,7 +226,7 @@ class DevicesSpec:
     """How a run lies on many devices; nothing but rounding depends on it.
 
     Attributes:
-        pool: so many devices side by side have members of their own, of `pool.members_per_step`; rows are spread over the rest. More
+        pool: how many devices side by side have members of their own, of `pool.members_per_step`; rows are spread over the rest. More
             than 1 saves memory and no time: XLA gathers what the convolutions of side by side members work on.
         heartbeat_s: seconds after which a process that does not answer is taken for lost.
     """
@@ -242,13 +242,13 @@ class RunSpec:
     Attributes:
         protocols: their settings, by name; `evaluation.protocols` says which are run.
         num_pairs: N; the budget of every method is N (H W C + d) numbers.
-        seeds: of the distillations and their students.
+        seeds: seeds of the distillations and their students.
         seeds_at_once: how many seeds are vmapped together; 0 takes all on accelerators and one on a CPU, where
             batched kernels turn convolutions into slow grouped ones.
         steps_per_dispatch: outer steps in one call of the device; 0 takes 50 on accelerators and 1 on a CPU, where
             XLA runs convolutions inside a loop several times slower.
         log_every: steps between lines of metrics.jsonl.
-        logger: where those lines go besides the file, names among `ssdd_jax.registry.LOGGERS` separated by commas.
+        logger: where those lines go in addition to the file, names among `ssdd_jax.registry.LOGGERS` separated by commas.
     """
 
     name: str = "run"

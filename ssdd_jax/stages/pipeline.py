@@ -48,7 +48,7 @@ def run(
         task: 'teacher', 'distill' (after the teacher), 'evaluate' (sets that are there already), or 'all'.
         sets: folders of distilled sets to evaluate instead of the run's own.
         accept_changes: go on in a workdir that was begun with other settings; what they change is made again.
-        logger: is called with every line of metrics, besides those that the settings name.
+        logger: is called with every line of metrics, in addition to those that the settings name.
 
     Raises:
         InputError: a setting does not fit the data, or is another than those that the workdir was begun with; nothing has been
@@ -165,7 +165,7 @@ def prepare_workdir(workdir: Path) -> Path:
         for name, is_folder in CONTENTS.items():
             if (workdir / name).exists() and (workdir / name).is_dir() != is_folder:
                 raise InputError(f"{workdir / name} is a {'file' if is_folder else 'folder'}, expected the run's own; move it away")
-        # Whoever may not write here is told before anything is computed.
+        # A folder that cannot be written is reported before anything is computed.
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as error:
