@@ -91,6 +91,7 @@ def assert_alike(workdir, whole):
     assert (workdir / "distilled/krr_st/seed_0/manifest.json").is_file()
 
 
+@pytest.mark.chaos
 def test_two_processes_make_what_one_makes(whole, tmp_path):
     statuses, said = Run(tmp_path / "run", 200).wait()
     assert (statuses, said) == ([0, 0], ["", ""])
