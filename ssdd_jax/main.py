@@ -61,12 +61,14 @@ def _run(command: Command, debug: bool) -> int:
 
 
 def _execute(command: Command) -> None:
-    from ssdd_jax.stages import pipeline
-    from ssdd_jax.stages.verify import verify
-
     if command.task == "verify":
+        from ssdd_jax.stages.verify import verify
+
         verify(command.workdir, command.sets)
-    elif command.task == "export":
+        return
+    from ssdd_jax.stages import pipeline
+
+    if command.task == "export":
         pipeline.export(command.workdir, command.format, command.sets)
     elif command.spec is None or command.task == "report":
         pipeline.report(command.workdir)
