@@ -3,16 +3,18 @@
 import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from ssdd_jax.errors import InputError, Status, nearest
 from ssdd_jax.paths import local_path
+from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.spec import RunSpec
 
@@ -89,22 +91,65 @@ def resolve_config(value: str) -> str:
     raise InputError(f"--config {name}: no such file or shipped config; shipped are {', '.join(names)}{nearest(Path(name).stem, names)}")
 
 
+def load_config(source: str) -> ConfigDict:
+    """Return what get_config of a config file returns, given NAME[:VARIANT] or PATH[:VARIANT].
+
+    Its folder is on the path meanwhile, so that it may import the files next to it.
+
+    Raises:
+        InputError: there is no such file, or it does not return a ConfigDict.
+    """
+    path, colon, variant = resolve_config(source).partition(":")
+    file = Path(path).resolve()
+    before = set(sys.modules)
+    sys.path.insert(0, str(file.parent))
+    try:
+        module = ModuleType(file.stem)
+        module.__file__ = str(file)
+        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
+        get_config = getattr(module, "get_config", None)
+        if not callable(get_config):
+            raise InputError(f"the config file {path} has no function get_config(variant=''); define one that returns a ConfigDict")
+        config = get_config(variant) if colon else get_config()
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # anything that a config file raises is its own fault: one line, not a traceback
+        raise InputError(f"--config {source}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    finally:
+        sys.path.remove(str(file.parent))
+        # Another config's neighbours may have the same names.
+        for name in set(sys.modules) - before:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == file.parent:
+                del sys.modules[name]
+    if not isinstance(config, Mapping | ConfigDict):
+        raise InputError(f"get_config of {path} returned {type(config).__name__}, expected a ConfigDict; add `return config` to it")
+    # A frozen one could not be changed by flags, and flags know no numbers but Python's.
+    return ConfigDict(json_ready(config.to_dict() if isinstance(config, ConfigDict) else config, tuples=True))
+
+
+def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the value of --config, if it is given, and the other arguments."""
+    source, args, left = None, [], list(argv)
+    while left:
+        arg = left.pop(0)
+        if arg == "--config" and left:
+            source = left.pop(0)
+        elif arg.startswith("--config="):
+            source = arg.removeprefix("--config=")
+        else:
+            args.append(arg)
+    return source, args
+
+
 def parse(argv: Sequence[str]) -> Command:
     """Return what the command line asks for.
 
     Raises:
         InputError: an argument is missing, unknown or out of range.
     """
-    args = list(argv)
-    for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
-            args[i + 1] = resolve_config(args[i + 1])
-        elif arg.startswith("--config="):
-            args[i] = f"--config={resolve_config(arg.removeprefix('--config='))}"
-    # ml_collections runs every config file in the module of this name, on top of whatever an earlier one left there.
-    sys.modules.pop("config_config", None)
+    source, args = _take_config(argv)
+    loaded = None if source is None else load_config(source)
     values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file("config", None, "config", flag_values=values, sys_argv=["ssdd_jax", *args])
     workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
     task_flag = flags.DEFINE_string("task", "all", "task", flag_values=values)
     set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
@@ -116,16 +161,17 @@ def parse(argv: Sequence[str]) -> Command:
     try:
         # Whatever it warns about is an error below.
         logger.setLevel(logging.CRITICAL)
+        # It looks for changes of settings in the arguments that it is given.
+        settings = dict(flag_values=values, sys_argv=["ssdd_jax", *args])
+        config_flag = config_flags.DEFINE_config_dict("config", ConfigDict() if loaded is None else loaded, "config", **settings)
         rest = values(["ssdd_jax", *args])[1:]
-        config = config_flag.value
+        config = None if loaded is None else config_flag.value
     except flags.UnrecognizedFlagError as error:
         raise InputError(f"{' '.join(str(error).split())}; settings follow --config and read --config.section.key=value") from error
-    except (Exception, SystemExit) as error:  # anything that a config file raises is its own fault: one line, not a traceback
-        raise InputError(_config_error(error)) from error
+    except (Exception, SystemExit) as error:
+        raise InputError(_flag_error(error)) from error
     finally:
         logger.setLevel(level)
-    if config is None and any(arg.partition("=")[0] == "--config" for arg in args):
-        raise InputError("get_config of the config file returned nothing, expected a ConfigDict; add `return config` to it")
     if rest:
         raise InputError(f"stray argument {rest[0]!r}, expected --config.key=value; did you forget the dashes?")
     task = task_flag.value
@@ -165,16 +211,11 @@ def _path(flag: str, text: str) -> Path:
     return local_path(text, flag)
 
 
-def _config_error(error: BaseException) -> str:
-    """Return one line for any error from reading the config file or from setting an unknown key."""
-    # ml_collections wraps the traceback of get_config's error into the text of another error; its last line says what happened.
-    text = str(error).replace("\\'", "'").replace("\\n", "\n")
-    last = ([line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__])[-1]
-    if "InputError: " in last:
-        return last.partition("InputError: ")[2]
+def _flag_error(error: BaseException) -> str:
+    """Return one line for any error from setting a key of the config or another flag."""
+    # A KeyError shows its message as a literal.
+    text = " ".join(str(error).replace("\\'", "'").replace("\\n", "\n").split())
     key, hint = re.search(r"'(\w+)'", text), re.search(r'Did you mean "(\w+)"', text)
-    if isinstance(error, AttributeError | KeyError) and key and "get_config" not in text:
+    if isinstance(error, AttributeError | KeyError) and key:
         return f"the config has no key {key[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
-    if isinstance(error, AttributeError) and "get_config" in text:
-        return "the config file has no function get_config(variant=''); define one that returns a ConfigDict"
-    return last if "Traceback" in text else f"{type(error).__name__}: {' '.join(text.split())}"
+    return f"{type(error).__name__}: {text}"

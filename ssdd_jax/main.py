@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Command, debug: bool) -> int:
+    # At once: importing jax and compiling the first program take seconds in which there is nothing to show. One process of several says it.
+    if command.distributed is None or command.distributed[2] == 0:
+        say(f"{command.spec.name if command.spec else 'ssdd_jax'}: {command.task}, in {command.workdir}")
     from ssdd_jax.runtime import hosts, stop  # from here on jax is needed
     from ssdd_jax.runtime.health import NumericalError
 

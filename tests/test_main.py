@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -81,6 +82,32 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
     run(parse([*ARGS, "--workdir", str(workdir)]).spec, workdir)
     after = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and "report" not in file.parts}
     assert after == before
+
+
+def test_results_that_changed_after_the_run_are_refused_and_named(finished, tmp_path, capsys):
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    assert main(["--task=verify", "--workdir", str(copy)]) == 0
+    results, picture = copy / "results.json", next((copy / "report").glob("*.png"))
+    results.write_bytes(results.read_bytes().replace(b'"knn"', b'"kmn"', 1))
+    picture.write_bytes(picture.read_bytes()[:-1] + b"x")
+    assert main(["--task=verify", "--workdir", str(copy)]) == 3
+    assert f"damaged {copy}: report/{picture.name}, results.json changed since written" in " ".join(capsys.readouterr().out.split())
+    for command in ([*ARGS], ["--task=report"]):
+        assert main([*command, "--workdir", str(copy)]) == 3
+        error = capsys.readouterr().err
+        assert f"results.json in {copy} changed since the run ended; copy the folder again, or remove SHA256SUMS" in error
+    # A run that has not ended, or whose user takes the files as they are, has none.
+    (copy / "SHA256SUMS").unlink()
+    assert main(["--task=verify", "--workdir", str(copy)]) == 0
+    assert "the run has not ended" in capsys.readouterr().out
+
+
+def test_the_first_line_comes_before_jax_is_imported(tmp_path):
+    program = "import sys; sys.modules['jax'] = None; from ssdd_jax.main import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, *ARGS, "--workdir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    assert "import of jax halted" in done.stderr
+    assert done.stdout == f"digits: all, in {tmp_path}\n"
 
 
 def test_the_same_command_gives_the_same_bits_and_another_seed_others(finished, tmp_path):

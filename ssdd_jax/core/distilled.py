@@ -5,6 +5,7 @@ There is one type for every parameterization: images and representations are eac
 number of scalars in the pytree.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -32,7 +33,7 @@ class Layout:
     Attributes:
         image_shape: (H, W, C) of the expanded images.
         base_shape: (h, w, C) of the stored images or image bases, upsampled bilinearly to `image_shape`.
-        views: names in `ssdd_jax.core.views.VIEWS`, the first 'identity'.
+        views: names in `ssdd_jax.core.views.VIEWS`; the first is 'identity' where networks predict what a view shifts.
         view_targets: where each view's representations come from: 'stored' (the view has its own), 'shared' (those of
             view 0) or 'network' (those of view 0, shifted by an approximation network). View 0 is 'stored'.
         target_kind: what the targets are: 'representation' (a teacher's), 'labels' (one-hot, perhaps centred) or 'logits'. It picks
@@ -46,11 +47,19 @@ class Layout:
     target_kind: str = "representation"
 
     def __post_init__(self):
+        # As plain integers: they are written as JSON, and come from whatever has counted them.
+        for name in ("image_shape", "base_shape"):
+            object.__setattr__(self, name, tuple(map(operator.index, getattr(self, name))))
         check_views(self.views, self.image_shape)
         if len(self.view_targets) != len(self.views) or self.view_targets[0] != "stored" or not set(self.view_targets) <= set(VIEW_TARGETS):
             raise ValueError(
                 f"view targets {self.view_targets} for views {self.views}: "
                 f"expected one of {', '.join(VIEW_TARGETS)} per view, 'stored' first"
+            )
+        if "network" in self.view_targets and self.views[0] != "identity":
+            raise ValueError(
+                f"views {self.views} with targets {self.view_targets}: networks predict shifts from the image itself, "
+                "expected 'identity' first"
             )
         if self.target_kind not in TARGET_KINDS:
             raise ValueError(f"target kind {self.target_kind!r}: expected one of {', '.join(TARGET_KINDS)}")
@@ -125,7 +134,7 @@ def init_distilled(
 
 
 def reconstruct_images(distilled: DistilledSet) -> Float[Array, "m H W C"]:
-    """Return the images of view 0 at full resolution.
+    """Return the images at full resolution, before any view.
 
     Example:
         >>> layout = Layout((8, 8, 1), (4, 4, 1))

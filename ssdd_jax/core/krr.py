@@ -5,7 +5,7 @@ trace, and the reduced precision that accelerators use for float32 products woul
 """
 
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,31 @@ def ridge_predict(
 
 
 # Jitted on its own, so that whoever looks for NaN sees what is returned and not a factor that is tried again.
-_predict = jax.jit(lambda *arrays, **settings: ridge_predict(*arrays, **settings)[0], static_argnames="ridge_scale")
+_predict = jax.jit(ridge_predict, static_argnames="ridge_scale")
+
+
+@overload
+def krr_predict(
+    f_support: Num[Array, "n q"],
+    y_support: Num[Array, "n d"],
+    f_target: Num[Array, "b q"],
+    *,
+    ridge: Ridge = 1e-6,
+    ridge_scale: RidgeScale = "trace",
+    return_increases: Literal[False] = False,
+) -> Float[Array, "b d"]: ...
+
+
+@overload
+def krr_predict(
+    f_support: Num[Array, "n q"],
+    y_support: Num[Array, "n d"],
+    f_target: Num[Array, "b q"],
+    *,
+    ridge: Ridge = 1e-6,
+    ridge_scale: RidgeScale = "trace",
+    return_increases: Literal[True],
+) -> tuple[Float[Array, "b d"], Int[Array, ""]]: ...
 
 
 def krr_predict(
@@ -118,10 +142,12 @@ def krr_predict(
     *,
     ridge: Ridge = 1e-6,
     ridge_scale: RidgeScale = "trace",
-) -> Float[Array, "b d"]:
+    return_increases: bool = False,
+) -> Float[Array, "b d"] | tuple[Float[Array, "b d"], Int[Array, ""]]:
     """Predict the targets' representations by kernel ridge regression: K_ts (K_ss + lambda I)^-1 Y_s, with K = F F^T.
 
-    Where K_ss + lambda I is singular in float32 (no ridge, or equal support rows), lambda is increased until it is not.
+    Where K_ss + lambda I is singular in float32 (no ridge, or equal support rows), lambda is increased until it is not;
+    `return_increases` says how often.
     Integers and floats of 16 bits are computed in float32, as everything of less than 64 bits is.
 
     Args:
@@ -131,6 +157,7 @@ def krr_predict(
         ridge: regularisation strength, >= 0; it may be traced, and is differentiated then.
         ridge_scale: what the strength is relative to: 'absolute', 'trace' (ridge * tr K_ss, held constant under
             differentiation; KRR-ST) or 'mean_trace' (ridge * tr K_ss / n; FRePo).
+        return_increases: whether to return (predictions, how many times lambda was increased, see `solve_regularized`).
 
     Raises:
         ValueError: shapes do not match or there is no support row, `ridge` is negative, or `ridge_scale` is unknown.
@@ -155,4 +182,5 @@ def krr_predict(
     if not isinstance(ridge, Tracer) and ridge < 0:
         raise ValueError(f"krr_predict: ridge is {ridge}, expected at least 0")
     arrays = [at_least_float32(array) for array in (f_support, y_support, f_target)]
-    return _predict(*arrays, ridge=ridge, ridge_scale=ridge_scale)
+    predicted, increases = _predict(*arrays, ridge=ridge, ridge_scale=ridge_scale)
+    return (predicted, increases) if return_increases else predicted

@@ -71,7 +71,9 @@ def init_outer(
     members, learner = None, kernel.learner
     if learner is not None:
         members = jax.vmap(lambda k: pools.init_member(k, learner, inner_optimizer))(jax.random.split(key, pool_size))
-    # One buffer each, so that the state can be donated.
+    # Every number in a buffer of its own, which nobody else holds, so that the state can be donated: a set may hold its caller's images,
+    # or the bases of a PCA that is used again.
+    distilled = jax.tree.map(jnp.copy, distilled)
     step, ridge_increases = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return OuterState(step=step, distilled=distilled, opt_state=optimizer.init(distilled), pool=members, ridge_increases=ridge_increases)
 

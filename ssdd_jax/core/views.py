@@ -58,12 +58,12 @@ ROTATIONS = ("identity", "rot90", "rot180", "rot270")
 
 
 def check_views(views: Sequence[str], image_shape: Sequence[int]) -> None:
-    """Raise a ValueError unless `views` starts with the identity, has no repeats, is known and fits `image_shape` (H, W, C)."""
+    """Raise a ValueError unless `views` are one or more distinct known names that fit `image_shape` (H, W, C)."""
     unknown = [name for name in views if name not in VIEWS]
     if unknown:
         raise ValueError(f"views: unknown view {unknown[0]!r}, expected names among {', '.join(VIEWS)}")
-    if not views or views[0] != "identity" or len(set(views)) != len(views):
-        raise ValueError(f"views: got {tuple(views)}, expected distinct names, the first of them 'identity'")
+    if not views or len(set(views)) != len(views):
+        raise ValueError(f"views: got {tuple(views)}, expected one or more distinct names")
     quarter_turns = {"rot90", "rot270"} & set(views)
     if quarter_turns and image_shape[0] != image_shape[1]:
         raise ValueError(f"views: {sorted(quarter_turns)[0]} of {tuple(image_shape)} images, expected square images; pad or resize them")
@@ -77,11 +77,11 @@ def apply_views(images: Images, views: Sequence[str]) -> Float[Array, "A n H W C
 
     Args:
         images: "n H W C".
-        views: names among `VIEWS`; the first must be 'identity', so that row 0 is the input itself.
+        views: names among `VIEWS`.
 
     Raises:
-        ValueError: a name is unknown or repeated, the first is not 'identity', images are not square but a quarter turn is asked for, or an
-            image is too small for a zoom.
+        ValueError: a name is unknown or repeated, there is none, images are not square but a quarter turn is asked for, or an image is too
+            small for a zoom.
 
     Example:
         >>> apply_views(jnp.zeros((5, 8, 8, 1)), ("identity", "rot90")).shape

@@ -68,7 +68,7 @@ def run(spec: FewSpec, readout: Readout, tools: Tools) -> dict[str, list[float]]
 
 PROTOCOL = Protocol(
     spec=FewSpec,
-    version=1,
+    version=2,
     columns=lambda spec: {score_name(fraction): f"{100 * fraction:g} % of labels" for fraction in sorted(spec.fractions)},
     definition="a linear probe fitted with a share of the training labels",
     run=run,

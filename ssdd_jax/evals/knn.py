@@ -48,7 +48,7 @@ def run(spec: KnnSpec, readout: Readout, tools: Tools) -> dict[str, list[float]]
 
 PROTOCOL = Protocol(
     spec=KnnSpec,
-    version=1,
+    version=2,
     columns=lambda spec: {"knn": "k-NN"},
     definition="the vote of the nearest neighbours in the student's representation",
     run=run,

@@ -39,7 +39,7 @@ def run(spec: LinearSpec, readout: Readout, tools: Tools) -> dict[str, list[floa
 
 PROTOCOL = Protocol(
     spec=LinearSpec,
-    version=1,
+    version=2,
     columns=lambda spec: {"linear": "linear probe"},
     definition="a linear probe on the frozen features fitted with all training labels",
     run=run,

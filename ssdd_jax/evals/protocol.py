@@ -23,6 +23,20 @@ class Encoded:
     train_reprs: np.ndarray
     eval_reprs: np.ndarray
 
+    def standardised(self) -> "Encoded":
+        """Return features and representations, each centred and divided by one overall standard deviation, of the training images.
+
+        Protocols have fixed learning rates and penalties, so that what they read must have one scale: an untrained network's is
+        arbitrary, and a student's features grow as it trains.
+        """
+
+        def pair(train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            centre = train.mean(0, dtype=np.float64).astype(np.float32)
+            scale = np.float32(np.sqrt(np.mean((train - centre) ** 2, dtype=np.float64)) or 1.0)
+            return (train - centre) / scale, (held_out - centre) / scale
+
+        return Encoded(*pair(self.train_features, self.eval_features), *pair(self.train_reprs, self.eval_reprs))
+
 
 @dataclass(frozen=True, eq=False)
 class Trainable:
@@ -49,7 +63,7 @@ class Readout:
 
     Attributes:
         seeds: one per network.
-        encoded: likewise.
+        encoded: likewise, standardised.
         train_labels: int32 "n".
         eval_labels: int32 "t".
         num_classes: k.

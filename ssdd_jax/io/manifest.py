@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,17 @@ def write_folder(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, 
     last = json_bytes(manifest)
     for name, content in files.items():
         write_bytes(path / name, content)
-    write_bytes(path / SUMS, "".join(f"{sha256(content)}  {name}\n" for name, content in {**files, MANIFEST: last}.items()).encode())
+    _write_sums(path, {name: sha256(content) for name, content in {**files, MANIFEST: last}.items()})
     write_bytes(path / MANIFEST, last)
+
+
+def seal(path: Path, names: Iterable[str]) -> None:
+    """Write `SHA256SUMS` of files that are in a folder already."""
+    _write_sums(path, {name: file_digest(path / name) for name in names})
+
+
+def _write_sums(path: Path, digests: Mapping[str, str]) -> None:
+    write_bytes(path / SUMS, "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode())
 
 
 def read_sums(path: Path) -> dict[str, str]:

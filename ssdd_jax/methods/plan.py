@@ -34,12 +34,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method will store: its layout, its number of images and their cost in numbers."""
+    """What a method will store: its layout, its number of images and their cost in numbers; and lines that the user should know."""
 
     layout: Layout
     num_images: int
     stored_scalars: int
     budget: int
+    notes: tuple[str, ...] = ()
 
 
 def fill_budget(

@@ -16,7 +16,7 @@ from ssdd_jax.core.bases import PCA
 from ssdd_jax.core.batching import MIN_CHUNK
 from ssdd_jax.core.distilled import DistilledSet, Layout, compress, finished_shapes, init_distilled
 from ssdd_jax.core.kernel import Kernel
-from ssdd_jax.core.optimizers import num_steps, outer_optimizer, sgd
+from ssdd_jax.core.optimizers import continue_with_networks, num_steps, outer_optimizer, sgd
 from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_warm_up_step, warm_up_ages
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.store import Start, StoreSizes
@@ -66,6 +66,8 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
     layout = partial(Layout, sizes.image_shape, base_shape, spec.views)
     try:
         if spec.view_targets == ("auto",):
+            if spec.views[:1] != ("identity",):
+                raise ValueError(f"views {spec.views} with automatic targets: expected 'identity' first, from which shifts are measured")
             shared = [view for view in spec.views[1:] if sizes.shifts[view] <= spec.shared_below]
             targets = lambda costly: ("stored", *("shared" if view in shared else costly for view in spec.views[1:]))
             # Stored coefficients are exact, so networks must save something to be chosen.
@@ -78,7 +80,13 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
     stores = make_stores(where, spec, partial(unfitted, prod(base_shape)), partial(unfitted, width))
     shapes = lambda count, layout: finished_shapes(count, layout, width, **stores, hidden=spec.hidden)
     advice = f"lower image_bases ({spec.image_bases}) or repr_bases ({spec.repr_bases}), or raise config.num_pairs"
-    return fill_budget(where, sizes, layouts, shapes, spec.images, advice)
+    plan = fill_budget(where, sizes, layouts, shapes, spec.images, advice)
+    if spec.joint and not plan.layout.count("network"):
+        unused = f"{where}.joint is {spec.joint}, but networks predict no view's targets"
+        if spec.view_targets != ("auto",):
+            raise InputError(f"{unused} in view_targets={spec.view_targets}; set it to 0, or a view to 'network'")
+        return replace(plan, notes=(f"{unused}, since others fit more images; it has no effect",))
+    return plan
 
 
 def make_stores(where: str, spec: RegressionSpec, image_pca: Any, repr_pca: Any) -> dict[str, Start]:
@@ -123,7 +131,7 @@ def make_kernel(spec: RegressionSpec, run: RunSpec, learner: Any, *, chunk_size:
 
 
 def step_settings(spec: RegressionSpec, run: RunSpec, kernel: Kernel, *, first: int = 0, shard: Shard = unsharded) -> dict[str, Any]:
-    """Return the arguments of `make_outer_step`: the one place where settings become a step; `first` is the schedule's first step."""
+    """Return the arguments of `make_outer_step`: the one place where settings become a step; networks take part from step `first` on."""
     return dict(
         kernel=kernel,
         optimizer=outer_optimizer(run, spec, first),
@@ -154,9 +162,9 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
         return State(outer, r2)
 
     def join(seed: Array, state: State) -> State:
-        """Fit the networks, drop what they replace, and reset the optimizer's moments; its schedule goes on."""
+        """Fit the networks and drop what they replace; the outer loop goes on with what is kept."""
         distilled, r2 = fit(spec, plan, state.outer.distilled, step_key(seed, Stream.NETWORKS))
-        opt_state = outer_optimizer(run, spec).init(distilled)
+        opt_state = continue_with_networks(outer_optimizer(run, spec, free), state.outer.opt_state, distilled, plan.layout)
         return State(replace(state.outer, distilled=distilled, opt_state=opt_state), r2)
 
     go_on = lambda seed, state: state
@@ -286,7 +294,7 @@ def finish(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State | Dist
 
 METHOD = Method(
     spec=RegressionSpec,
-    version=1,
+    version=2,
     needs=frozenset({TEACHER}),
     sections=("student", "pool", "outer"),
     plan=plan,

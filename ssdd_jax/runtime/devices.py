@@ -44,12 +44,12 @@ class Devices:
         return jax.tree.map(self._replicate, tree)
 
     def own_rows(self, size: int) -> np.ndarray:
-        """Return which of a batch's rows lie on devices of this process, in order."""
-        slices = self._sharding("data").addressable_devices_indices_map((size,)).values()
+        """Return which of a batch's rows lie on devices of this process, in order; all of them where they cannot be divided evenly."""
+        slices = self._of_rows(size).addressable_devices_indices_map((size,)).values()
         return np.unique(np.concatenate([np.arange(size)[index] for index in slices if index is not None]))
 
     def spread_rows(self, batches: tuple[np.ndarray, ...], sizes: Sequence[int], axis: int) -> tuple[jax.Array, ...]:
-        """Return batches sharded over "data", given this process's rows of each batch and the batch sizes over all processes."""
+        """Return batches, sharded over "data" where that is even, given this process's rows and the sizes over all processes."""
         return tuple(self._spread_rows(own, size, axis) for own, size in zip(batches, sizes, strict=True))
 
     def of_processes(self, value: int) -> jax.Array:
@@ -71,7 +71,11 @@ class Devices:
         # Indices refer to the complete batch, but only this process's rows are here.
         within = lambda index: np.take(own, np.searchsorted(rows, np.arange(size)[index[axis]]), axis)
         shape = (*own.shape[:axis], size, *own.shape[axis + 1 :])
-        return jax.make_array_from_callback(shape, self._sharding(*[None] * axis, "data"), within)
+        return jax.make_array_from_callback(shape, self._of_rows(size, axis), within)
+
+    def _of_rows(self, size: int, axis: int = 0) -> NamedSharding:
+        """Return the sharding of an axis of `size` rows."""
+        return self._sharding(*[None] * axis, "data") if size % self.mesh.shape["data"] == 0 else self.whole
 
     def _replicate(self, leaf: Any) -> jax.Array:
         # jax may use numpy's memory directly as a device buffer, and that must not be given away with a donated state.

@@ -29,10 +29,10 @@ class Reader:
     """Reads the batches that a loop would gather on the device.
 
     Args:
-        draw: (step number, *args) -> a tuple of integer arrays, the rows of each table with a leading axis of seeds.
+        draw: (step number, *args) -> a tuple of integer arrays "S b" or "S b ...", the rows of each table with a leading axis of seeds.
         tables: arrays "N ...".
         args: further arguments of `draw`.
-        own_rows: batch size -> which of a batch's rows to read; None reads all of them.
+        own_rows: batch size -> which of a batch's rows to read, along the first axis of a seed's draw; None reads all of them.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Reader:
         self.args = jax.tree.map(np.asarray, tuple(args))
         self.draw = jax.jit(draw)
         drawn = jax.eval_shape(draw, 0, *self.args)
-        self.batch_sizes = tuple(rows.shape[-1] for rows in drawn)
+        self.batch_sizes = tuple(rows.shape[1] for rows in drawn)
         self.own_rows = [slice(None) if own_rows is None else own_rows(size) for size in self.batch_sizes]
         step_bytes = sum(
             prod(rows.shape) * prod(table.shape[1:]) * table.dtype.itemsize for table, rows in zip(self.tables, drawn, strict=True)
@@ -59,7 +59,7 @@ class Reader:
         with _on_cpu():
             drawn = [self.draw(step, *self.args) for step in range(first, first + length)]
         batches = [
-            tuple(table[np.asarray(rows)[..., own]] for table, rows, own in zip(self.tables, step, self.own_rows, strict=True))
+            tuple(table[np.asarray(rows)[:, own]] for table, rows, own in zip(self.tables, step, self.own_rows, strict=True))
             for step in drawn
         ]
         return batches[0] if length == 1 else tuple(np.stack(parts) for parts in zip(*batches, strict=True))

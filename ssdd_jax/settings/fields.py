@@ -21,6 +21,11 @@ def named(default: str, registry: Registry) -> Any:
     return field(default=default, metadata={"registry": registry, "may_be_empty": not default})
 
 
+def names_in(text: str) -> tuple[str, ...]:
+    """Return names separated by commas, perhaps in brackets and quotes, as they are typed."""
+    return tuple(name for name in (part.strip(" ()[]'\"") for part in text.split(",")) if name)
+
+
 # What jax takes for a key without 64-bit integers.
 MAX_SEED = 2**31 - 1
 TARGET_KINDS = ("representation", "labels", "logits")

@@ -20,7 +20,7 @@ class RegressionSpec:
         base_size: side of the stored images or image bases; 0 is the full resolution.
         image_bases: U; 0 stores plain images.
         repr_bases: V; 0 stores plain representations.
-        views: predefined augmentations, the identity first.
+        views: predefined augmentations; the identity first where networks predict their shifts or targets are automatic.
         view_targets: one of stored, shared, network a view (the first stored), or ("auto",): shared where the
             teacher's shift is at most `shared_below` of its variance, else whichever of network and stored fits more images.
         shared_below: see `view_targets`.

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.registry import NETS, Registry
+from ssdd_jax.settings.digest import json_ready
+from ssdd_jax.settings.fields import names_in
 from ssdd_jax.settings.presets import PRESETS
 from ssdd_jax.settings.spec import RunSpec
 
@@ -33,6 +35,10 @@ def _build(cls: Any, values: Mapping[str, Any], where: str) -> Any:
             raise InputError(f"{where}.{name} is unknown; {where} has {', '.join(known)}{nearest(name, known)}")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _convert(hints[name], known[name].metadata, value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _split(item: Any) -> tuple[Any, ...]:
+    return names_in(item) if isinstance(item, str) else (item,)
 
 
 def _sections(kind: Any, registry: Registry | None, value: Any, where: str) -> Mapping[str, Any]:
@@ -58,13 +64,19 @@ def _convert(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> 
         return _build(hint, value, where)
     if typing.get_origin(hint) not in (None, tuple):
         return _sections(typing.get_args(hint)[1], metadata.get("registry"), value, where)
+    value = json_ready(value, tuples=True)
     if typing.get_origin(hint) is tuple:
+        if typing.get_args(hint)[0] is str and isinstance(value, str | tuple | list):
+            # On the command line names may be given as those of `only` are, separated by commas.
+            value = tuple(name for item in ([value] if isinstance(value, str) else value) for name in _split(item))
         if not isinstance(value, tuple | list):
             raise InputError(f"{where} is {value!r}, expected a tuple such as ({', '.join(['...'] * 2)})")
         element = typing.get_args(hint)[0]
         return tuple(_convert(element, metadata, item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if type(value) is not hint:
         raise InputError(f"{where} is {value!r}, expected {'a whole number' if hint is int else f'a {hint.__name__}'}")
     if "choices" in metadata and value not in metadata["choices"]:

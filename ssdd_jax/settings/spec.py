@@ -8,7 +8,7 @@ from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.registry import LOGGERS, METHODS, NETS, PROTOCOLS
 from ssdd_jax.settings.augment import AugmentSpec
 from ssdd_jax.settings.evaluation import RECIPES, VIT_RECIPE, RecipeSpec, protocol_defaults
-from ssdd_jax.settings.fields import CONTROLS, MAX_SEED, PRECISIONS, TARGET_KINDS, named, one_of, within
+from ssdd_jax.settings.fields import CONTROLS, MAX_SEED, PRECISIONS, TARGET_KINDS, named, names_in, one_of, within
 
 
 @dataclass(frozen=True)
@@ -293,11 +293,11 @@ class RunSpec:
 
     def chosen_methods(self) -> tuple[str, ...]:
         """Return the names of the methods to run."""
-        return _names(self.only) or tuple(self.methods)
+        return names_in(self.only) or tuple(self.methods)
 
     def chosen_loggers(self) -> tuple[str, ...]:
         """Return the names of the loggers."""
-        return _names(self.logger)
+        return names_in(self.logger)
 
     def students(self) -> Mapping[str, NetSpec]:
         """Return the students to evaluate with, by label."""
@@ -309,11 +309,7 @@ class RunSpec:
 
     def chosen_students(self) -> tuple[str, ...]:
         """Return the labels of the students to evaluate with."""
-        return _names(self.evaluation.only) or tuple(self.students())
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+        return names_in(self.evaluation.only) or tuple(self.students())
 
 
 def _check_names(where: str, what: str, names: tuple[str, ...], known: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """What is refused, or warned about, before anything runs."""
 
+from collections.abc import Sequence
+
 import jax
 
 from ssdd_jax.core.views import check_views
@@ -26,23 +28,22 @@ def data_warnings(spec: RunSpec, data: Data) -> list[str]:
     return [line for line in (statistics_warning(spec.data.source, manifest), left_out) if line]
 
 
-def check_sizes(spec: RunSpec, data: Data) -> None:
-    """Refuse, before anything runs, sizes that cannot work whatever the teacher turns out to be."""
+def check_sizes(spec: RunSpec, data: Data, methods: Sequence[str]) -> None:
+    """Refuse, before anything runs, sizes that cannot work whatever the teacher turns out to be; `methods` are those that will be run."""
     image_shape = data.image_shape
     teacher_learner(spec.teacher, image_shape)
     width = repr_width(spec.teacher, image_shape)
-    member_learner(spec, image_shape)
-    if spec.outer.real_augment == "views":
+    if methods:
+        member_learner(spec, image_shape)
+    if methods and spec.outer.real_augment == "views":
         views = spec.outer.real_views
         try:
-            check_views(("identity", *(name for name in views if name != "identity")), image_shape)
+            check_views(views, image_shape)
         except ValueError as error:
-            raise InputError(f"config.outer.real_views: {error}") from error
-        if not views or len(set(views)) != len(views):
-            raise InputError(f"config.outer.real_views is {views}, expected one or more distinct views; ('identity',) augments nothing")
+            raise InputError(f"config.outer.real_views: {error}; ('identity',) augments nothing") from error
     for label, student in spec.evaluation.students.items():
         student_learner(student, image_shape, width, f"config.evaluation.students.{label}")
-    for name in spec.chosen_methods():
+    for name in methods:
         settings = spec.methods[name]
         method = METHODS[settings.kind]
         if LABELS in method.needs and data.train_labels is None:

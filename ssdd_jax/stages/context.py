@@ -13,6 +13,7 @@ import numpy as np
 
 from ssdd_jax.core.bases import PCA, fit_pca
 from ssdd_jax.core.distilled import budget_scalars, resize_images
+from ssdd_jax.core.learner import Learner
 from ssdd_jax.core.real import RealImages
 from ssdd_jax.data import Concatenated, Images, OnDisk, open_prepared, select_rows
 from ssdd_jax.errors import InputError
@@ -48,9 +49,13 @@ class Context:
 
     def __post_init__(self):
         self.width = repr_width(self.spec.teacher, self.data.image_shape)
-        self.learner = member_learner(self.spec, self.data.image_shape)
         self._pcas: dict[Any, PCA] = {}
         self._reprs: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def learner(self) -> Learner:
+        """Return the network of the pool's members."""
+        return member_learner(self.spec, self.data.image_shape)
 
     @cached_property
     def targets(self) -> dict[str, Data]:
@@ -166,7 +171,7 @@ class Context:
     @cached_property
     def represent(self) -> Callable[[jax.Array], np.ndarray]:
         """Return the function from normalized images to the teacher's representations, in batches."""
-        return partial(in_batches, jax.jit(self.teacher.represent))
+        return partial(in_batches, self.teacher.jitted())
 
     def pca(self, base_shape: tuple[int, int, int] | None, num_components: int, name: str) -> PCA:
         """Return the PCA of the training images at `base_shape`, flattened, or of the representations."""

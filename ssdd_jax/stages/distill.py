@@ -34,6 +34,8 @@ def distill(context: Context) -> None:
     for name, plan in plans.items():
         kinds = ", ".join(f"{view} {kind}" for view, kind in zip(plan.layout.views, plan.layout.view_targets, strict=True))
         display.print(f"  {name}: {plan.num_images} images, {plan.stored_scalars} numbers; targets: {kinds}")
+        for note in plan.notes:
+            display.print(f"  note: {note}")
     for name in plans:
         run = MethodRun(context, name)
         for group in seed_groups(spec.seeds, spec.seeds_at_once):

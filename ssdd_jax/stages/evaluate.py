@@ -22,7 +22,6 @@ from ssdd_jax.runtime.feed import to_device
 from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.runtime.loop import Loop, seed_groups, stack, unstack
 from ssdd_jax.settings.digest import digest
-from ssdd_jax.settings.fields import TEACHER_CONTROLS
 from ssdd_jax.stages.cells import (
     Cell,
     Scope,
@@ -77,8 +76,10 @@ def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str
 def teacher_is_there(context: Context) -> bool:
     """Return whether the teacher needs no pretraining."""
     folder = context.checkpoints / f"teacher-{context.teacher_digest}"
-    if context.spec.teacher.checkpoint or not folder.is_dir():
-        return bool(context.spec.teacher.checkpoint)
+    if context.spec.teacher.checkpoint or context.spec.teacher.steps == 0:
+        return True
+    if not folder.is_dir():
+        return False
     with Checkpoints(folder) as checkpoints:
         return (checkpoints.latest or 0) == context.spec.teacher.steps
 
@@ -145,12 +146,14 @@ def _rows(scope: Scope, compiled: Compiled, group: Sequence[Cell]) -> Iterator[d
         else:
             trained = [variables[seeds.index(seed)] for seed in chosen]
             encoded, networks = [encode(student, v, target) for v in trained], trainable(student, trained, target)
-        if method in ("none", *TEACHER_CONTROLS):
-            encoded = [standardise(e) for e in encoded]
+        if not all(np.isfinite(part).all() for e in encoded for part in (e.eval_features, e.eval_reprs)):
+            raise NumericalError(f"{name}: its features or outputs on {dataset} are not all finite")
         scores: dict[str, list[float]] = {}
         # The protocols read labels; without any, the error in predicting the representation is all there is.
         if target.train_labels is not None and target.eval_labels is not None:
-            readout = Readout(chosen, encoded, target.train_labels, target.eval_labels, target.num_classes, networks)
+            readout = Readout(
+                chosen, [e.standardised() for e in encoded], target.train_labels, target.eval_labels, target.num_classes, networks
+            )
             for protocol, settings in protocols_of(scope, wanted[0]).items():
                 reader = f"{protocol}-{target.digest}"
                 tools = RunTools(context=context, group=name, folder=folder, compiled=compiled, label=label, reader=reader)
@@ -250,7 +253,7 @@ def _scores(name: str, protocol: Protocol, settings: Any, readout: Readout, tool
 def _encode_teacher(context: Context, name: str, seeds: Sequence[int], target: Data) -> list[Encoded]:
     """Return what the teacher, or its network untrained, makes of a dataset."""
     if name == "teacher":
-        represent = jax.jit(lambda batch: context.teacher.represent(target.normalize(batch)))
+        represent = context.teacher.jitted(target.normalize)
         own = target is context.data
         train = np.array(context.reprs("train")) if own else in_batches(represent, target.train_images)
         held_out = np.array(context.reprs(context.spec.evaluation.split)) if own else in_batches(represent, target.eval_images)
@@ -265,19 +268,3 @@ def _encode_teacher(context: Context, name: str, seeds: Sequence[int], target: D
         )
         encoded.append(Encoded(train, held_out, train, held_out))
     return encoded
-
-
-def standardise(encoded: Encoded) -> Encoded:
-    """Centre what a control makes of a dataset and divide it by its overall standard deviation.
-
-    An untrained network's outputs have an arbitrary scale, down to nothing where it is deep, and the probes' learning rate
-    and decay are fixed; the teacher is read in the same way.
-    """
-
-    def pair(train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        centre = train.mean(0, dtype=np.float64).astype(np.float32)
-        scale = np.float32(np.sqrt(np.mean((train - centre) ** 2, dtype=np.float64)) or 1.0)
-        return (train - centre) / scale, (held_out - centre) / scale
-
-    features, reprs = pair(encoded.train_features, encoded.eval_features), pair(encoded.train_reprs, encoded.eval_reprs)
-    return Encoded(*features, *reprs)

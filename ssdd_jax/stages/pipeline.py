@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ssdd_jax.data.prepare import default_cache
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import locked, write_json
 from ssdd_jax.io.loggers import LogFn, make_loggers
-from ssdd_jax.io.manifest import MANIFEST, read_manifest
+from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files, read_manifest, seal
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.report import read_results, results_tables, to_rich, write_report
@@ -28,7 +28,8 @@ from ssdd_jax.stages.provenance import check_changes
 from ssdd_jax.stages.sets import complete_sets, named_sets, own_sets
 
 # What a run writes, and whether it is a folder.
-CONTENTS = {"checkpoints": True, "distilled": True, "report": True, "spec.json": False, "metrics.jsonl": False, "results.json": False}
+FILES = ("spec.json", "metrics.jsonl", "results.json")
+CONTENTS = {**dict.fromkeys(("checkpoints", "distilled", "report"), True), **dict.fromkeys((*FILES, SUMS), False)}
 
 
 def run(
@@ -59,7 +60,10 @@ def run(
     with locked(workdir) if hosts.is_writer() else nullcontext(), hosts.sharing(workdir):
         display = Display(quiet=not hosts.is_writer())
         with closing(make_loggers(spec.chosen_loggers(), workdir, spec.name, json_ready(spec), logger, display.print)) as loggers:
-            return _run(spec, workdir, task, sets, accept_changes, Metrics(workdir / "metrics.jsonl", loggers), display)
+            results = _run(spec, workdir, task, sets, accept_changes, Metrics(workdir / "metrics.jsonl", loggers), display)
+        if hosts.is_writer():
+            seal_run(workdir)
+        return results
 
 
 def _run(
@@ -68,6 +72,8 @@ def _run(
     off = use_cache(Path(spec.data.cache) if spec.data.cache else default_cache())
     if off:
         display.print(f"warning: {off}")
+    if hosts.is_writer():
+        check_sealed(workdir)
     # One process prepares the dataset, and then the others find it, unless their cache is another one.
     data = load_data(spec.data, spec.evaluation.split, display) if hosts.is_writer() else None
     hosts.wait_for_writer()
@@ -77,7 +83,8 @@ def _run(
     )
     for warning in data_warnings(spec, data):
         display.print(f"warning: {warning}")
-    check_sizes(spec, data)
+    # Evaluation takes the sets that are there, whatever would be distilled.
+    check_sizes(spec, data, () if task == "evaluate" else spec.chosen_methods())
     check_batches(spec)
     context = Context(spec, data, workdir, metrics, display)
     if hosts.is_writer():
@@ -95,6 +102,8 @@ def _run(
     if hosts.is_writer():
         for line in check_changes(workdir / "spec.json", now, accept_changes):
             display.print(line)
+        # From here on its files change.
+        (workdir / SUMS).unlink(missing_ok=True)
         write_json(workdir / "spec.json", now)
     hosts.wait_for_writer()
     if task == "evaluate":
@@ -132,7 +141,9 @@ def show_report(workdir: Path, results: dict[str, Any], display: Display) -> dic
 
 def report(workdir: Path) -> None:
     """Write the report of a finished run again."""
+    check_sealed(workdir)
     show_report(workdir, read_results(workdir / "results.json"), Display())
+    seal_run(workdir)
 
 
 def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
@@ -156,6 +167,27 @@ def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
     for destination, folder in destinations.items():
         display.print(f"exported {export_distilled(folder, destination, fmt)}")
     return list(destinations)
+
+
+def seal_run(workdir: Path) -> None:
+    """Write the digests of the files of a run that has ended; sets, exports and checkpoints have their own."""
+    files = [*(workdir / name for name in FILES), *sorted((workdir / "report").glob("*"))]
+    seal(workdir, [str(file.relative_to(workdir)) for file in files if file.is_file()])
+
+
+def check_sealed(workdir: Path) -> None:
+    """Refuse to go on with files of an ended run that have changed since.
+
+    Raises:
+        DataError: one has; the message names all of them.
+    """
+    if (workdir / SUMS).is_file():
+        changed = [name for name in damaged_files(workdir) if name in FILES and (workdir / name).is_file()]
+        if changed:
+            raise DataError(
+                f"{', '.join(changed)} in {workdir} changed since the run ended; copy the folder again, "
+                f"or remove {SUMS} there to go on with the files as they are"
+            )
 
 
 def prepare_workdir(workdir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,14 @@ class Teacher:
     scale: float
     digest: str
 
-    def represent(self, images: jax.Array) -> jax.Array:
-        """Return the representations "n d" of normalized images "n H W C"."""
-        return self.represent_with(self.variables, images)
-
     def represent_with(self, variables: Any, images: jax.Array) -> jax.Array:
-        """Return the representations with other variables, such as traced ones."""
+        """Return the representations "n d" of normalized images "n H W C" with these variables, such as traced ones."""
         return (self.learner.apply(variables, images) - jnp.asarray(self.centre)[None]) / self.scale
+
+    def jitted(self, view: Callable[..., jax.Array] = lambda images: images) -> Callable[..., jax.Array]:
+        """Return the jitted function from what `view` turns into normalized images to their representations."""
+        # The variables are an argument: as constants of the program they would be compiled, and kept, with every one of them.
+        return partial(jax.jit(lambda variables, *args: self.represent_with(variables, view(*args))), self.variables)
 
     def facts(self) -> dict[str, Any]:
         """Return what a set's manifest says about the teacher."""
@@ -183,19 +185,30 @@ def pretrain_teacher(
     # A run may have been interrupted between the last step and this line.
     logged = any(record["stage"] == HELD_OUT for record in metrics.read())
     if not logged and final.probe is not None and len(data.held_out_images):
-        reprs = in_batches(jax.jit(lambda batch: learner.apply(final.encoder, data.normalize(batch))), data.held_out_images)
+        encode = jax.jit(lambda variables, batch: learner.apply(variables, data.normalize(batch)))
+        reprs = in_batches(partial(encode, final.encoder), data.held_out_images)
         correct = float(accuracy(probe_logits(final.probe.params, jnp.asarray(reprs)), jnp.asarray(data.held_out_labels)))
         metrics.write(HELD_OUT, teacher.steps, {"probe_accuracy": correct})
         display.print(f"teacher: online probe {100 * correct:.1f} % on the held-out images")
     return final.encoder
 
 
+def _source_of(spec: TeacherSpec) -> str:
+    """Return what to do about a teacher that cannot be used."""
+    if spec.checkpoint:
+        return f"check config.teacher.checkpoint ({spec.checkpoint}), and that its network expects images as they are normalized here"
+    return "pretrain it with another config.teacher.learning_rate"
+
+
 def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: str) -> Teacher:
     """Return the frozen teacher, standardised over the training images if the settings say so."""
+    bad = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(variables) if not np.isfinite(leaf).all()]
+    if bad:
+        raise DataError(f"the teacher's {bad[0]} holds NaN or infinity, and {len(bad) - 1} more of its arrays; {_source_of(spec.teacher)}")
     raw = Teacher(learner, variables, np.zeros(repr_width(spec.teacher, data.image_shape), np.float32), 1.0, name)
     if not spec.teacher.standardize:
         return raw
-    encode = jax.jit(lambda batch: raw.represent(data.normalize(batch)))
+    encode = raw.jitted(data.normalize)
     # Sums in float64, batch by batch: the representations of a large dataset do not fit into memory.
     total, squares, count = np.zeros(raw.centre.shape), 0.0, len(data.train_images)
     size = encode_batch_size(data.train_images)
@@ -203,6 +216,8 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
         reprs = in_batches(encode, data.train_images[start : start + size]).astype(np.float64)
         total += reprs.sum(0)
         squares += float(np.sum(reprs**2))
+    if not np.isfinite(squares):
+        raise DataError(f"the teacher's representations of the {count} training images are not all finite; {_source_of(spec.teacher)}")
     centre = total / count
     variance = squares / (count * centre.size) - np.mean(centre**2)
     if not variance > 1e-12 * squares / (count * centre.size):
@@ -218,7 +233,7 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
 
 def representations(teacher: Teacher, data: Data, images: Images, view: str = "identity") -> np.ndarray:
     """Return the teacher's representations "n d" of uint8 images under an exact view."""
-    return in_batches(jax.jit(lambda batch: teacher.represent(VIEWS[view](data.normalize(batch)))), images)
+    return in_batches(teacher.jitted(lambda batch: VIEWS[view](data.normalize(batch))), images)
 
 
 def cached_representations(
@@ -242,7 +257,7 @@ def cached_representations(
         display: where progress is shown.
     """
     file = folder / f"representations-{teacher.digest}" / f"{name}.npy"
-    encode = jax.jit(lambda batch, rows: teacher.represent(view(batch, rows)))
+    encode = teacher.jitted(view)
     if hosts.is_writer():
         encode_to_file(encode, images, teacher.centre.size, file, display, f"represent {name}")
     hosts.wait_for_writer()

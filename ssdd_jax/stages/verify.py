@@ -13,6 +13,8 @@ from ssdd_jax.runtime.encode import damaged_encoding
 def verify(workdir: Path, sets: Sequence[Path] = ()) -> None:
     """Check every distilled set, export, checkpoint and file of representations below `workdir`, or the given folders, and report each.
 
+    Of a run that has ended also its settings, metrics, results and report.
+
     Raises:
         InputError: there is nothing to verify.
         DataError: something is damaged; the message names all of it.
@@ -27,6 +29,8 @@ def verify(workdir: Path, sets: Sequence[Path] = ()) -> None:
         reasons |= {file: damaged_encoding(file) for file in sorted(kept.rglob("*.npy"))}
     if not reasons:
         raise InputError(f"nothing to verify in {workdir}, expected a run's folder; give its folder as --workdir, or a set's as --set")
+    if not sets and (workdir / "spec.json").is_file() and not (workdir / SUMS).is_file():
+        display.print(f"open     {workdir}: the run has not ended, so nothing vouches for its results, metrics and settings yet")
     for place, reason in reasons.items():
         display.print(f"damaged  {place}: {reason}" if reason else f"ok       {place}")
     bad = [place for place, reason in reasons.items() if reason]

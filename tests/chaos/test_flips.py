@@ -25,6 +25,8 @@ def workdir(tmp_path_factory):
 def test_any_flipped_bit_of_a_set_an_export_a_checkpoint_or_representations_is_noticed(workdir):
     verify(workdir)
     kinds = [sorted(file for file in (workdir / kind).rglob("*") if file.is_file()) for kind in ("distilled", "export", "checkpoints")]
+    kinds.append([file for file in sorted(workdir.iterdir()) if file.is_file()])
+    assert {file.name for file in kinds[-1]} == {"SHA256SUMS", "metrics.jsonl", "spec.json"}
     files = [[file for file in kind if file.stat().st_size] for kind in kinds]
     random.seed(0)
     for number in range(FLIPS):

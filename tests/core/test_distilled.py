@@ -301,6 +301,7 @@ def test_works_inside_jit_vmap_and_grad():
         ((SHAPE, BASE, ("identity", "rot90"), ("shared", "stored")), "'stored' first"),
         ((SHAPE, BASE, ("identity", "rot90"), ("stored", "guessed")), "expected one of stored, shared, network"),
         ((SHAPE, BASE, ("identity", "mirror"), ("stored", "stored")), "unknown view 'mirror'"),
+        ((SHAPE, BASE, ("rot90", "identity"), ("stored", "network")), "networks predict shifts from the image itself, expected 'identity'"),
         ((SHAPE, (4, 4, 3)), r"base shape \(4, 4, 3\): expected at most \(8, 8, 1\) with as many channels"),
         ((SHAPE, (9, 4, 1)), r"base shape \(9, 4, 1\)"),
     ],
@@ -308,6 +309,24 @@ def test_works_inside_jit_vmap_and_grad():
 def test_layouts_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Layout(*arguments)
+
+
+def test_views_without_networks_start_anywhere():
+    """The four quarters of one image that share its label (IDM)."""
+    zooms = ("zoom_tl", "zoom_tr", "zoom_bl", "zoom_br")
+    layout = Layout(SHAPE, SHAPE, zooms, ("stored", "shared", "shared", "shared"))
+    images, targets = draw(5, *SHAPE), draw(4, 5, WIDTH)
+    shown, expanded = expand(init_distilled(images, targets, layout))
+    np.testing.assert_array_equal(shown[3], VIEWS["zoom_br"](images))
+    np.testing.assert_array_equal(expanded, jnp.broadcast_to(targets[0], (4, 5, WIDTH)))
+
+
+def test_shapes_are_plain_integers_wherever_they_come_from():
+    layout = Layout(tuple(np.array(SHAPE)), tuple(np.array(BASE, np.uint8)))
+    assert layout == Layout(SHAPE, BASE)
+    assert {type(side) for side in (*layout.image_shape, *layout.base_shape)} == {int}
+    with pytest.raises(TypeError):
+        Layout((8.5, 8, 1), BASE)
 
 
 def test_what_does_not_fit_the_layout_is_refused():

@@ -244,4 +244,9 @@ def test_no_support_row_is_refused_and_an_increase_of_the_ridge_is_no_nan():
     with pytest.raises(ValueError, match="there are no support rows"):
         krr_predict(f[:0], y[:0], t)
     with jax.debug_nans(True):
-        assert np.isfinite(krr_predict(jnp.ones((6, 10)), y, t, ridge=0.0)).all()
+        predicted, increases = krr_predict(jnp.ones((6, 10)), y, t, ridge=0.0, return_increases=True)
+    assert np.isfinite(predicted).all()
+    assert increases > 0
+    predicted, increases = krr_predict(f, y, t, return_increases=True)
+    assert increases == 0
+    np.testing.assert_array_equal(predicted, krr_predict(f, y, t))

@@ -97,9 +97,8 @@ def test_works_inside_jit_vmap_and_grad(images):
     ("views", "shape", "message"),
     [
         (("identity", "mirror"), (8, 8, 1), "unknown view 'mirror', expected names among identity, rot90"),
-        (("hflip", "identity"), (8, 8, 1), "expected distinct names, the first of them 'identity'"),
-        (("identity", "hflip", "hflip"), (8, 8, 1), "expected distinct names"),
-        ((), (8, 8, 1), "expected distinct names"),
+        (("identity", "hflip", "hflip"), (8, 8, 1), "expected one or more distinct names"),
+        ((), (8, 8, 1), "expected one or more distinct names"),
         (("identity", "rot90"), (8, 6, 1), r"rot90 of \(8, 6, 1\) images, expected square images; pad or resize them"),
     ],
 )

@@ -41,6 +41,23 @@ def toy_readout(trains=True):
     return Readout((0, 1), encoded, train_labels, eval_labels, 3, networks if trains else None)
 
 
+def test_what_protocols_read_has_one_centre_and_one_scale_those_of_the_training_images():
+    random = np.random.RandomState(0)
+    parts = [1e3 * random.normal(size=(40, 5)) + 50 for _ in range(4)]
+    found = Encoded(*parts).standardised()
+    for train, held_out, before, before_held_out in (
+        (found.train_features, found.eval_features, *parts[:2]),
+        (found.train_reprs, found.eval_reprs, *parts[2:]),
+    ):
+        np.testing.assert_allclose(train.mean(0), 0, atol=1e-6)
+        assert np.mean(train**2) == pytest.approx(1)
+        # One scale for all columns, so that distances keep their ratios.
+        scale = (before[0] - before[1])[0] / (train[0] - train[1])[0]
+        np.testing.assert_allclose(scale * (held_out[3] - train[2]), before_held_out[3] - before[2], rtol=1e-5)
+    constant = Encoded(*[np.ones((4, 2), np.float32)] * 4).standardised()
+    assert not constant.train_features.any()
+
+
 def test_the_registry_has_a_test_case_each():
     assert set(SPECS) == set(PROTOCOLS)
 

@@ -242,12 +242,18 @@ class ToySpec:
     bound: float = field(default=0.0, metadata={"range": (-1.0, 1.0), "smoke": 0.5})
 
 
+def share_above(spec, readout, tools):
+    # Students of sets and untrained ones alike.
+    assert all(abs(np.sqrt(np.mean(e.train_features**2)) - 1) < 1e-3 for e in readout.encoded)
+    return {f"toy_{spec.bound:g}": [float(np.mean(e.eval_features[:, 0] > spec.bound)) for e in readout.encoded]}
+
+
 TOY = Protocol(
     spec=ToySpec,
     version=1,
     columns=lambda spec: {f"toy_{spec.bound:g}": f"above {spec.bound:g}"},
     definition="a share of nothing in particular",
-    run=lambda spec, readout, tools: {f"toy_{spec.bound:g}": [float(np.mean(e.eval_features[:, 0] > spec.bound)) for e in readout.encoded]},
+    run=share_above,
 )
 
 

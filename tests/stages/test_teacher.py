@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 from golden.recipe import TEACHER_SEED, TEACHER_SHAPE, TEACHER_WIDTHS, draw_images
 
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import DataError, InputError
+from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.main import main
 from ssdd_jax.nets import make_learner
+from ssdd_jax.progress import Display
 from ssdd_jax.settings.fields import PRECISIONS
-from ssdd_jax.settings.spec import RunSpec, TeacherSpec
+from ssdd_jax.settings.spec import DataSpec, RunSpec, TeacherSpec
+from ssdd_jax.stages.context import Context
+from ssdd_jax.stages.dataset import load_data
+from ssdd_jax.stages.evaluate import teacher_is_there
 from ssdd_jax.stages.networks import teacher_learner
-from ssdd_jax.stages.teacher import read_teacher, teacher_digest
+from ssdd_jax.stages.teacher import Teacher, freeze, read_teacher, teacher_digest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "torch" / "teacher.ckpt"
@@ -48,6 +53,36 @@ def test_a_published_teacher_has_another_name_at_another_precision():
 
     name = lambda precision: teacher_digest(RunSpec(teacher=replace(SPEC, checkpoint=str(CHECKPOINT), precision=precision)), Data)
     assert len({name(precision) for precision in PRECISIONS}) == len(PRECISIONS)
+
+
+def test_weights_or_representations_that_are_not_finite_are_refused_before_anything_is_distilled():
+    data = load_data(DataSpec(limit=64), "test")
+    spec = RunSpec(teacher=TeacherSpec(widths=(4,)))
+    learner = teacher_learner(spec.teacher, data.image_shape)
+    variables = learner.init(jax.random.key(0))
+    bad = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), variables)
+    with pytest.raises(DataError, match=r"the teacher's .* holds NaN or infinity.*another config\.teacher\.learning_rate"):
+        freeze(spec, data, learner, bad, "name")
+    published = replace(spec, teacher=replace(spec.teacher, checkpoint="weights.pt"))
+    huge = jax.tree.map(lambda leaf: 1e30 * leaf, variables)
+    with pytest.raises(DataError, match=r"representations of the 64 training images are not all finite; check config\.teacher\.checkpoint"):
+        freeze(published, data, learner, huge, "name")
+
+
+def test_a_teacher_of_no_steps_needs_no_pretraining(tmp_path):
+    data = load_data(DataSpec(limit=64), "test")
+    context = lambda steps: Context(RunSpec(teacher=TeacherSpec(steps=steps)), data, tmp_path, Metrics(tmp_path / "m"), Display(quiet=True))
+    assert teacher_is_there(context(0))
+    assert not teacher_is_there(context(1))
+
+
+def test_the_weights_are_no_constants_of_the_programs_that_represent():
+    data = load_data(DataSpec(limit=64), "test")
+    learner = teacher_learner(TeacherSpec(widths=(4,)), data.image_shape)
+    variables = jax.tree.map(lambda leaf: 1.2345 * jnp.ones_like(leaf), learner.init(jax.random.key(0)))
+    represent = Teacher(learner, variables, np.zeros(4, np.float32), 1.0, "name").jitted(data.normalize)
+    lowered = represent.func.lower(*represent.args, data.train_images[:8]).as_text()
+    assert "1.2345" not in lowered
 
 
 def test_a_run_with_a_published_teacher_pretrains_none(tmp_path):
@@ -92,10 +127,6 @@ def test_a_resnet18_saved_by_pytorch_gives_the_same_features(tmp_path):
 
 
 def test_the_digest_of_a_published_teacher_is_of_its_bytes_and_not_of_its_place(tmp_path):
-    from ssdd_jax.settings.spec import DataSpec
-    from ssdd_jax.stages.dataset import load_data
-    from ssdd_jax.stages.teacher import teacher_digest
-
     data = load_data(DataSpec(), "test")
     name = lambda file: teacher_digest(replace(RunSpec(), teacher=replace(SPEC, checkpoint=str(file))), data)
     moved = tmp_path / "moved.ckpt"
