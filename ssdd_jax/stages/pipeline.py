@@ -24,7 +24,7 @@ from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.dataset import load_data
 from ssdd_jax.stages.distill import distill
 from ssdd_jax.stages.evaluate import evaluate
-from ssdd_jax.stages.provenance import check_changes
+from ssdd_jax.stages.provenance import FINGERPRINTS, check_changes
 from ssdd_jax.stages.sets import complete_sets, named_sets, own_sets
 
 # What a run writes, and whether it is a folder.
@@ -91,7 +91,7 @@ def _run(
         own = own_sets(context) if named else complete_sets(context)
     now = context.saving["about"]
     statistics = [data.mean.tolist(), data.std.tolist()]
-    hosts.check_alike({**{name: now[name] for name in ("settings", "versions", "data_fingerprint")}, "image statistics": statistics})
+    hosts.check_alike({**{name: now[name] for name in ("settings", "versions", *FINGERPRINTS)}, "image statistics": statistics})
     if hosts.is_writer():
         for line in check_changes(workdir / "spec.json", now, accept_changes):
             display.print(line)
