@@ -27,7 +27,7 @@ from ssdd_jax.runtime.feed import Table, to_device
 from ssdd_jax.runtime.loop import resumable
 from ssdd_jax.settings.digest import digest, json_ready
 from ssdd_jax.settings.spec import RunSpec
-from ssdd_jax.stages.dataset import Data, load_data
+from ssdd_jax.stages.dataset import Data, data_warnings, load_data
 from ssdd_jax.stages.networks import member_learner, repr_width
 from ssdd_jax.stages.provenance import provenance
 from ssdd_jax.stages.teacher import Teacher, cached_representations, checkpoint_fingerprint, get_teacher, teacher_digest, view_shifts
@@ -71,6 +71,8 @@ class Context:
                     f"{where} has images of {target.image_shape}, expected {self.data.image_shape} as in the distilled set; "
                     f"{where}.size={h} pads smaller ones and {where}.channels={c} converts their colours"
                 )
+            for warning in data_warnings(spec, target):
+                self.display.print(f"warning: {where}: {warning}")
             targets[label] = target
         return targets
 

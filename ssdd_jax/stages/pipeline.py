@@ -19,9 +19,9 @@ from ssdd_jax.runtime import hosts
 from ssdd_jax.runtime.compilation import use_cache
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.spec import RunSpec
-from ssdd_jax.stages.checks import check_batches, check_sizes, data_warnings
+from ssdd_jax.stages.checks import check_batches, check_sizes
 from ssdd_jax.stages.context import Context
-from ssdd_jax.stages.dataset import load_data
+from ssdd_jax.stages.dataset import data_warnings, load_data
 from ssdd_jax.stages.distill import distill
 from ssdd_jax.stages.evaluate import evaluate
 from ssdd_jax.stages.provenance import FINGERPRINTS, check_changes
@@ -75,7 +75,7 @@ def _run(
     display.print(
         f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"
     )
-    for warning in data_warnings(spec, data):
+    for warning in data_warnings(spec.data, data):
         display.print(f"warning: {warning}")
     check_sizes(spec, data)
     check_batches(spec)
