@@ -25,7 +25,7 @@ from PIL import Image
 
 from ssdd_jax.data import Options, open_prepared, open_source, prepare
 from ssdd_jax.data.dataset import array_digest, count_pixels
-from ssdd_jax.data.splits import num_workers
+from ssdd_jax.data.workers import num_workers
 
 SIDE = 64
 BLOCK = os.urandom(2**22)

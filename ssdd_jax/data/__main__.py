@@ -62,7 +62,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.command == "download":
         download(args.source, args.data_dir, display)
         return 0
-    options, cache = Options(args.size, args.fit, args.channels, args.on_bad_image), Path(args.cache) if args.cache else None
+    options = Options(args.size, args.fit, args.channels, args.on_bad_image, args.ground, args.overlap)
+    cache = Path(args.cache) if args.cache else None
     if args.command == "prepare":
         folder = prepare(open_source(args.source, args.data_dir), options, cache, display)
         for name, split in open_prepared(folder).splits.items():
@@ -105,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--fit", choices=FITS, default="crop", help="how images are brought to that size; default: crop")
         command.add_argument("--channels", type=int, choices=(0, 1, 3), default=0, help="1 or 3 converts; default: 0, unchanged")
         command.add_argument("--on_bad_image", choices=("stop", "skip"), default="stop", help="default: stop")
+        ground = "what transparent images are laid on: white, black or #RRGGBB; default: white"
+        command.add_argument("--ground", default="white", metavar="COLOUR", help=ground)
+        overlap = "whether test images may be training images; default: refuse (at most 1 percent)"
+        command.add_argument("--overlap", choices=("refuse", "allow"), default="refuse", help=overlap)
         where = "folder of prepared datasets; default: $SSDD_JAX_CACHE or ~/.cache/ssdd_jax"
         command.add_argument("--cache", default="", metavar="DIR", help=where)
         if name == "check":

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
+from ssdd_jax.data import remarks
 from ssdd_jax.data.dataset import Dataset, Images
 from ssdd_jax.data.prepare import damaged_arrays, open_prepared, prepare, read_prepared_manifest
 from ssdd_jax.data.published import PUBLISHED, Published, format_statistics, is_padded, statistics_warning
@@ -79,18 +80,16 @@ def check(source_text: str, data_dir: str | Path, options: Options, cache: Path 
     """
     display = display or Display()
     source = open_source(source_text, data_dir)
-    folder = prepare(source, options, cache, display)
+    folder = prepare(source, options, cache, display, notes=False)
     dataset, manifest = open_prepared(folder), read_prepared_manifest(folder)
     if manifest is None:
         raise DataError(f"{str(folder)!r} has been removed in the meantime, expected a prepared dataset; check again")
     splits = manifest["splits"]
-    lines, warnings = [], []
+    lines, warnings = remarks.notes(source, manifest), []
     for name, about in splits.items():
         for other in ("train", "unlabelled"):
             if about.get(f"also_in_{other}"):
                 lines.append(f"{name}: {about[f'also_in_{other}']:,} images are {other} images too")
-        if about["converted"]:
-            lines.append(f"{name}: converted " + ", ".join(f"{count:,} {what}" for what, count in sorted(about["converted"].items())))
         if skipped := about["skipped"]:
             listed = ", ".join(f"{image['name']!r} ({image['reason']})" for image in skipped[:BAD_LISTED])
             more = f" and {len(skipped) - BAD_LISTED:,} more" if len(skipped) > BAD_LISTED else ""
@@ -105,12 +104,7 @@ def check(source_text: str, data_dir: str | Path, options: Options, cache: Path 
     if difference := statistics_warning(source_text, manifest):
         warnings.append(difference)
     warnings += _count_warnings(source_text, published, dataset)
-    train_labels = dataset.splits["train"].labels if "train" in dataset.splits else None
-    if train_labels is not None:
-        found = set(train_labels.tolist())
-        names = [name for label, name in enumerate(dataset.class_names) if label not in found]
-        if names:
-            warnings.append(f"{source_text}: {len(names)} of {len(dataset.class_names)} classes have no train image, e.g. {names[0]!r}")
+    warnings += remarks.warnings(source_text, dataset, manifest)
     file_lines, file_warnings = _compare_files(source_text, source, display)
     warnings += file_warnings
     problems = [

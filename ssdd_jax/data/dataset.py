@@ -17,10 +17,17 @@ _BLOCK_BYTES = 2**25
 
 @dataclass(frozen=True, eq=False)
 class StoredSplit:
-    """One split of a prepared dataset: images uint8 (n, H, W, C), memory-mapped, and labels int32 (n,), or None."""
+    """One split of a prepared dataset.
+
+    Attributes:
+      images: uint8 (n, H, W, C), memory-mapped.
+      labels: int32 (n,), or None.
+      groups: int64 (n,), for every image the row of the first that equals it; None where no two are equal.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
+    groups: np.ndarray | None = None
 
 
 # eq=False: comparing arrays has no single truth value; two datasets are compared by their fingerprints.
@@ -113,13 +120,15 @@ def select_rows(images: Images, rows: np.ndarray) -> Images:
     return images.select(rows) if isinstance(images, OnDisk) else images[rows]
 
 
-def validation_rows(count: int, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def validation_rows(count: int, fraction: float, seed: int = 0, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a fixed pseudo-random part of the rows.
 
     Args:
       count: number of training images.
       fraction: fraction to hold out, in (0, 1); round(fraction * count) rows.
       seed: 0..2**32-1.
+      groups: int (count,), equal for rows that must stay together. They are held out in the order in which they are drawn, those that
+        are larger than what is left to hold out being passed over, so that there may be fewer rows. None: every row is alone.
 
     Returns:
       The rows that remain and those held out, each ascending, int64.
@@ -132,14 +141,26 @@ def validation_rows(count: int, fraction: float, seed: int = 0) -> tuple[np.ndar
     if not 0 <= seed < 2**32:
         raise InputError(f"validation seed is {seed}, expected 0..{2**32 - 1}; choose another")
     num_held = round(fraction * count)
-    if not 0 < num_held < count:
+    # RandomState, not default_rng: NumPy freezes its stream, so the split is the same under every NumPy version.
+    drawn = np.random.RandomState(seed).permutation(count)
+    held = np.zeros(count, dtype=bool)
+    if groups is None:
+        held[drawn[:num_held]] = True
+    else:
+        _, which, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        chosen, left = np.zeros(len(sizes), dtype=bool), num_held
+        for group in dict.fromkeys(which[drawn].tolist()):
+            if sizes[group] <= left:
+                chosen[group], left = True, left - sizes[group]
+            if not left:
+                break
+        held = chosen[which]
+    if not 0 < held.sum() < count:
+        among = "" if groups is None else f", {len(sizes)} of them distinct,"
         raise InputError(
-            f"validation fraction {fraction} of {count} train images holds out {num_held}, "
+            f"validation fraction {fraction} of {count} train images{among} holds out {held.sum()}, "
             "expected at least 1 on either side; change the fraction"
         )
-    # RandomState, not default_rng: NumPy freezes its stream, so the split is the same under every NumPy version.
-    held = np.zeros(count, dtype=bool)
-    held[np.random.RandomState(seed).permutation(count)[:num_held]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 

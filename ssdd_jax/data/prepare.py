@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ssdd_jax.data import remarks
 from ssdd_jax.data.dataset import Dataset, StoredSplit, array_digest
+from ssdd_jax.data.decode import check_ground
 from ssdd_jax.data.source import EncodedImages, Source
 from ssdd_jax.data.splits import Options, write_splits
 from ssdd_jax.errors import DataError, InputError
@@ -25,7 +27,9 @@ from ssdd_jax.io.manifest import MANIFEST, read_manifest
 from ssdd_jax.paths import local_path
 from ssdd_jax.progress import Display
 
-FORMAT = 1
+FORMAT = 2
+# File systems allow 255 bytes, some that encrypt 143, and the folder has a longer name while it is being written.
+NAME_BYTES = 100
 # A folder younger than this may not be locked yet.
 YOUNG_S = 60.0
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{12}\.[^.]+\.tmp")
@@ -42,24 +46,30 @@ def default_cache() -> Path:
     return Path(folder) / "ssdd_jax"
 
 
-def prepare(source: Source, options: Options, cache: Path | None = None, display: Display | None = None) -> Path:
+def prepare(source: Source, options: Options, cache: Path | None = None, display: Display | None = None, *, notes: bool = True) -> Path:
     """Store a source's images and labels, unless this has been done and nothing has changed since, and return their folder.
 
-    The folder holds, for every split, SPLIT_images.npy (uint8 n H W C), SPLIT_labels.npy (int32 n, if there are labels) and,
-    for image files, SPLIT_files.sha256 with a line 'digest  name' for each file read; manifest.json says what they were made
-    from. It appears under its name only when it is complete.
+    The folder holds, for every split, SPLIT_images.npy (uint8 n H W C), SPLIT_labels.npy (int32 n, if there are labels),
+    SPLIT_groups.npy (int64 n, the first row with the same image, if any two are equal) and, for image files, SPLIT_files.sha256
+    with a line 'digest  name' for each file read; manifest.json says what they were made from. It appears under its name only
+    when it is complete.
 
     Args:
       source: what to read.
       options: how to store it.
       cache: folder of all prepared datasets; None means `default_cache()`.
-      display: for the progress bar.
+      display: for the progress bar, and for notes.
+      notes: whether to print `ssdd_jax.data.remarks.notes` when it has been stored.
 
     Raises:
-      DataError: the source cannot be read, its labels or shapes do not fit together, images are bad, or there is no space.
+      DataError: the source cannot be read, its labels or shapes do not fit together, images are bad, splits overlap, or there is no space.
+      InputError: `options.ground` is not a colour.
     """
     cache, display = local_path(cache or default_cache(), "the cache folder"), display or Display()
     check_labels(source)
+    check_ground(options.ground)
+    if source.overlap and options.overlap != "allow":
+        raise DataError(f"{source.overlap}, or set config.data.overlap=allow")
     try:
         stamp = _stamp(source)
     except OSError as error:
@@ -68,7 +78,8 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
             "try again"
         ) from error
     identity = json_digest([FORMAT, source.name, [str(file) for file in source.files], str(source.root), asdict(options)])[:12]
-    folder_name = re.sub(r"[^\w.-]", "_", source.name)
+    # Cut in bytes, not in letters; the digest tells apart what begins alike.
+    folder_name = re.sub(r"[^\w.-]", "_", source.name).encode()[:NAME_BYTES].decode(errors="ignore")
     folder = cache / f"{folder_name}-{identity}"
     if (read_prepared_manifest(folder) or {}).get("stamp") == stamp:
         return folder
@@ -81,9 +92,12 @@ def prepare(source: Source, options: Options, cache: Path | None = None, display
             'calling program lacks `if __name__ == "__main__":` around its main part; try again'
         ) from error
     except OSError as error:
+        remedy = "free space or" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder that can be written:"
         raise DataError(
-            f"cannot prepare {source.name} in {str(cache)!r}: {error.strerror or error}; free space or set SSDD_JAX_CACHE"
+            f"cannot prepare {source.name} in {str(cache)!r}: {error.strerror or error}; {remedy} set SSDD_JAX_CACHE"
         ) from error
+    for line in remarks.notes(source, read_prepared_manifest(folder) or {}) if notes else ():
+        display.print(line)
     return folder
 
 
@@ -99,8 +113,9 @@ def _store(source: Source, options: Options, folder: Path, stamp: str, display: 
             manifest["files"] = [{"name": str(file), "bytes": file.stat().st_size, "sha256": file_digest(file)} for file in source.files]
             manifest["root"] = str(source.root) if source.root else None
             manifest["stamp"] = stamp
-            content = {name: [split["shape"], split["sha256"]] for name, split in manifest["splits"].items()}
-            # Without names: equal pixels and labels are the same dataset, whatever they were read from.
+            # Without names: equal pixels and labels are the same dataset, whatever they were read from. Groups follow from the pixels.
+            digests = lambda split: {part: digest for part, digest in split["sha256"].items() if part != "groups"}
+            content = {name: [split["shape"], digests(split)] for name, split in manifest["splits"].items()}
             manifest["fingerprint"] = json_digest([content, len(source.class_names)])
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             _put_in_place(temporary, folder, stamp)
@@ -131,15 +146,17 @@ def open_prepared(folder: Path) -> Dataset:
         try:
             images = np.load(folder / f"{name}_images.npy", mmap_mode="r", allow_pickle=False)
             labels = np.load(folder / f"{name}_labels.npy", allow_pickle=False) if about["labelled"] else None
+            groups = np.load(folder / f"{name}_groups.npy", mmap_mode="r", allow_pickle=False) if about["repeated"] else None
         except (OSError, ValueError) as error:
             raise DataError(
                 f"the prepared {name} split in {str(folder)!r} cannot be read ({type(error).__name__}: {' '.join(str(error).split())}); "
                 "delete the folder and it is prepared again"
             ) from error
-        if list(images.shape) != about["shape"] or (labels is not None and labels.shape != images.shape[:1]):
-            found = images.shape if labels is None else f"{images.shape} and {labels.shape} labels"
+        of_rows = {name: array.shape for name, array in (("labels", labels), ("groups", groups)) if array is not None}
+        if list(images.shape) != about["shape"] or any(shape != images.shape[:1] for shape in of_rows.values()):
+            found = " and ".join([str(images.shape), *(f"{shape} {what}" for what, shape in of_rows.items())])
             raise DataError(f"the prepared {name} split in {str(folder)!r} has shape {found}, expected {about['shape']}; delete the folder")
-        splits[name] = StoredSplit(images, labels)
+        splits[name] = StoredSplit(images, labels, groups)
     return Dataset(manifest["name"], splits, tuple(manifest["class_names"]), manifest["fingerprint"], folder)
 
 

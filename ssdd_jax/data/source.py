@@ -6,7 +6,7 @@ A source reads lazily and decides nothing about sizes; `ssdd_jax.data.prepare` d
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,16 @@ PUBLISHED_SPLITS = {
     "test": ("test", "validation", "valid", "val"),
     "unlabelled": ("unlabelled", "unlabeled"),
 }
+# What systems and programs put next to a user's files, in lower case.
+_CLUTTER = {
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@__thumb", "@tmp", "$recycle.bin", "system volume information"),
+    *("recycler", "__macosx", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__"),
+}
+
+
+def is_clutter(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or is a system's own, such as @eaDir of a NAS: nobody means it as data."""
+    return name.startswith(".") or name.lower() in _CLUTTER
 
 
 class EncodedImage(NamedTuple):
@@ -102,6 +112,8 @@ class Source:
       class_names: one string per class, in label order; () where nothing is labelled.
       files: files that are read, for the manifest and to notice changes; not including image files in a folder.
       root: folder that `EncodedImage.content` paths lie in, if any.
+      left_out: how many files or folders were not read, by what they are, such as {".heic files": 3}.
+      overlap: one line on files that lie in two splits; "" where there are none.
     """
 
     name: str
@@ -109,6 +121,8 @@ class Source:
     class_names: tuple[str, ...]
     files: tuple[Path, ...]
     root: Path | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    overlap: str = ""
 
 
 @dataclass(frozen=True)

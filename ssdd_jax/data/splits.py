@@ -1,20 +1,17 @@
 """Decoding the images of a source, fitting them to one shape and writing them as uint8 arrays, in several processes where that pays off."""
 
 import hashlib
-import os
-import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from math import prod
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ssdd_jax.data import workers
 from ssdd_jax.data.dataset import array_digest, convert_channels, count_pixels, statistics_of
 from ssdd_jax.data.decode import BadImage, decode_image, fit_image
 from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks, Source, Split
@@ -40,12 +37,16 @@ class Options:
       fit: how they are brought to that size, see `ssdd_jax.data.decode.fit_image`: crop, resize or pad.
       channels: 1 or 3 converts to that many; 0 goes by the source, or by the first image.
       on_bad_image: stop, or skip and record the images that cannot be used.
+      ground: what transparent images are laid on: white, black or #RRGGBB; arrays are left as they are.
+      overlap: refuse, or allow, a test split of which more than 1 % are training images too.
     """
 
     size: int = 0
     fit: Literal["crop", "resize", "pad"] = "crop"
     channels: int = 0
     on_bad_image: Literal["stop", "skip"] = "stop"
+    ground: str = "white"
+    overlap: Literal["refuse", "allow"] = "refuse"
 
 
 @dataclass
@@ -66,7 +67,8 @@ def write_splits(source: Source, options: Options, folder: Path, display: Displa
       DataError: shapes do not fit together, images are bad, or splits overlap.
     """
     shape, splits, rows = None, {}, {}
-    with _pool(source, options) as submit:
+    costly = [len(split.images) for split in source.splits.values() if isinstance(split.images, EncodedImages) or options.size]
+    with workers.pool(max(costly, default=0) >= PARALLEL_FROM, display) as submit:
         for name in sorted(source.splits, key=("train", "unlabelled", "test").index):
             split = source.splits[name]
             if shape is None or not isinstance(split.images, EncodedImages):
@@ -82,40 +84,12 @@ def write_splits(source: Source, options: Options, folder: Path, display: Displa
         if first in rows and second in rows:
             shared = len(np.flatnonzero(np.isin(rows[second], rows[first])))
             splits[second][f"also_in_{first}"] = shared
-            if shared > MAX_SHARED * len(rows[second]):
+            if shared > MAX_SHARED * len(rows[second]) and options.overlap != "allow":
                 raise DataError(
                     f"{source.name}: the splits overlap, {shared} of {len(rows[second])} {second} images are {first} images too, expected "
-                    f"at most {MAX_SHARED:.0%}; remove them from one of the splits"
+                    f"at most {MAX_SHARED:.0%}; remove them from one of the splits, or set config.data.overlap=allow"
                 )
     return splits
-
-
-@contextmanager
-def _pool(source: Source, options: Options) -> Iterator[Callable[..., Future]]:
-    """Yield a function that runs another one in this process or, for many images, in worker processes."""
-
-    def here(function: Callable[..., Any], *args: Any) -> Future:
-        future: Future = Future()
-        future.set_result(function(*args))
-        return future
-
-    costly = [len(split.images) for split in source.splits.values() if isinstance(split.images, EncodedImages) or options.size]
-    workers = num_workers()
-    if workers < 2 or max(costly, default=0) < PARALLEL_FROM:
-        yield here
-        return
-    # Spawned, not forked: forked processes would inherit the state of threads that the caller's libraries have started.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ignore_signals) as executor:
-        try:
-            yield executor.submit
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_signals() -> None:
-    """Leave Ctrl-C and SIGTERM, which may reach all processes of a group, to the parent process."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _write_split(
@@ -162,7 +136,7 @@ def _write_split(
             size = len(chunk) if isinstance(chunk, list) else len(chunk[1])
             waiting.append((submit(_process, file, chunk, options, shape), size))
             # Enough are under way to keep every process busy, and no more are held in memory.
-            while len(waiting) > 2 * num_workers():
+            while len(waiting) > 2 * workers.num_workers():
                 collect()
         while waiting:
             collect()
@@ -181,6 +155,7 @@ def _write_split(
             raise DataError(f"{where}: without the {len(bad)} images that cannot be used, one class is left, expected two or more")
     images = np.load(file, mmap_mode="r")
     mean, std = statistics_of(counts)
+    _, firsts, which, copies = np.unique(rows, return_index=True, return_inverse=True, return_counts=True)
     about = {
         "shape": [count, *shape],
         "labelled": labels is not None,
@@ -188,12 +163,18 @@ def _write_split(
         "std": std.tolist(),
         "converted": dict(converted),
         "skipped": [{"name": title, "reason": reason} for _, title, reason in skipped],
+        "repeated": count - len(copies),
+        "most_copies": int(copies.max()),
         "sha256": {"images": array_digest(images)},
     }
     if labels is not None:
         labels = labels.astype(np.int32)
         np.save(folder / f"{name}_labels.npy", labels)
         about["sha256"]["labels"] = array_digest(labels)
+    if about["repeated"]:
+        groups = firsts[which].astype(np.int64)
+        np.save(folder / f"{name}_groups.npy", groups)
+        about["sha256"]["groups"] = array_digest(groups)
     if digests:
         (folder / f"{name}_files.sha256").write_text(
             "".join(f"{digests[i]}\n" for i in sorted(digests)), encoding="utf-8", errors="surrogateescape"
@@ -249,7 +230,7 @@ def _fitted(
         try:
             data = encoded.read_bytes()
             result.digests.append((index, name, hashlib.sha256(data).hexdigest()))
-            image, note = decode_image(data, options.channels)
+            image, note = decode_image(data, options.channels, options.ground)
             if image.shape[-1] != shape[-1]:
                 if image.shape[-1] != 1:
                     raise BadImage("in colour, the first image is grey; config.data.channels=3 makes all of them colour")
@@ -280,7 +261,7 @@ def _first_shape(where: str, images: np.ndarray | PixelBlocks | EncodedImages, o
     for encoded in images.read():
         index, name, _ = encoded
         try:
-            image, _ = decode_image(encoded.read_bytes(), options.channels or images.channels)
+            image, _ = decode_image(encoded.read_bytes(), options.channels or images.channels, options.ground)
             h, w, c = (fit_image(image, options.size, options.fit) if options.size else image).shape
             return h, w, c
         except (BadImage, OSError) as error:
@@ -311,11 +292,6 @@ def _keep_rows(file: Path, keep: np.ndarray) -> None:
     for start in range(0, len(keep), CHUNK_IMAGES):
         kept[start : start + CHUNK_IMAGES] = whole[keep[start : start + CHUNK_IMAGES]]
     shorter.replace(file)
-
-
-def num_workers() -> int:
-    """Return how many processes decode: one per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shape_text(shape: tuple[int, ...]) -> str:

@@ -16,6 +16,11 @@ def within(default: Any, low: float, high: float = float("inf"), *, smoke: Any =
     return field(default=default, metadata={"range": (low, high), **({} if smoke is None else {"smoke": smoke})})
 
 
+def matching(default: str, pattern: str, expected: str) -> Any:
+    """Declare a text of a form, which messages describe as `expected`."""
+    return field(default=default, metadata={"pattern": pattern, "expected": expected})
+
+
 def named(default: str, registry: Registry) -> Any:
     """Declare the name of something in a registry, which may be added to until a config is read; '' only if that is the default."""
     return field(default=default, metadata={"registry": registry, "may_be_empty": not default})

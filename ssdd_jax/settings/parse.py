@@ -1,6 +1,7 @@
 """From a ConfigDict to frozen settings; errors name what is unknown, of the wrong type or out of range."""
 
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -82,6 +83,8 @@ def _convert(hint: Any, metadata: Mapping[str, Any], value: Any, where: str) -> 
     if "choices" in metadata and value not in metadata["choices"]:
         expected = f"expected one of {', '.join(map(str, metadata['choices']))}"
         raise InputError(f"{where} is {value!r}, {expected}{nearest(str(value), map(str, metadata['choices']))}")
+    if "pattern" in metadata and not re.fullmatch(metadata["pattern"], str(value)):
+        raise InputError(f"{where} is {value!r}, expected {metadata['expected']}")
     if "registry" in metadata and not (value == "" and metadata.get("may_be_empty")):
         metadata["registry"].check(value, f"{where} is {value!r}")
     low, high = metadata.get("range", (float("-inf"), float("inf")))

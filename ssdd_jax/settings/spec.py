@@ -8,7 +8,7 @@ from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.registry import LOGGERS, METHODS, NETS, PROTOCOLS
 from ssdd_jax.settings.augment import AugmentSpec
 from ssdd_jax.settings.evaluation import RECIPES, VIT_RECIPE, RecipeSpec, protocol_defaults
-from ssdd_jax.settings.fields import CONTROLS, MAX_SEED, PRECISIONS, TARGET_KINDS, named, names_in, one_of, within
+from ssdd_jax.settings.fields import CONTROLS, MAX_SEED, PRECISIONS, TARGET_KINDS, matching, named, names_in, one_of, within
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class DataSpec:
             sides, whatever the aspect ratio) or pad (zeros around smaller images).
         channels: 3 repeats a grey channel, 1 takes the luma of RGB; 0 leaves them.
         on_bad_image: stop at images that cannot be used, or skip and record them.
+        ground: what transparent images are laid on: white, black or #RRGGBB. Arrays with four channels are left as they are.
+        overlap: refuse a test split of which more than 1 % are training images too, or allow it with a warning. Splits that are
+            drawn (`test`, `validation`) never overlap: equal images stay together.
         test: share of the training images that become the test split of a source that has none.
         validation: share of the training images that is never trained on: settings are chosen on it.
         limit: how many of the remaining training images to use, a fixed random choice; 0 uses all.
@@ -40,6 +43,8 @@ class DataSpec:
     fit: str = one_of("crop", "resize", "pad")
     channels: int = one_of(0, 1, 3)
     on_bad_image: str = one_of("stop", "skip")
+    ground: str = matching("white", r"white|black|#[0-9a-fA-F]{6}", "white, black or #RRGGBB")
+    overlap: str = one_of("refuse", "allow")
     test: float = within(0.0, 0.0, 0.9)
     validation: float = within(0.1, 0.0, 0.9)
     limit: int = within(0, 0)

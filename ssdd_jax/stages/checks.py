@@ -5,10 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from ssdd_jax.core.views import check_views
-from ssdd_jax.data.prepare import read_prepared_manifest
-from ssdd_jax.data.published import statistics_warning
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.manifest import MANIFEST
 from ssdd_jax.methods.method import LABELS
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.registry import METHODS
@@ -17,15 +14,6 @@ from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.context import views_of
 from ssdd_jax.stages.dataset import Data
 from ssdd_jax.stages.networks import member_learner, repr_width, student_learner, teacher_learner
-
-
-def data_warnings(spec: RunSpec, data: Data) -> list[str]:
-    """Return what a user should know about the data before a run: statistics that differ from the published ones, and skipped images."""
-    manifest = read_prepared_manifest(data.folder) or {"splits": {}}
-    skipped = {name: len(about["skipped"]) for name, about in manifest["splits"].items() if about["skipped"]}
-    counts = ", ".join(f"{count} of {name}" for name, count in skipped.items())
-    left_out = f"images that cannot be used were skipped: {counts}; {data.folder / MANIFEST} lists them" if skipped else ""
-    return [line for line in (statistics_warning(spec.data.source, manifest), left_out) if line]
 
 
 def check_sizes(spec: RunSpec, data: Data, methods: Sequence[str]) -> None:

@@ -28,10 +28,10 @@ from ssdd_jax.runtime.feed import Table, to_device
 from ssdd_jax.runtime.loop import resumable
 from ssdd_jax.settings.digest import digest, json_ready
 from ssdd_jax.settings.spec import RunSpec
-from ssdd_jax.stages.dataset import Data, load_data
+from ssdd_jax.stages.dataset import Data, data_warnings, load_data
 from ssdd_jax.stages.networks import member_learner, repr_width
 from ssdd_jax.stages.provenance import provenance
-from ssdd_jax.stages.teacher import Teacher, cached_representations, get_teacher, teacher_digest, view_shifts
+from ssdd_jax.stages.teacher import Teacher, cached_representations, checkpoint_fingerprint, get_teacher, teacher_digest, view_shifts
 
 # Limit on the data that a PCA is fitted to: all of CIFAR at 16 x 16 pixels.
 PCA_BYTES = 160_000_000
@@ -76,6 +76,8 @@ class Context:
                     f"{where} has images of {target.image_shape}, expected {self.data.image_shape} as in the distilled set; "
                     f"{where}.size={h} pads smaller ones and {where}.channels={c} converts their colours"
                 )
+            for warning in data_warnings(spec, target):
+                self.display.print(f"warning: {where}: {warning}")
             targets[label] = target
         return targets
 
@@ -101,7 +103,7 @@ class Context:
     @cached_property
     def saving(self) -> dict[str, Any]:
         """Return the settings that all `Checkpoints` share."""
-        return {**json_ready(self.spec.checkpoints), "about": provenance(self.spec, self.data.fingerprint)}
+        return {**json_ready(self.spec.checkpoints), "about": provenance(self.spec, self.data.fingerprint, self.checkpoint)}
 
     def resumable(self, folder: Path, state: Any, **settings: Any) -> tuple[Checkpoints, int, Any]:
         """Return `ssdd_jax.runtime.loop.resumable` with the settings of this run, except those given."""
@@ -115,7 +117,12 @@ class Context:
     @cached_property
     def teacher_digest(self) -> str:
         """Return the digest of everything that the teacher depends on, without computing the teacher."""
-        return teacher_digest(self.spec, self.data)
+        return teacher_digest(self.spec.teacher, self.data, self.checkpoint)
+
+    @cached_property
+    def checkpoint(self) -> str:
+        """Return the fingerprint of the teacher's published checkpoint, read once; "" where there is none."""
+        return checkpoint_fingerprint(self.spec.teacher)
 
     def reprs(self, split: str) -> np.ndarray:
         """Return the teacher's representations of the training images, or of the images that students are evaluated on, memory-mapped."""

@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ssdd_jax.data import Images, Options, channel_statistics, load_dataset, take_rows, validation_rows
-from ssdd_jax.data.prepare import damaged_arrays
+from ssdd_jax.data import Images, Options, channel_statistics, open_prepared, open_source, prepare, take_rows, validation_rows
+from ssdd_jax.data.prepare import damaged_arrays, read_prepared_manifest
+from ssdd_jax.data.published import statistics_warning
+from ssdd_jax.data.remarks import warnings
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import write_json
+from ssdd_jax.io.manifest import MANIFEST
 from ssdd_jax.progress import Display
 from ssdd_jax.settings.digest import digest
 from ssdd_jax.settings.spec import DataSpec
@@ -63,8 +66,9 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     Raises:
         InputError: the dataset cannot be read, or has no such split.
     """
-    options = Options(spec.size, spec.fit, spec.channels, spec.on_bad_image)
-    dataset = load_dataset(spec.source, spec.data_dir, options, Path(spec.cache) if spec.cache else None, display)
+    options = Options(spec.size, spec.fit, spec.channels, spec.on_bad_image, spec.ground, spec.overlap)
+    cache = Path(spec.cache) if spec.cache else None
+    dataset = open_prepared(prepare(open_source(spec.source, spec.data_dir), options, cache, display))
     # What fits into memory is read anyway, so it is verified; `ssdd_jax.data check` verifies larger datasets.
     if sum(split.images.nbytes for split in dataset.splits.values()) <= spec.memory_gb * 1e9:
         for name in damaged_arrays(dataset.folder):
@@ -78,31 +82,61 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
         in_memory = images.nbytes <= spec.memory_gb * 1e9
         return take_rows(images, rows, in_memory), None if labels is None else np.array(labels if rows is None else labels[rows])
 
+    groups = dataset.splits[spec.split].groups
     rows = np.arange(len(dataset.splits[spec.split].images))
+
+    def draw(rows: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows that remain and those set apart; equal images stay together, so that none is trained on and tested on."""
+        kept, held = validation_rows(len(rows), share, seed, None if groups is None else groups[rows])
+        return rows[kept], rows[held]
+
     if "test" in dataset.splits:
         test = part("test", None)
     elif spec.test > 0:
         # Not the seed of the validation images, which are drawn from what remains.
-        kept, held = validation_rows(len(rows), spec.test, seed=1)
-        test, rows = part(spec.split, rows[held]), rows[kept]
+        rows, drawn = draw(rows, spec.test, seed=1)
+        test = part(spec.split, drawn)
     else:
         raise InputError(f"{dataset.name} has no test split to evaluate on; config.data.test=0.2 sets a fifth of the images apart")
     held_out = np.arange(0)
     if spec.validation > 0:
-        kept, held = validation_rows(len(rows), spec.validation)
-        held_out, rows = rows[held], rows[kept]
+        rows, held_out = draw(rows, spec.validation, seed=0)
     if 0 < spec.limit < len(rows):
         # Not the first ones: many datasets are sorted by class.
         rows = rows[np.sort(np.random.RandomState(2).permutation(len(rows))[: spec.limit])]
     train, held_out = part(spec.split, rows), part(spec.split, held_out)
     evaluation = held_out if split == "validation" else test
-    identity = digest(dataset.fingerprint, spec.split, spec.test, spec.validation, spec.limit)
+    together = []
+    if groups is not None and ("test" not in dataset.splits or spec.validation > 0):
+        together = ["equal images together"]
+        if display is not None:
+            repeated = np.count_nonzero(groups != np.arange(len(groups)))
+            display.print(
+                f"{dataset.name}: {repeated:,} of {len(groups):,} {spec.split} images repeat another one; equal images stay on one side "
+                "of a split that is drawn"
+            )
+    identity = digest(dataset.fingerprint, spec.split, spec.test, spec.validation, spec.limit, *together)
     mean, std = cached_statistics(train[0], dataset.folder / f"statistics-{identity}.json")
     # A constant channel becomes zero.
     std = np.where(std > 0, std, 1.0)
     return Data(
         dataset.name, *train, *held_out, *evaluation, len(dataset.class_names), mean, std, dataset.fingerprint, identity, dataset.folder
     )
+
+
+def data_warnings(spec: DataSpec, data: Data) -> list[str]:
+    """Return what a user should know about the data before a run.
+
+    That is: statistics that differ from the published ones, `ssdd_jax.data.remarks.warnings`, and skipped images.
+    """
+    manifest = read_prepared_manifest(data.folder)
+    if manifest is None:
+        return []
+    skipped = {name: len(about["skipped"]) for name, about in manifest["splits"].items() if about["skipped"]}
+    counts = ", ".join(f"{count} of {name}" for name, count in skipped.items())
+    left_out = f"images that cannot be used were skipped: {counts}; {data.folder / MANIFEST} lists them" if skipped else ""
+    lines = (statistics_warning(spec.source, manifest), *warnings(data.name, open_prepared(data.folder), manifest), left_out)
+    return [line for line in lines if line]
 
 
 def cached_statistics(images: Images, file: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -19,12 +19,12 @@ from ssdd_jax.runtime import hosts
 from ssdd_jax.runtime.compilation import use_cache
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.spec import RunSpec
-from ssdd_jax.stages.checks import check_batches, check_sizes, data_warnings
+from ssdd_jax.stages.checks import check_batches, check_sizes
 from ssdd_jax.stages.context import Context
-from ssdd_jax.stages.dataset import load_data
+from ssdd_jax.stages.dataset import data_warnings, load_data
 from ssdd_jax.stages.distill import distill
 from ssdd_jax.stages.evaluate import evaluate
-from ssdd_jax.stages.provenance import check_changes
+from ssdd_jax.stages.provenance import FINGERPRINTS, check_changes
 from ssdd_jax.stages.sets import complete_sets, named_sets, own_sets
 
 # What a run writes, and whether it is a folder.
@@ -81,7 +81,7 @@ def _run(
     display.print(
         f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"
     )
-    for warning in data_warnings(spec, data):
+    for warning in data_warnings(spec.data, data):
         display.print(f"warning: {warning}")
     # Evaluation takes the sets that are there, whatever would be distilled.
     check_sizes(spec, data, () if task == "evaluate" else spec.chosen_methods())
@@ -98,7 +98,7 @@ def _run(
         own = own_sets(context) if named else complete_sets(context)
     now = context.saving["about"]
     statistics = [data.mean.tolist(), data.std.tolist()]
-    hosts.check_alike({**{name: now[name] for name in ("settings", "versions", "data_fingerprint")}, "image statistics": statistics})
+    hosts.check_alike({**{name: now[name] for name in ("settings", "versions", *FINGERPRINTS)}, "image statistics": statistics})
     if hosts.is_writer():
         for line in check_changes(workdir / "spec.json", now, accept_changes):
             display.print(line)

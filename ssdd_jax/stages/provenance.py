@@ -19,8 +19,13 @@ from ssdd_jax.settings.spec import RunSpec
 # Settings that no artefact depends on: names, places, what is logged, saved, evaluated or chosen; and the number of steps.
 MAY_CHANGE = re.compile(
     r"name|seeds|seeds_at_once|steps_per_dispatch|log_every|logger|only|checkpoints\..*|devices\..*|evaluation\..*|protocols\..*"
-    r"|memory\..*|data\.(data_dir|cache|memory_gb)|teacher\.probe_learning_rate"
+    r"|memory\..*|data\.(cache|memory_gb)|teacher\.probe_learning_rate"
 )
+# What a run reads has a fingerprint, and is compared by it alone: where it lies and how it was read show in the fingerprint or nowhere.
+FINGERPRINTS = {
+    "data_fingerprint": ("data", re.compile(r"data\.(source|data_dir|size|fit|channels|on_bad_image|overlap|ground)")),
+    "checkpoint_fingerprint": ("teacher's checkpoint", re.compile(r"teacher\.checkpoint")),
+}
 # Schedules span all steps, so with another number of them a stage starts anew, next to the checkpoints of the old number.
 STEPS = re.compile(r"(teacher|outer|methods\.[^.]+)\.steps")
 
@@ -36,11 +41,18 @@ def device() -> str:
     return f"{words} ({cores} cores)"
 
 
-def provenance(spec: RunSpec, fingerprint: str) -> dict[str, Any]:
-    """Return what the results depend on: settings, versions, data and the device."""
+def provenance(spec: RunSpec, fingerprint: str, checkpoint: str = "") -> dict[str, Any]:
+    """Return what the results depend on: settings, versions, data and the device.
+
+    Args:
+        spec: the settings.
+        fingerprint: that of the data.
+        checkpoint: that of the teacher's published checkpoint; "" where there is none.
+    """
     return {
         "settings": json_ready(spec),
         "data_fingerprint": fingerprint,
+        "checkpoint_fingerprint": checkpoint,
         "versions": {
             "ssdd_jax": ssdd_jax.__version__,
             "python": sys.version.split()[0],
@@ -66,9 +78,11 @@ def check_changes(file: Path, now: Mapping[str, Any], accept: bool) -> list[str]
         return []
     try:
         before = json.loads(file.read_bytes())
-        settings, fingerprint = dict(_flat(before["settings"])), before["data_fingerprint"]
-        if not isinstance(fingerprint, str):
-            raise TypeError("data_fingerprint")
+        settings = dict(_flat(before["settings"]))
+        # A version that did not know a fingerprint compared the settings.
+        read = {name: before[name] for name in FINGERPRINTS if name in before or name == "data_fingerprint"}
+        if not all(isinstance(fingerprint, str) for fingerprint in read.values()):
+            raise TypeError("fingerprint")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StorageError(
             f"{file} cannot be read ({type(error).__name__}), expected the settings that the run was begun with; "
@@ -77,11 +91,14 @@ def check_changes(file: Path, now: Mapping[str, Any], accept: bool) -> list[str]
     # A setting that an older version did not have counts as its default.
     defaults, new = dict(_flat(json_ready(RunSpec()))), dict(_flat(now["settings"]))
     changes = {key: (settings.get(key, defaults.get(key, value)), value) for key, value in new.items()}
-    changes = {key: pair for key, pair in changes.items() if pair[0] != pair[1] and not MAY_CHANGE.fullmatch(key)}
+    same = [FINGERPRINTS[name][1] for name, fingerprint in read.items() if fingerprint == now[name]]
+    may_change = lambda key: any(pattern.fullmatch(key) for pattern in (MAY_CHANGE, *same))
+    changes = {key: pair for key, pair in changes.items() if pair[0] != pair[1] and not may_change(key)}
     steps = {key: pair for key, pair in changes.items() if STEPS.fullmatch(key)}
     lines = [f"  config.{key}: {old!r} -> {value!r}" for key, (old, value) in changes.items() if key not in steps]
-    if fingerprint != now["data_fingerprint"]:
-        lines.append(f"  fingerprint of the data: {fingerprint[:12]} -> {now['data_fingerprint'][:12]}")
+    for name, fingerprint in read.items():
+        if fingerprint != now[name]:
+            lines.append(f"  fingerprint of the {FINGERPRINTS[name][0]}: {fingerprint[:12] or 'none'} -> {now[name][:12] or 'none'}")
     if lines and not accept:
         raise InputError(
             f"{file.parent} was begun with other settings; give another --workdir, or --accept_changes to make again here what depends "

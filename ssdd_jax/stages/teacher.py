@@ -80,20 +80,26 @@ def online_probe_optimizer(spec: TeacherSpec) -> optax.GradientTransformation:
     return optax.sgd(optax.cosine_decay_schedule(spec.probe_learning_rate, max(spec.steps, 1)), 0.9)
 
 
-def teacher_digest(spec: RunSpec, data: Data) -> str:
-    """Return the digest of everything that the frozen teacher depends on.
+def checkpoint_fingerprint(teacher: TeacherSpec) -> str:
+    """Return the sha256 of the published checkpoint that the settings name; "" where they name none.
 
     Raises:
-        InputError: the checkpoint that the settings name cannot be read.
+        InputError: there is no such file.
     """
-    teacher = spec.teacher
     if not teacher.checkpoint:
-        # The online probe only observes.
-        return digest(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate), data.digest)
+        return ""
     file = local_path(teacher.checkpoint, "config.teacher.checkpoint")
     if not file.is_file():
         raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")
-    return digest(teacher.net, teacher.widths, teacher.precision, teacher.standardize, data.digest, file_digest(file))
+    return file_digest(file)
+
+
+def teacher_digest(teacher: TeacherSpec, data: Data, checkpoint: str) -> str:
+    """Return the digest of everything that the frozen teacher depends on; `checkpoint` is its `checkpoint_fingerprint`."""
+    if not checkpoint:
+        # The online probe only observes.
+        return digest(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate), data.digest)
+    return digest(teacher.net, teacher.widths, teacher.precision, teacher.standardize, data.digest, checkpoint)
 
 
 def get_teacher(

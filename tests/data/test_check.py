@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 
 import ssdd_jax.data.__main__ as command_line
 import ssdd_jax.data.check as check_module
-from ssdd_jax.data import Dataset, Options
+from ssdd_jax.data import Dataset, Options, load_dataset
 from ssdd_jax.data.check import check, contact_sheet
 from ssdd_jax.data.dataset import StoredSplit
 from ssdd_jax.data.published import PUBLISHED, format_statistics, statistics_warning
@@ -180,6 +181,55 @@ def test_conversions_skipped_images_and_shared_images_are_listed(tmp_path):
     assert report.rows[1][-1] == "1"
 
 
+def warned(file, train, test=None, options=None, labels=None):
+    """Return the warnings about arrays, which loading prints too."""
+    text = write_arrays(file, train, test)
+    if labels is not None:
+        np.savez(file, x_train=train, y_train=labels)
+    report = check(text, "", options or Options(), file.parent / "cache")
+    lines = []
+    load_dataset(text, options=options, cache=file.parent / "cache", display=types.SimpleNamespace(print=lines.append))
+    assert lines == [f"warning: {line.replace(text, file.stem)}" for line in report.warnings]
+    return [line.removeprefix(f"{text}: ") for line in report.warnings]
+
+
+def test_an_image_that_is_much_of_a_split_is_a_warning(tmp_path):
+    images = random_images(200)
+    images[:2] = 0
+    assert warned(tmp_path / "two.npz", images) == []
+    images[2] = 0
+    assert warned(tmp_path / "three.npz", images) == [
+        "3 of 200 train images are one and the same; look at it, and leave it out if it is blank"
+    ]
+
+
+def test_pixels_that_are_all_alike_are_a_warning(tmp_path):
+    images = random_images(30)
+    images[..., 1] = 7
+    assert warned(tmp_path / "channel.npz", images) == [
+        "the train images have a standard deviation of 0 in channel 1: all of their pixels are alike"
+    ]
+    copies, alike = warned(tmp_path / "all.npz", np.zeros((30, 8, 8, 3), np.uint8))
+    assert copies.startswith("30 of 30 train images are one and the same")
+    assert alike == "the train images have a standard deviation of 0: all of their pixels are alike"
+
+
+def test_labels_from_1_leave_class_0_empty_which_is_a_warning(tmp_path):
+    labels = np.arange(30) % 3
+    assert warned(tmp_path / "from0.npz", random_images(30), labels=labels) == []
+    assert warned(tmp_path / "from1.npz", random_images(30), labels=labels + 1) == [
+        "1 of 4 classes have no train image, e.g. '0'; labels count from 0"
+    ]
+
+
+def test_an_overlap_that_is_allowed_is_a_warning(tmp_path):
+    train, test = random_images(200), random_images(60, seed=1)
+    test[:2] = train[:2]
+    assert warned(tmp_path / "a.npz", train, test, Options(overlap="allow")) == [
+        "the splits overlap, 2 of 60 test images are train images too"
+    ]
+
+
 def test_a_damaged_array_is_a_problem(tmp_path):
     text = write_arrays(tmp_path / "a.npz")
     report = check(text, "", Options(), tmp_path / "cache")
@@ -325,12 +375,17 @@ def test_differences_are_warnings_and_damage_is_an_error(tmp_path, capsys):
 
 def test_prepare_prints_the_folder(tmp_path, capsys):
     text = write_folder(tmp_path / "set", bad=[3])
+    (tmp_path / "set" / "readme.txt").write_text("")
     status, out, err = run(capsys, "prepare", text, "--cache", tmp_path / "cache")
     assert (status, out) == (3, "")
     assert "'train/ant/003.png' (empty file); repair or remove them, or set --on_bad_image=skip" in err
     status, out, err = run(capsys, "prepare", text, "--cache", tmp_path / "cache", "--on_bad_image=skip")
     assert (status, err) == (0, "")
     (folder,) = (tmp_path / "cache").iterdir()
+    notes = ["left out: .txt files (1)", "train: converted 8 grey to RGB"]
+    assert out.splitlines() == [*notes, "train: 29 images, 1 skipped", f"prepared in {folder}"]
+    # Once.
+    status, out, err = run(capsys, "prepare", text, "--cache", tmp_path / "cache", "--on_bad_image=skip")
     assert out.splitlines() == ["train: 29 images, 1 skipped", f"prepared in {folder}"]
 
 
@@ -350,6 +405,8 @@ def test_download_of_what_needs_none(tmp_path, capsys):
         (["check", "digits", "--size", "big"], 2, "argument --size: 'big' is not a whole number"),
         (["check", "digits", "--fit", "stretch"], 2, "invalid choice: 'stretch'"),
         (["check", "digits", "--channels", "2"], 2, "invalid choice: 2"),
+        (["check", "digits", "--ground", "pink"], 2, "--ground is 'pink', expected white, black or #RRGGBB"),
+        (["check", "digits", "--overlap", "yes"], 2, "invalid choice: 'yes'"),
         (["prepare", "digits", "--sheet", "a.png"], 2, "unrecognized arguments: --sheet"),
         (["download", "digits", "--size", "8"], 2, "unrecognized arguments: --size"),
         (["check", "digit"], 3, "unknown data source 'digit'.*did you mean 'digits'"),
@@ -416,12 +473,12 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
         textwrap.dedent("""
         import signal, sys
         import slow
-        from ssdd_jax.data import splits
+        from ssdd_jax.data import splits, workers
         from ssdd_jax.data.__main__ import main
         if __name__ == "__main__":
             # A shell's background job, as these tests may be, starts with Ctrl-C ignored.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            splits.PARALLEL_FROM, splits.CHUNK_IMAGES, splits.num_workers, splits._process = 1, 15, lambda: 2, slow.process
+            splits.PARALLEL_FROM, splits.CHUNK_IMAGES, workers.num_workers, splits._process = 1, 15, lambda: 2, slow.process
             sys.exit(main(sys.argv[1:]))
         """)
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import ssdd_jax.data.dataset as dataset_module
@@ -117,6 +119,32 @@ def test_validation_rows_depend_on_the_seed_alone():
     assert set(first) != set(other)
     # The stream is frozen by NumPy: other numbers here would silently change every reported validation score.
     np.testing.assert_array_equal(first[:5], [1, 14, 27, 31, 45])
+
+
+@given(st.lists(st.integers(0, 9), min_size=4, max_size=60), st.floats(0.05, 0.9), st.integers(0, 99))
+def test_validation_rows_keep_groups_together_and_hold_out_no_more_than_was_asked(groups, fraction, seed):
+    groups = np.array(groups)
+    try:
+        kept, held = validation_rows(len(groups), fraction, seed, groups)
+    except InputError:
+        # Every group is larger than what was to be held out, or there is nothing to hold out.
+        assert np.bincount(groups)[groups].min() > round(fraction * len(groups)) or round(fraction * len(groups)) == len(groups)
+        return
+    np.testing.assert_array_equal(np.sort(np.concatenate([kept, held])), np.arange(len(groups)))
+    assert not set(groups[kept]) & set(groups[held])
+    missing = round(fraction * len(groups)) - len(held)
+    assert missing >= 0
+    # None of those that remain would have had room.
+    assert not missing or min(np.count_nonzero(groups == group) for group in set(groups[kept])) > missing
+
+
+def test_validation_rows_of_images_that_all_differ_are_those_without_groups():
+    for count, fraction, seed in ((1000, 0.1, 0), (301, 0.25, 7)):
+        for with_groups, without in zip(
+            validation_rows(count, fraction, seed, np.arange(count)), validation_rows(count, fraction, seed), strict=True
+        ):
+            np.testing.assert_array_equal(with_groups, without)
+    assert_refused("0.1 of 50 train images, 1 of them distinct, holds out 0", validation_rows, 50, 0.1, 0, np.zeros(50, int))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])

@@ -65,7 +65,6 @@ def test_jpeg_and_webp_give_nearly_their_pixels(form, options):
         ("P", "GIF", 3, "P to RGB"),
         ("PA", "TIFF", 3, "PA to RGB"),
         ("RGBA", "PNG", 3, "RGBA to RGB"),
-        ("RGBA", "WEBP", 3, "RGBA to RGB"),
         ("CMYK", "JPEG", 3, "CMYK to RGB"),
         ("CMYK", "TIFF", 3, "CMYK to RGB"),
         ("YCbCr", "TIFF", 3, "YCbCr to RGB"),
@@ -74,8 +73,6 @@ def test_jpeg_and_webp_give_nearly_their_pixels(form, options):
 )
 def test_other_modes_are_converted_as_by_pillow_and_said_so(mode, form, kept, note):
     stored = Image.fromarray(PIXELS).convert("P" if mode == "PA" else "RGBA" if mode == "LAB" else mode).convert(mode)
-    if mode in ("LA", "RGBA"):
-        stored.putalpha(Image.linear_gradient("L").resize(stored.size))
     content = encode(stored, form)
     with Image.open(io.BytesIO(content)) as opened:
         assert opened.mode == mode
@@ -87,16 +84,82 @@ def test_other_modes_are_converted_as_by_pillow_and_said_so(mode, form, kept, no
     assert np.array_equal(decode_image(content, 1)[0], luma(colour) if kept == 3 else colour[..., :1])
 
 
-def test_alpha_is_dropped_and_not_composed():
-    transparent = np.dstack([PIXELS, np.zeros(PIXELS.shape[:2], np.uint8)])
-    assert np.array_equal(decode_image(encode(transparent))[0], PIXELS)
+GROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "#10F080": (16, 240, 128)}
 
 
-@pytest.mark.parametrize("transparency", [3, b"\x00\x80\xff"])
-def test_a_palettes_transparency_neither_warns_nor_colours(transparency):
+def laid(pixels, alpha, ground):
+    """The definition, in exact integers: the nearest to alpha x pixel + (1 - alpha) x ground."""
+    alpha = alpha.astype(int)[..., None]
+    return ((2 * (alpha * pixels + (255 - alpha) * np.array(ground)) + 255) // 510).astype(np.uint8)
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+def test_transparent_colour_is_laid_on_the_ground(ground, form):
+    alpha = np.random.default_rng(1).integers(0, 256, PIXELS.shape[:2]).astype(np.uint8)
+    alpha[0], alpha[1] = 0, 255
+    content = encode(np.dstack([PIXELS, alpha]), form, **({"lossless": True, "exact": True} if form == "WEBP" else {}))
+    expected = laid(PIXELS, alpha, GROUNDS[ground])
+    for channels, kept, pixels in ((0, "RGB", expected), (3, "RGB", expected), (1, "L", luma(expected))):
+        image, note = decode_image(content, channels, ground)
+        assert np.array_equal(image, pixels)
+        assert note == f"transparent RGBA to {kept} on {ground}"
+    assert np.array_equal(decode_image(content)[0], laid(PIXELS, alpha, GROUNDS["white"]))
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_transparent_grey_stays_grey_unless_colour_is_asked_for(ground):
+    alpha = np.random.default_rng(1).integers(0, 256, PIXELS.shape[:2]).astype(np.uint8)
+    content = encode(np.dstack([GREY, alpha]))
+    level = luma(np.array([GROUNDS[ground]], np.uint8)).item()
+    image, note = decode_image(content, 0, ground)
+    assert np.array_equal(image, laid(GREY, alpha, (level,)))
+    assert note == f"transparent LA to L on {ground}"
+    assert np.array_equal(decode_image(content, 3, ground)[0], laid(np.repeat(GREY, 3, -1), alpha, GROUNDS[ground]))
+
+
+@pytest.mark.parametrize(("form", "transparency"), [("PNG", 3), ("GIF", 3), ("PNG", b"\x00\x80\xff")])
+def test_a_transparent_palette_is_laid_on_the_ground(form, transparency):
     palette = Image.fromarray(PIXELS).convert("P")
-    image, _ = decode_image(encode(palette, transparency=transparency))
-    assert np.array_equal(image, np.asarray(palette.convert("RGB")))
+    palette.putdata([3, 1, *list(palette.get_flattened_data())[2:]])
+    alpha = np.full(256, 255, np.uint8)
+    if isinstance(transparency, bytes):
+        alpha[:3] = list(transparency)
+    else:
+        alpha[transparency] = 0
+    image, note = decode_image(encode(palette, form, transparency=transparency))
+    assert np.array_equal(image, laid(np.asarray(palette.convert("RGB")), alpha[np.asarray(palette)], GROUNDS["white"]))
+    assert note == "transparent P to RGB on white"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "transparency", "mode"),
+    [
+        (np.array([[0, 9, 200]], np.uint8), 9, "L"),
+        (np.array([[0, 1, 1]], bool), 1, "1"),
+        (np.array([[0, 257 * 9, 257 * 9 + 1]], np.uint16), 257 * 9, "I;16"),
+        (np.array([[[0, 0, 0], [1, 2, 3], [1, 2, 4]]], np.uint8), (1, 2, 3), "RGB"),
+    ],
+)
+def test_a_transparent_colour_is_laid_on_the_ground(pixels, transparency, mode):
+    content = encode(pixels, transparency=transparency)
+    plain, _ = decode_image(encode(pixels))
+    image, note = decode_image(content, 0, "#0A0A0A")
+    hidden = (pixels == transparency).reshape(1, 3, -1).all(-1)
+    assert hidden.any()
+    assert np.array_equal(image, np.where(hidden[..., None], np.uint8(10), plain))
+    assert note == f"transparent {mode} to {'RGB' if mode == 'RGB' else 'L'} on #0A0A0A"
+
+
+def test_what_is_opaque_depends_on_no_ground():
+    for pixels in (np.dstack([PIXELS, np.full(PIXELS.shape[:2], 255, np.uint8)]), PIXELS, GREY[..., 0]):
+        assert len({(image.tobytes(), note) for image, note in (decode_image(encode(pixels), 0, ground) for ground in GROUNDS)}) == 1
+
+
+@pytest.mark.parametrize("ground", ["grey", "#fff", "", "#1234567", "white "])
+def test_a_ground_that_is_no_colour_is_refused(ground):
+    with pytest.raises(InputError, match=r"config\.data\.ground is .*, expected white, black or #RRGGBB"):
+        decode_image(encode(PIXELS), 0, ground)
 
 
 @pytest.mark.parametrize("options", [{"form": "PNG"}, {"form": "TIFF"}, {"form": "PPM"}])

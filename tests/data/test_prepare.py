@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd_jax.data import Options, Source, Split, channel_statistics, load_dataset, open_prepared, open_source, prepare
+from ssdd_jax.data import Options, Source, Split, channel_statistics, load_dataset, open_prepared, open_source, prepare, workers
 from ssdd_jax.data import splits as splits_module
 from ssdd_jax.data.decode import decode_image, fit_image
 from ssdd_jax.data.prepare import damaged_arrays, default_cache, read_prepared_manifest
 from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks
-from ssdd_jax.errors import DataError
-from ssdd_jax.io.files import locked
+from ssdd_jax.errors import DataError, InputError
+from ssdd_jax.io.files import json_digest, locked
 
 # The package has a function of this name, which `import ... as` would give.
 prepare_module = importlib.import_module("ssdd_jax.data.prepare")
@@ -150,7 +151,14 @@ def test_the_manifest_says_what_a_dataset_is_made_from(tmp_path):
     for text, files in ((source, []), (f"arrays:{tmp_path / 'arrays.npz'}", [tmp_path / "arrays.npz"])):
         folder = prepare(open_source(text), Options(channels=1), tmp_path / "cache")
         manifest = read_prepared_manifest(folder)
-        assert manifest["options"] == {"size": 0, "fit": "crop", "channels": 1, "on_bad_image": "stop"}
+        assert manifest["options"] == {
+            "size": 0,
+            "fit": "crop",
+            "channels": 1,
+            "on_bad_image": "stop",
+            "ground": "white",
+            "overlap": "refuse",
+        }
         assert manifest["class_names"] == list(NAMES)
         assert manifest["files"] == [
             {"name": str(file), "bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in files
@@ -214,6 +222,53 @@ def test_grey_files_among_colour_become_colour_and_a_source_may_settle_the_chann
     assert stored(prepare(encoded_source(contents, channels=1), Options(channels=3), tmp_path / "3"))["train"][0].shape == (6, 8, 8, 3)
 
 
+def drawing(alpha):
+    """A transparent PNG: black, as opaque as `alpha` (H, W) says."""
+    return np.dstack([np.zeros((*alpha.shape, 3), np.uint8), alpha])
+
+
+def test_transparent_images_are_laid_on_the_ground_and_counted(tmp_path, capsys):
+    alphas = random_images(6, channels=1)[..., 0]
+    contents = [*map(png, map(drawing, alphas)), png(random_images(1)[0])]
+    white, black = (prepare(encoded_source(contents), Options(ground=ground), tmp_path) for ground in ("white", "black"))
+    assert capsys.readouterr().out.splitlines() == [
+        "train: converted 6 transparent RGBA to RGB on white",
+        "train: converted 6 transparent RGBA to RGB on black",
+        "train: 5 of 7 images repeat another one",
+    ]
+    np.testing.assert_array_equal(stored(white)["train"][0][:6], np.repeat(255 - alphas[..., None], 3, -1))
+    np.testing.assert_array_equal(stored(black)["train"][0][:6], 0)
+    assert len({open_prepared(folder).fingerprint for folder in (white, black)}) == 2
+    # Where nothing is transparent, nothing depends on the ground.
+    opaque = [prepare(encoded_source(contents[6:] * 3), Options(ground=ground), tmp_path / "1") for ground in ("white", "#102030")]
+    assert len({open_prepared(folder).fingerprint for folder in opaque}) == 1
+    # Four channels of an array may be anything.
+    bands = random_images(9, channels=4)
+    np.testing.assert_array_equal(stored(prepare(array_source(bands, bands[:0:-1] ^ 1), Options(), tmp_path))["train"][0], bands)
+    with pytest.raises(InputError, match=r"config\.data\.ground is 'grey', expected white, black or #RRGGBB"):
+        prepare(array_source(), Options(ground="grey"), tmp_path)
+
+
+def test_equal_images_are_grouped_without_changing_the_fingerprint(tmp_path):
+    images = random_images(30)
+    images[[7, 20]], images[11] = images[3], images[4]
+    folder = prepare(array_source(images), Options(), tmp_path)
+    groups = np.arange(30)
+    groups[[7, 20]], groups[11] = 3, 4
+    dataset, about = open_prepared(folder), read_prepared_manifest(folder)["splits"]
+    np.testing.assert_array_equal(dataset.splits["train"].groups, groups)
+    assert dataset.splits["test"].groups is None
+    assert [(about[name]["repeated"], about[name]["most_copies"]) for name in ("train", "test")] == [(3, 3), (0, 1)]
+    content = {name: [split["shape"], {part: split["sha256"][part] for part in ("images", "labels")}] for name, split in about.items()}
+    assert dataset.fingerprint == json_digest([content, len(NAMES)])
+    content = (folder / "train_groups.npy").read_bytes()
+    (folder / "train_groups.npy").write_bytes(content[:-1] + b"\1")
+    assert damaged_arrays(folder) == ["train_groups"]
+    (folder / "train_groups.npy").unlink()
+    with pytest.raises(DataError, match=r"prepared train split in .* delete the folder"):
+        open_prepared(folder)
+
+
 def test_splits_without_labels(tmp_path):
     splits = {"unlabelled": Split(random_images(20), None), "test": Split(random_images(6, seed=1), random_labels(6))}
     folder = prepare(Source("toy", splits, NAMES, ()), Options(), tmp_path)
@@ -230,6 +285,15 @@ def test_a_name_with_odd_characters_makes_one_folder(tmp_path):
         assert folder.parent == tmp_path / "cache"
         assert open_prepared(folder).name == name
     assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+@pytest.mark.parametrize("letter", ["x", "図", "é"])
+def test_names_as_long_as_a_file_system_allows_stay_apart(tmp_path, letter):
+    name = letter * (255 // len(letter.encode()))
+    folders = [prepare(array_source(name=name + end), Options(), tmp_path) for end in ("", "1", "2")]
+    assert len(set(folders)) == 3
+    assert all(len(folder.name.encode()) <= 120 for folder in folders)
+    assert open_prepared(folders[0]).name == name
 
 
 # When it is stored again.
@@ -315,15 +379,15 @@ def pools(monkeypatch):
     """Two processes from the first image on, in chunks of eight; the pools that were started."""
     started = []
 
-    class Pool(splits_module.ProcessPoolExecutor):
+    class Pool(workers.ProcessPoolExecutor):
         def __init__(self, *args, **kwargs):
             started.append(self)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(splits_module, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(splits_module, "PARALLEL_FROM", 1)
     monkeypatch.setattr(splits_module, "CHUNK_IMAGES", 8)
-    monkeypatch.setattr(splits_module, "num_workers", lambda: 2)
+    monkeypatch.setattr(workers, "num_workers", lambda: 2)
     return started
 
 
@@ -364,6 +428,40 @@ def test_a_process_that_dies_is_one_line(tmp_path, pools, monkeypatch):
     source = encoded_source(list(map(png, random_images(3))))
     refused("cannot prepare files: a process that decodes images ended unexpectedly", source, tmp_path)
     assert len(pools) == 1
+
+
+def test_a_program_on_standard_input_prepares_in_one_process_and_says_so(tmp_path):
+    text, cache = write_folder(tmp_path / "set", "train", random_images(30)), tmp_path / "cache"
+    program = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from ssdd_jax.data import load_dataset, splits, workers
+        splits.PARALLEL_FROM, workers.num_workers = 1, lambda: 2
+        print(load_dataset(sys.argv[1], cache=Path(sys.argv[2])).splits["train"].images.shape)
+    """)
+    done = subprocess.run([sys.executable, "-", text, cache], input=program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    said, shape = done.stdout.splitlines()
+    assert said == "preparing in one process: others could not import the program from <stdin>; run it from a file to use 2"
+    assert shape == "(30, 8, 8, 3)"
+
+
+@pytest.mark.parametrize(
+    ("main", "expected"),
+    [
+        ({"__file__": "<stdin>"}, "<stdin>"),
+        ({"__file__": "/gone/program.py"}, "/gone/program.py"),
+        ({"__file__": __file__}, ""),
+        ({}, ""),  # python -c, a notebook
+        ({"__file__": "/gone/program.py", "__spec__": object()}, ""),  # python -m
+    ],
+)
+def test_whether_processes_can_import_the_program(monkeypatch, main, expected):
+    module = types.ModuleType("__main__")
+    for name, value in main.items():
+        setattr(module, name, value)
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    assert workers._unimportable_program() == expected
 
 
 # What a crash leaves.
@@ -482,7 +580,7 @@ def test_bad_images_stop_and_the_first_five_are_listed(tmp_path):
 
 def test_reading_stops_with_the_chunk_of_the_fifth_bad_image(tmp_path, monkeypatch):
     monkeypatch.setattr(splits_module, "CHUNK_IMAGES", 5)
-    monkeypatch.setattr(splits_module, "num_workers", lambda: 1)
+    monkeypatch.setattr(workers, "num_workers", lambda: 1)
     text, _ = bad_folder(tmp_path / "set")
     refused("set train: 6 of the first 15 images .of 30. cannot be used: 'train/ant/002.png'", open_source(text), tmp_path / "cache")
 
@@ -606,10 +704,12 @@ def test_splits_may_share_a_few_images(tmp_path):
     about = read_prepared_manifest(folder)["splits"]["test"]
     assert (about["also_in_train"], about["also_in_unlabelled"]) == (1, 0)
     test[8] = train[4]
-    line = "toy: the splits overlap, 2 of 100 test images are train images too, expected at most 1%"
-    refused(line, array_source(train, test), tmp_path / "2")
+    line = refused("toy: the splits overlap, 2 of 100 test images are train images too", array_source(train, test), tmp_path / "2")
     source = array_source(random_images(9, seed=2), test, unlabelled=train)
     refused("2 of 100 test images are unlabelled images too", source, tmp_path / "3")
+    assert line.endswith("or set config.data.overlap=allow")
+    allowed = prepare(array_source(train, test), Options(overlap="allow"), tmp_path / "2")
+    assert read_prepared_manifest(allowed)["splits"]["test"]["also_in_train"] == 2
     # Of other sizes they may be the same once they are scaled.
     refused("the splits overlap", array_source(np.repeat(train, 2, 1), np.repeat(test, 2, 1)), tmp_path / "4", Options(8))
 
@@ -626,7 +726,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot prepare toy in '.*/file/cache': Not a directory") as caught:
+    with pytest.raises(DataError, match=r"cannot prepare toy in '.*/file/cache': Not a directory; choose a folder that") as caught:
         prepare(array_source(), Options(), tmp_path / "file" / "cache")
     assert "\n" not in str(caught.value)
 

@@ -27,6 +27,8 @@ def test_methods_keep_their_order_of_presentation():
         ("outer.steps", True, r"config\.outer\.steps is True, expected a whole number"),
         ("outer.steps", -1, r"config\.outer\.steps is -1, expected at least 0"),
         ("outer.ridge_scale", "trce", r"config\.outer\.ridge_scale is 'trce', expected one of .*did you mean 'trace'"),
+        ("data.ground", "#fff", r"config\.data\.ground is '#fff', expected white, black or #RRGGBB"),
+        ("data.overlap", "alow", r"config\.data\.overlap is 'alow', expected one of refuse, allow; did you mean 'allow'"),
         ("data.validation", 0.95, r"config\.data\.validation is 0\.95, expected 0\.0 to 0\.9"),
         ("seeds", (), r"config\.seeds is \(\), expected distinct"),
         ("seeds", (1, 1), r"config\.seeds is \(1, 1\), expected distinct"),

@@ -4,6 +4,7 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from PIL import Image
 from ssdd_jax.data.sources.idx import FASHION_MNIST_FOLDER, FILES
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.main import main
+from ssdd_jax.progress import Display
+from ssdd_jax.settings.digest import digest
 from ssdd_jax.settings.spec import DataSpec
-from ssdd_jax.stages.dataset import load_data
+from ssdd_jax.stages.dataset import data_warnings, load_data
 
 
 def draw(count, side=8, classes=3, channels=3, seed=0):
@@ -74,6 +77,52 @@ def test_a_source_without_a_test_split_needs_to_be_told_its_share(tmp_path):
     parts = [data.train_images, data.held_out_images, data.eval_images]
     assert [len(part) for part in parts] == [30, 10, 10]
     assert sorted(image.tobytes() for image in np.concatenate(parts)) == sorted(image.tobytes() for image in x)
+
+
+def test_splits_that_are_drawn_share_no_image_and_those_of_distinct_images_stay_as_they_were(tmp_path):
+    x, y = draw(60)
+    np.savez(tmp_path / "distinct.npz", x_train=x, y_train=y)
+    copies = x.copy()
+    copies[40:] = x[:20]
+    copies[30:34] = 0
+    np.savez(tmp_path / "copies.npz", x_train=copies, y_train=y)
+    spec, lines = DataSpec(f"arrays:{tmp_path / 'distinct.npz'}", validation=0.2, test=0.25), []
+    display = SimpleNamespace(print=lines.append, task=Display(quiet=True).task)
+    data = load_data(spec, "test", display)
+    held = np.sort(np.random.RandomState(1).permutation(60)[:15])
+    np.testing.assert_array_equal(data.eval_images, x[held])
+    kept = np.delete(np.arange(60), held)
+    np.testing.assert_array_equal(data.held_out_images, x[kept][np.sort(np.random.RandomState(0).permutation(45)[:9])])
+    assert lines == []
+    before = data.digest
+    data = load_data(replace(spec, source=f"arrays:{tmp_path / 'copies.npz'}"), "test", display)
+    parts = [{image.tobytes() for image in part} for part in (data.train_images, data.held_out_images, data.eval_images)]
+    assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+    assert [len(data.train_images), len(data.held_out_images), len(data.eval_images)] == [36, 9, 15]
+    assert lines[-1] == "copies: 23 of 60 train images repeat another one; equal images stay on one side of a split that is drawn"
+    assert before != data.digest != digest(data.fingerprint, "train", 0.25, 0.2, 0)
+
+
+def test_settings_of_transparency_and_overlap_reach_the_data_and_warnings_say_what_is_odd(tmp_path):
+    for split, count in (("train", 30), ("test", 20)):
+        for i in range(count):
+            file = tmp_path / "f" / split / "ab"[i % 2] / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Black on nothing.
+            image = np.zeros((4, 4, 4), np.uint8)
+            image[..., 3] = 8 * i if split == "train" else 0
+            Image.fromarray(image).save(file)
+    spec = DataSpec(f"folder:{tmp_path / 'f'}", validation=0.0)
+    with pytest.raises(DataError, match=r"20 of 20 test images are train images too.*set config\.data\.overlap=allow"):
+        load_data(spec, "test")
+    data = load_data(replace(spec, overlap="allow"), "test")
+    assert sorted(np.unique(data.train_images)) == sorted(255 - 8 * np.arange(30))
+    assert data_warnings(spec, data) == [
+        "f: 20 of 20 test images are one and the same; look at it, and leave it out if it is blank",
+        "f: the test images have a standard deviation of 0: all of their pixels are alike",
+        "f: the splits overlap, 20 of 20 test images are train images too",
+    ]
+    assert not load_data(replace(spec, overlap="allow", ground="black"), "test").train_images.any()
 
 
 def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):

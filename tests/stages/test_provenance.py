@@ -41,7 +41,7 @@ def test_a_workdir_goes_on_with_the_same_settings(tmp_path):
             {"teacher": {"seed": 1, "widths": (8, 16)}},
             ["  config.teacher.widths: [32, 64, 128] -> [8, 16]", "  config.teacher.seed: 0 -> 1"],
         ),
-        ({"data": {"source": "cifar10"}}, ["  config.data.source: 'digits' -> 'cifar10'"]),
+        ({"data": {"validation": 0.2}}, ["  config.data.validation: 0.1 -> 0.2"]),
         (
             {"methods": {**PRESETS, "ours": dataclasses.replace(PRESETS["ours"], learning_rate=1.0)}},
             ["  config.methods.ours.learning_rate: 0.01 -> 1.0"],
@@ -81,9 +81,34 @@ def test_steps_may_change_and_it_is_said(tmp_path):
     ]
 
 
-def test_other_data_are_refused(tmp_path):
-    with pytest.raises(InputError, match="fingerprint of the data: aaaaaaaaaaaa -> ffffffffffff"):
-        check_changes(begun(tmp_path, data_fingerprint="a" * 64), changed(), False)
+READ = {
+    "data_fingerprint": ({"data": {"source": "arrays:moved/a.npz", "data_dir": "b", "size": 8, "channels": 1}}, "data"),
+    "checkpoint_fingerprint": ({"teacher": {"checkpoint": "moved/t.pt"}}, "teacher's checkpoint"),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_has_a_fingerprint_is_compared_by_it_alone(tmp_path, name):
+    sections, what = READ[name]
+    now = {**changed(**sections), name: "f" * 64}
+    # The same content elsewhere, or read with settings that change nothing.
+    assert check_changes(begun(tmp_path, **{name: "f" * 64}), now, False) == []
+    # Other content at the same place, and at another.
+    with pytest.raises(InputError, match=f"fingerprint of the {what}: aaaaaaaaaaaa -> ffffffffffff") as caught:
+        check_changes(begun(tmp_path, **{name: "a" * 64}), {**changed(), name: "f" * 64}, False)
+    assert "config.data" not in str(caught.value)
+    with pytest.raises(InputError, match=r"\n  config\.(data\.source|teacher\.checkpoint): '.*' -> 'a?.*moved/"):
+        check_changes(begun(tmp_path, **{name: "a" * 64}), now, False)
+
+
+def test_a_checkpoint_whose_fingerprint_an_older_version_did_not_keep_is_compared_by_its_path(tmp_path):
+    file = begun(tmp_path)
+    before = json.loads(file.read_text())
+    del before["checkpoint_fingerprint"]
+    file.write_text(json.dumps(before))
+    assert check_changes(file, changed(), False) == []
+    with pytest.raises(InputError, match=r"config\.teacher\.checkpoint: '' -> 't\.pt'"):
+        check_changes(file, {**changed(teacher={"checkpoint": "t.pt"}), "checkpoint_fingerprint": "f" * 64}, False)
 
 
 def test_a_setting_that_an_older_version_did_not_know_had_its_default(tmp_path):

@@ -21,7 +21,7 @@ from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.dataset import load_data
 from ssdd_jax.stages.evaluate import teacher_is_there
 from ssdd_jax.stages.networks import teacher_learner
-from ssdd_jax.stages.teacher import Teacher, freeze, read_teacher, teacher_digest
+from ssdd_jax.stages.teacher import Teacher, checkpoint_fingerprint, freeze, read_teacher, teacher_digest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "torch" / "teacher.ckpt"
@@ -51,7 +51,7 @@ def test_a_published_teacher_has_another_name_at_another_precision():
     class Data:
         digest = "data"
 
-    name = lambda precision: teacher_digest(RunSpec(teacher=replace(SPEC, checkpoint=str(CHECKPOINT), precision=precision)), Data)
+    name = lambda precision: teacher_digest(replace(SPEC, checkpoint=str(CHECKPOINT), precision=precision), Data, "f" * 64)
     assert len({name(precision) for precision in PRECISIONS}) == len(PRECISIONS)
 
 
@@ -106,6 +106,17 @@ def test_a_run_with_a_published_teacher_pretrains_none(tmp_path):
     assert [row["method"] for row in results["rows"]] == ["teacher", "random"]
     assert "repr_error" in results["rows"][1]
     assert not list((tmp_path / "run" / "checkpoints").glob("teacher-*"))
+    # The same files elsewhere: the run goes on.
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "data.npz").rename(tmp_path / "moved" / "data.npz")
+    (tmp_path / "moved" / "t.ckpt").write_bytes(CHECKPOINT.read_bytes())
+    moved = [
+        f"--config.data.source=arrays:{tmp_path / 'moved' / 'data.npz'}",
+        f"--config.teacher.checkpoint={tmp_path / 'moved' / 't.ckpt'}",
+    ]
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    assert main([*args, *settings, *evaluation, *moved, "--workdir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
 
 
 def test_a_resnet18_saved_by_pytorch_gives_the_same_features(tmp_path):
@@ -126,9 +137,11 @@ def test_a_resnet18_saved_by_pytorch_gives_the_same_features(tmp_path):
     np.testing.assert_allclose(jax.jit(learner.features)(variables, jnp.asarray(images)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_digest_of_a_published_teacher_is_of_its_bytes_and_not_of_its_place(tmp_path):
-    data = load_data(DataSpec(), "test")
-    name = lambda file: teacher_digest(replace(RunSpec(), teacher=replace(SPEC, checkpoint=str(file))), data)
+def test_the_fingerprint_of_a_checkpoint_is_of_its_bytes_and_not_of_its_place(tmp_path):
+    name = lambda file: checkpoint_fingerprint(replace(SPEC, checkpoint=str(file) if file else ""))
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(CHECKPOINT.read_bytes())
     assert name(moved) == name(CHECKPOINT) != name(GOLDEN / "torch" / "solo.ckpt")
+    assert name(None) == ""
+    with pytest.raises(InputError, match=r"config\.teacher\.checkpoint: no file '.*none\.pt'"):
+        name(tmp_path / "none.pt")

@@ -14,6 +14,7 @@ from ssdd_jax.paths import local_path
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 _ALL_KEYS = (*KEYS, "x_unlabelled", "class_names")
+ROUNDING = 4
 # A larger member of an .npz is read block by block.
 _HELD_BYTES = 2**26
 
@@ -24,8 +25,9 @@ def open_arrays(argument: str, data_dir: Path) -> Source:
     Args:
       argument: an .npz with x_train, y_train, x_test, y_test, optionally x_unlabelled and class_names; a folder with x_train.npy
         and so on; or one .npy of images without labels. The labels of both splits may be left out, and so may the test split.
-        Images are (n, H, W, C) or (n, H, W), uint8 or floats x in [0, 1], which become 255 x, rounded half to even. Labels are
-        integers (n,) from 0; without class_names the classes are named by their numbers. Other arrays are ignored.
+        Images are (n, H, W, C) or (n, H, W), uint8 or floats x in [0, 1], which become 255 x, rounded half to even; what rounding
+        has put outside, by at most `ROUNDING` units in the last place of 1, counts as 0 or 1. Labels are integers (n,) or (n, 1) from 0;
+        without class_names, text or UTF-8 bytes, the classes are named by their numbers. Other arrays are ignored.
       data_dir: not used; `argument` is relative to the working directory, and ~ is the home folder.
 
     Raises:
@@ -110,15 +112,17 @@ def _pixel_blocks(array: NpyArray, shape: tuple[int, int, int, int]) -> Iterator
 def _to_pixels(images: np.ndarray, start: int, name: str) -> np.ndarray:
     # In float64, 255 x is exact for floats of up to 32 bits, so that it is rounded only once.
     values = images.astype(np.float64)
+    # Of 64 bits or not, they were mostly computed in 32.
+    slack = ROUNDING * float(max(np.finfo(images.dtype).eps, np.finfo(np.float32).eps))
     # A comparison with NaN is false.
-    inside = (values >= 0.0) & (values <= 1.0)
+    inside = (values >= -slack) & (values <= 1.0 + slack)
     if not inside.all():
         first = int(np.argmin(inside))
         raise DataError(
             f"image {start + first // inside[0].size} of {name} holds {values.flat[first]:.6g}, expected numbers in [0, 1]; "
             "repair the image or leave it out, or for numbers 0..255 save x.astype('uint8')"
         )
-    return np.rint(255.0 * values).astype(np.uint8)
+    return np.rint(255.0 * values.clip(0.0, 1.0)).astype(np.uint8)
 
 
 def _label_advice(array: NpyArray) -> str:
@@ -130,17 +134,25 @@ def _label_advice(array: NpyArray) -> str:
 
 
 def _read_labels(array: NpyArray, num_images: int) -> np.ndarray:
-    if array.dtype.kind not in "iu" or len(array.shape) != 1:
-        raise DataError(f"{array.name} is {array.dtype} {array.shape}, expected integers (n,); {_label_advice(array)}")
+    if array.dtype.kind not in "iu" or not _is_list(array):
+        raise DataError(f"{array.name} is {array.dtype} {array.shape}, expected integers (n,) or (n, 1); {_label_advice(array)}")
     if array.shape[0] != num_images:
         raise DataError(f"{array.name} has {array.shape[0]} labels for {num_images} images, expected one each; check the pairing")
-    return np.array(array.load())
+    return np.array(array.load()).ravel()
+
+
+def _is_list(array: NpyArray) -> bool:
+    # Keras and MATLAB keep lists as columns.
+    return len(array.shape) == 1 or array.shape[1:] == (1,)
 
 
 def _read_names(array: NpyArray) -> tuple[str, ...]:
-    if len(array.shape) != 1 or array.dtype.kind != "U" or not array.shape[0]:
+    if not _is_list(array) or array.dtype.kind not in "US" or not array.shape[0]:
         raise DataError(f"{array.name} is {array.dtype} {array.shape}, expected a list of text; save numpy.array(names, dtype=str)")
-    return tuple(str(name) for name in array.load())
+    try:
+        return tuple(name.decode() if isinstance(name, bytes) else name for name in array.load().ravel().tolist())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{array.name} holds {error.object!r}, expected text or UTF-8; save numpy.array(names, dtype=str)") from error
 
 
 def _number_classes(labels: np.ndarray, where: str) -> tuple[str, ...]:

@@ -2,16 +2,18 @@
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ssdd_jax.data.source import SPLITS, EncodedImage, EncodedImages, Source, Split
+from ssdd_jax.data.source import SPLITS, EncodedImage, EncodedImages, Source, Split, is_clutter
 from ssdd_jax.errors import DataError
 from ssdd_jax.paths import local_path
 
-EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+# All that Pillow has for the formats that are decoded, except pfm, which holds floating-point pixels.
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jfif", "jpe", "apng", "pbm", "pnm")
 SPLIT_LIST = "split.csv"
 
 _SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
@@ -26,11 +28,12 @@ _EXPECTED = "ROOT/train/CLASS/*.png with ROOT/test/CLASS/*.png, or ROOT/CLASS/*.
 
 
 def open_folder(argument: str, data_dir: Path) -> Source:
-    """Open a folder of image files: png, jpg, jpeg, webp, bmp, gif, tif, tiff, ppm and pgm, in upper or lower case.
+    """Open a folder of image files: those with one of `EXTENSIONS`, in upper or lower case.
 
     Layouts:
       ROOT/train/CLASS/*.png, ROOT/test/CLASS/*.png: both splits, with labels; the folders may be called `training` and `testing`, in upper
-        or lower case. Without a test folder, one of `val`, `validation` and `valid` is the test split; next to one, it is not used.
+        or lower case. Without a test folder, or where it has no classes, one of `val`, `validation` and `valid` is the test
+        split; next to one, it is not used.
         ROOT/unlabelled (or `unlabeled`) holds images without labels, with or without the others.
       ROOT/CLASS/*.png: a train split with labels.
       ROOT/*.png: a train split without labels.
@@ -38,7 +41,9 @@ def open_folder(argument: str, data_dir: Path) -> Source:
         and unlabelled. Images that it does not list are not used.
 
     Images may lie deeper below the folder of their class or split. Classes are those of train, numbered in the order of their sorted
-    names; files are sorted by path. Hidden files and folders and files of other types are ignored. Links are followed.
+    names; files are sorted by path. Links are followed. Left out, and counted in `Source.left_out`, are hidden files and folders, those of
+    systems (`ssdd_jax.data.source.is_clutter`) at any depth, files of other types, and images that lie in no split. Files that are in two
+    splits through links are named in `Source.overlap`.
 
     Args:
       argument: ROOT.
@@ -46,7 +51,7 @@ def open_folder(argument: str, data_dir: Path) -> Source:
 
     Raises:
       DataError: there is no such folder, or it has another layout, a class without images, a single class, a test class that is not in
-        train, splits that share a file (also through links), or a split list that names a file twice or one that does not exist.
+        train, or a split list that names a file twice or one that does not exist.
     """
     if not argument:
         raise DataError(f"data source 'folder' was given no folder, expected one with images: {_EXPECTED}; write it as folder:ROOT")
@@ -54,7 +59,7 @@ def open_folder(argument: str, data_dir: Path) -> Source:
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(f"{str(root)!r} {found}, expected a folder with {_EXPECTED}; correct the path, or unpack the archive first")
-    images, resolved = _list_images(root)
+    images, resolved, left_out = _list_images(root)
     if not images:
         raise _wrong_layout(root, f"no image ({', '.join(EXTENSIONS)})")
     folders = _folders(root)
@@ -70,7 +75,7 @@ def open_folder(argument: str, data_dir: Path) -> Source:
         splits, depth = _by_split_folder(root, reserved, images), 1
     else:
         splits = {"train": images}
-    _check_disjoint(root, splits, resolved)
+    left_out["images in no split"] = len(images) - sum(map(len, splits.values()))
     class_names = _class_names(root, splits, depth, is_whole=not files)
     numbers = {name: number for number, name in enumerate(class_names)}
 
@@ -83,12 +88,20 @@ def open_folder(argument: str, data_dir: Path) -> Source:
         labels = np.array([numbers[name.split(os.sep, depth + 1)[depth]] for name in names], np.int32) if has_labels else None
         return Split(EncodedImages(len(names), read), labels)
 
-    return Source(root.name or "folder", {s: split_of(s, splits[s]) for s in SPLITS if s in splits}, class_names, files, root)
+    return Source(
+        root.name or "folder",
+        {s: split_of(s, splits[s]) for s in SPLITS if s in splits},
+        class_names,
+        files,
+        root,
+        left_out=+left_out,
+        overlap=_overlap(root, splits, resolved),
+    )
 
 
-def _list_images(root: Path) -> tuple[list[str], dict[str, str]]:
-    """Return all images' paths relative to the root, sorted, and the resolved paths of those reached through a link."""
-    images, resolved = [], {}
+def _list_images(root: Path) -> tuple[list[str], dict[str, str], Counter[str]]:
+    """Return all images' paths relative to the root, sorted, the resolved paths of those reached through a link, and what is left out."""
+    images, resolved, left_out = [], {}, Counter()
     # A folder's path relative to the root, and the resolved paths of it and all folders above it, which reveal loops.
     real_root = os.path.realpath(root)
     pending = [("", (real_root,))]
@@ -97,7 +110,9 @@ def _list_images(root: Path) -> tuple[list[str], dict[str, str]]:
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    if is_clutter(entry.name):
+                        kind = "folders" if entry.is_dir() else "files"
+                        left_out[f"hidden {kind}" if entry.name.startswith(".") else f"{kind} {entry.name!r}"] += 1
                         continue
                     path = os.path.join(folder, entry.name)
                     real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
@@ -111,11 +126,14 @@ def _list_images(root: Path) -> tuple[list[str], dict[str, str]]:
                         images.append(path)
                         if real != os.path.join(real_root, path):
                             resolved[path] = real
+                    elif path != SPLIT_LIST:
+                        extension = os.path.splitext(entry.name)[1].lower()
+                        left_out[f"{extension} files" if extension.isprintable() and extension else "other files"] += 1
         except OSError as error:
             raise DataError(
                 f"cannot list {os.path.join(root, folder)!r} ({error.strerror}), expected a readable folder; check its permissions"
             ) from error
-    return sorted(images, key=_components), resolved
+    return sorted(images, key=_components), resolved, left_out
 
 
 def _components(path: str) -> list[str]:
@@ -125,7 +143,7 @@ def _components(path: str) -> list[str]:
 
 def _folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if entry.is_dir() and not is_clutter(entry.name))
 
 
 def _by_split_folder(root: Path, reserved: list[str], images: list[str]) -> dict[str, list[str]]:
@@ -138,9 +156,13 @@ def _by_split_folder(root: Path, reserved: list[str], images: list[str]) -> dict
             f"images {f'in {_some(stray)} ' if stray[0] else ''}next to the split folders {_some(reserved)}",
             f"move them away, or if these are names of classes, put all of them into ROOT/train or write ROOT/{SPLIT_LIST} (file,split)",
         )
+    has_classes = lambda folder: any(name.count(os.sep) > 1 for name in by_folder[folder])
     splits: dict[str, list[str]] = {}
     for split, groups in _SPLIT_FOLDERS.items():
-        folders = next((there for group in groups if (there := [folder for folder in reserved if folder.lower() in group])), [])
+        found = [there for group in groups if (there := [folder for folder in reserved if folder.lower() in group])]
+        # Test images without labels, as competitions publish them, do not hide a labelled validation folder.
+        found.sort(key=lambda there: all(folder in by_folder and not has_classes(folder) for folder in there))
+        folders = found[0] if found else []
         if len(folders) > 1:
             raise DataError(f"{str(root)!r} has the folders {_some(folders)}, expected one {split} split; rename or remove all but one")
         if folders:
@@ -187,20 +209,22 @@ def _read_split_list(file: Path, images: set[str]) -> dict[str, list[str]]:
     return splits
 
 
-def _check_disjoint(root: Path, splits: Mapping[str, list[str]], resolved: Mapping[str, str]) -> None:
+def _overlap(root: Path, splits: Mapping[str, list[str]], resolved: Mapping[str, str]) -> str:
+    """Return one line on a file that is in two splits through a link; "" if there is none."""
     # Without links, different paths are different files (a hard link counts as a copy).
     if not resolved:
-        return
+        return ""
     real_root = os.path.realpath(root)
     seen: dict[str, tuple[str, str]] = {}
     for split, names in splits.items():
         for name in names:
             other_split, other = seen.setdefault(resolved.get(name) or os.path.join(real_root, name), (split, name))
             if other_split != split:
-                raise DataError(
+                return (
                     f"splits overlap: {name!r} ({split}) and {other!r} ({other_split}) in {str(root)!r} are one file through a link, "
                     "expected every file in one split; remove one of them"
                 )
+    return ""
 
 
 def _class_names(root: Path, splits: Mapping[str, list[str]], depth: int, is_whole: bool) -> tuple[str, ...]:
@@ -236,7 +260,7 @@ def _wrong_layout(root: Path, problem: str, remedy: str = "arrange the files so,
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    return sorted(path for path in folder.iterdir() if not is_clutter(path.name)) if folder.is_dir() else []
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdd_jax.data.source import PUBLISHED_SPLITS, EncodedImage, EncodedImages, Source, Split, choose_splits, damaged
+from ssdd_jax.data.source import PUBLISHED_SPLITS, EncodedImage, EncodedImages, Source, Split, choose_splits, damaged, is_clutter
 from ssdd_jax.errors import DataError
 
 _KNOWN_SPLITS = tuple(name for names in PUBLISHED_SPLITS.values() for name in names)
@@ -149,7 +149,11 @@ def _is_saved(folder: Path) -> bool:
 
 
 def _has_data(folder: Path) -> bool:
-    return folder.is_dir() and (_is_saved(folder) or next(folder.rglob("*.parquet"), None) is not None)
+    return folder.is_dir() and (_is_saved(folder) or next(_parquet_files(folder), None) is not None)
+
+
+def _parquet_files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*.parquet") if not any(map(is_clutter, file.relative_to(folder).parts)))
 
 
 def _open_saved(datasets: Any, folder: Path) -> dict[str, _Rows]:
@@ -178,7 +182,7 @@ def _open_saved_split(datasets: Any, folder: Path) -> tuple[str, _Rows]:
 def _open_parquet(datasets: Any, folder: Path) -> dict[str, _Rows]:
     parquet = importlib.import_module("pyarrow.parquet")
     by_split: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob("*.parquet")):
+    for file in sorted(_parquet_files(folder)):
         by_split.setdefault(_split_of(file.relative_to(folder)), []).append(file)
     if set(by_split) == {""}:
         by_split = {"train": by_split[""]}

@@ -264,6 +264,31 @@ def test_floats_are_rounded_half_to_even(tmp_path_factory, values):
     assert found == [round(255 * Fraction(float(value))) for value in values]
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_that_rounding_has_put_outside_are_0_and_1(tmp_path, arrays, dtype, large, request):
+    if large:
+        request.getfixturevalue("tiny_blocks")
+    images = (arrays["x_train"] / 255.0).astype(dtype)
+    eps = max(np.finfo(dtype).eps, np.finfo(np.float32).eps)
+    inside, outside = images.copy(), images.copy()
+    inside[0, 0, 0], expected = (np.nextafter(dtype(1), dtype(2)), 1 + 4 * eps, -4 * eps), arrays["x_train"].copy()
+    expected[0, 0, 0] = 255, 255, 0
+    assert_holds(open_arrays(write_npz(tmp_path, arrays, x_train=inside), NOWHERE), {**arrays, "x_train": expected})
+    for value in (1 + 8 * eps, -8 * eps):
+        outside[3, 0, 0, 0] = value
+        assert_refused("image 3 of x_train", write_npz(tmp_path, arrays, x_train=outside))
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_columns_and_bytes_are_labels_and_names(tmp_path, arrays, write):
+    columns = {key: arrays[key][:, None] for key in ("y_train", "y_test")}
+    names = np.array(["häuser".encode(), b"b", b"c"])[:, None]
+    source = open_arrays(write(tmp_path, arrays, **columns, class_names=names), NOWHERE)
+    assert source.class_names == ("häuser", "b", "c")
+    assert_holds(source, arrays)
+
+
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(
@@ -303,7 +328,10 @@ OBJECTS = np.array([np.zeros(1), np.zeros(2)], dtype=object)
         ("class_names", np.array("abc"), r" is <U3 \(\), expected a list of text"),
         ("class_names", np.array([], dtype=str), r" is <U1 \(0,\), expected a list of text"),
         ("y_train", np.zeros(12), r" is float64 \(12,\), expected integers \(n,\)"),
-        ("y_train", np.zeros((12, 1), int), r" is int64 \(12, 1\), expected integers.*ravel"),
+        ("y_train", np.zeros((12, 3), int), r" is int64 \(12, 3\), expected integers \(n,\) or \(n, 1\); of one-hot rows save y.argmax"),
+        ("y_train", np.zeros((1, 12), int), r" is int64 \(1, 12\), expected integers"),
+        ("y_train", np.zeros((12, 1)), r" is float64 \(12, 1\), expected integers.*ravel"),
+        ("class_names", np.array([b"a", b"\xff", b"c"]), r" holds b'\\xff', expected text or UTF-8"),
         ("y_test", np.zeros(5, int), r" has 5 labels for 6 images, expected one each"),
         ("y_train", np.zeros(0, int), r" has 0 labels for 12 images, expected one each"),
         ("y_train", np.arange(12) - 1, r" spans -1\.\.10, expected 0\.\.10"),

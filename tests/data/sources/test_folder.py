@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd_jax.data.decode import decode_image
+from ssdd_jax.data import Options, prepare
+from ssdd_jax.data.decode import _FORMATS, decode_image
 from ssdd_jax.data.sources.folder import EXTENSIONS, open_folder
 from ssdd_jax.errors import DataError
 
@@ -17,7 +18,7 @@ def write(root, *names):
     for level, name in enumerate(names):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (3, 2), level).save(file, "PNG" if file.suffix.lower() not in (".webp", ".jpg") else None)
+        Image.new("L", (3, 2), level).save(file, "PNG" if file.suffix.lower() not in (".webp", ".jpg", ".jfif") else None)
 
 
 def read(source, split):
@@ -107,7 +108,55 @@ def test_every_extension_in_either_case_and_nothing_else(tmp_path):
     for name in ignored:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert sorted(read(open_folder(str(tmp_path), Path()), "train")) == sorted([*names, "b/1.png"])
+    source = open_folder(str(tmp_path), Path())
+    assert sorted(read(source, "train")) == sorted([*names, "b/1.png"])
+    assert source.left_out == {"hidden files": 1, "hidden folders": 2, ".txt files": 1, ".bak files": 1, "other files": 1}
+
+
+def test_the_extensions_are_those_of_the_formats_that_are_decoded():
+    known = {extension for extension, form in Image.registered_extensions().items() if form in _FORMATS}
+    assert {f".{extension}" for extension in EXTENSIONS} == known - {".pfm"}
+
+
+CLUTTER = ["@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX", "lost+found", ".ipynb_checkpoints", "System Volume Information", "@__thumb"]
+
+
+@pytest.mark.parametrize("above", ["", "train", "train/a", "train/a/deeper"])
+def test_what_systems_put_into_folders_is_left_out_and_counted(tmp_path, above):
+    names = ["train/a/1.png", "train/a/deeper/2.png", "train/b/1.png", "test/a/3.png", "test/b/3.png"]
+    write(tmp_path, *names)
+    clean = open_folder(str(tmp_path), Path())
+    added = [*(f"{folder}/x/1.png" for folder in CLUTTER), "._1.png", ".DS_Store", "Thumbs.db"]
+    write(tmp_path / above, *added)
+    source = open_folder(str(tmp_path), Path())
+    for split in ("train", "test"):
+        assert read(source, split) == read(clean, split)
+    assert source.class_names == ("a", "b")
+    assert clean.left_out == {}
+    assert source.left_out == {
+        **{f"folders {folder!r}": 1 for folder in CLUTTER if not folder.startswith(".")},
+        "hidden folders": 1,
+        "hidden files": 2,
+        "files 'Thumbs.db'": 1,
+    }
+
+
+def test_images_in_no_split_are_counted(tmp_path):
+    write(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/2.png", "test/a/3.png", "test/b/3.png")
+    assert open_folder(str(tmp_path), Path()).left_out == {"images in no split": 1}
+
+
+def test_flat_test_images_do_not_hide_a_labelled_validation_folder(tmp_path):
+    write(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/2.png", "val/b/2.png", "test/3.png", "test/4.png")
+    source = open_folder(str(tmp_path), Path())
+    assert labelled(source, "test") == [("val/a/2.png", "a"), ("val/b/2.png", "b")]
+    assert source.left_out == {"images in no split": 2}
+    # A test folder that is empty, or flat where there is no other, is still refused.
+    write(tmp_path.with_name("flat"), "train/a/1.png", "train/b/1.png", "test/3.png")
+    assert "'test/3.png' outside class folders" in refusal(tmp_path.with_name("flat"))
+    for file in (tmp_path / "test").iterdir():
+        file.unlink()
+    assert "no image in 'test'" in refusal(tmp_path)
 
 
 def test_a_split_list_divides_class_folders(tmp_path):
@@ -264,10 +313,20 @@ def test_a_split_list_beside_split_folders_is_refused(tmp_path):
     assert "has both split.csv and the folders 'test', 'train'" in refusal(tmp_path)
 
 
-def test_splits_that_share_a_file_through_links_are_refused(tmp_path):
+def refused_overlap(root, cache):
+    """Return the refusal to prepare splits that share a file, after seeing that it can be allowed."""
+    source = open_folder(str(root), Path())
+    with pytest.raises(DataError) as caught:
+        prepare(source, Options(), cache)
+    assert str(caught.value) == f"{source.overlap}, or set config.data.overlap=allow"
+    prepare(source, Options(overlap="allow"), cache)
+    return str(caught.value)
+
+
+def test_splits_that_share_a_file_through_links_are_refused_unless_allowed(tmp_path):
     write(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/2.png")
     (tmp_path / "test" / "a" / "3.png").symlink_to(tmp_path / "train" / "a" / "1.png")
-    message = refusal(tmp_path)
+    message = refused_overlap(tmp_path, tmp_path.with_name("cache"))
     assert "splits overlap" in message
     assert "'test/a/3.png' (test)" in message
     assert "'train/a/1.png' (train)" in message
@@ -276,7 +335,7 @@ def test_splits_that_share_a_file_through_links_are_refused(tmp_path):
 def test_splits_that_share_a_folder_through_a_link_are_refused(tmp_path):
     write(tmp_path, "train/a/1.png", "train/b/1.png")
     (tmp_path / "test").symlink_to("train")
-    assert "splits overlap" in refusal(tmp_path)
+    assert "splits overlap" in refused_overlap(tmp_path, tmp_path.with_name("cache"))
 
 
 def test_links_to_other_folders_are_followed(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssdd_jax.data import Options, open_prepared, prepare
 from ssdd_jax.data.sources import open_source
 from ssdd_jax.data.sources.hf import open_hf
 from ssdd_jax.errors import DataError
@@ -230,6 +231,25 @@ def test_the_name_of_a_parquet_file_goes_before_that_of_its_folder(tmp_path):
     (tmp_path / "test").mkdir()
     dataset(*PARTS["train"]).to_parquet(tmp_path / "test" / "Train.parquet")
     check(open_hf(str(tmp_path), tmp_path), {"train": PARTS["train"]})
+
+
+def test_what_systems_put_next_to_parquet_files_is_left_out(tmp_path):
+    save_parquet(tmp_path)
+    clean = open_hf(str(tmp_path), tmp_path).files
+    for folder in ("@eaDir", ".cache", "__MACOSX/data"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "train-0.parquet").write_bytes(b"PAR1")
+    (tmp_path / "data" / "._train-00000-of-00002.parquet").write_bytes(b"")
+    assert open_hf(str(tmp_path), tmp_path).files == clean
+
+
+def test_transparent_images_are_laid_on_the_ground(tmp_path):
+    images, labels = make(0, 7)
+    clear = [np.dstack([image, np.zeros(image.shape[:2], np.uint8)]) for image in images]
+    dataset(clear, labels).to_parquet(tmp_path / "train.parquet")
+    for ground, level in (("white", 255), ("black", 0)):
+        found = open_prepared(prepare(open_hf(str(tmp_path), tmp_path), Options(6, ground=ground), tmp_path / "cache"))
+        assert (found.splits["train"].images == level).all()
 
 
 def test_parquet_files_that_name_no_split_are_train(tmp_path):
