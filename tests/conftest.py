@@ -53,30 +53,32 @@ def pytest_addoption(parser):
 
 # Files that take longest come first, so that no worker is left alone with one at the end.
 LONGEST = [
-    "test_devices",
     "test_evaluate",
     "test_edges",
     "test_data",
     "test_outer",
-    "test_storage",
+    "test_main",
     "test_published",
     "test_newcomers",
-    "test_main",
     "test_step_memory",
-    "test_compilation",
-    "test_isolation",
-    "test_flips",
-    "test_hosts",
     "test_nets",
     "test_barlow_twins",
     "test_students",
     "test_provenance",
     "test_stop",
     "test_teacher",
+    # Of `make chaos`.
+    "test_kills",
+    "test_hosts",
+    "test_storage",
+    "test_devices",
 ]
 
 
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.path.parent.name == "chaos":
+            item.add_marker(pytest.mark.chaos)
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if not config.getoption("--chaos"):
         for item in items:

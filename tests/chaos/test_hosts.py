@@ -91,7 +91,6 @@ def assert_alike(workdir, whole):
     assert (workdir / "distilled/krr_st/seed_0/manifest.json").is_file()
 
 
-@pytest.mark.chaos
 def test_two_processes_make_what_one_makes(whole, tmp_path):
     statuses, said = Run(tmp_path / "run", 200).wait()
     assert (statuses, said) == ([0, 0], ["", ""])
@@ -99,7 +98,6 @@ def test_two_processes_make_what_one_makes(whole, tmp_path):
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["checkpoints", "distilled", "metrics.jsonl", "spec.json"]
 
 
-@pytest.mark.chaos
 def test_a_signal_to_one_stops_both_at_the_same_step_and_the_run_goes_on_elsewhere(whole, tmp_path):
     run = Run(tmp_path / "run", 200)
     run.until("distill", 20)
@@ -121,7 +119,6 @@ def test_a_signal_to_one_stops_both_at_the_same_step_and_the_run_goes_on_elsewhe
     assert_alike(tmp_path / "run", whole)
 
 
-@pytest.mark.chaos
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_with_a_message(victim, tmp_path):
     run = Run(tmp_path / "run", 100_000)
@@ -141,7 +138,6 @@ def test_processes_of_other_settings_are_refused_and_all_end(tmp_path):
     assert all("process 1 differs from process 0 in its settings" in text for text in said)
 
 
-@pytest.mark.chaos
 def test_a_workdir_that_is_not_shared_is_refused_and_all_end(tmp_path):
     statuses, said = Run(tmp_path / "run", 200, other=["--workdir", str(tmp_path / "another")]).wait()
     assert statuses == [2, 2], said

@@ -106,7 +106,6 @@ def kill(workdir, cache, place):
     return ("while saving" if saving else reached(workdir)) if alive else None
 
 
-@pytest.mark.chaos
 @pytest.mark.timeout(3600)
 def test_killed_at_random_moments_of_all_stages_the_end_is_the_same(tmp_path, whole):
     random.seed(0)
@@ -122,7 +121,6 @@ def test_killed_at_random_moments_of_all_stages_the_end_is_the_same(tmp_path, wh
     assert len(tally) >= 6
 
 
-@pytest.mark.chaos
 @pytest.mark.timeout(3600)
 def test_stopped_again_and_again_the_end_is_the_same(tmp_path, whole):
     random.seed(1)
@@ -146,6 +144,5 @@ def test_stopped_again_and_again_the_end_is_the_same(tmp_path, whole):
     assert statuses.count(75) >= 4
 
 
-@pytest.mark.chaos
 def test_no_compilation_cache_gives_the_same_bits(tmp_path, whole):
     assert finish(tmp_path / "run", tmp_path / "cache", without=["JAX_COMPILATION_CACHE_DIR"]) == whole

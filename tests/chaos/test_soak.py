@@ -50,7 +50,6 @@ class Soak(Display):
             yield task
 
 
-@pytest.mark.chaos
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read where Linux tells it")
 def test_two_thousand_steps_compile_nothing_again_and_keep_memory_and_files_bounded(tmp_path, key, caplog):
     images, reprs = jax.random.normal(key, (200, 8, 8, 1)), jax.random.normal(key, (200, 6))

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 from ssdd_jax.runtime.compilation import processor, use_cache
 
@@ -10,6 +11,7 @@ RUN = [sys.executable, "-m", "ssdd_jax.main", "--config", "digits:smoke", "--con
 RUN += ["--config.teacher.steps=0"]
 
 
+@pytest.mark.chaos
 def test_what_one_run_compiles_the_next_one_reads(tmp_path):
     # Compiled quickly, a loop might take about as long as what is kept at least.
     environment = {

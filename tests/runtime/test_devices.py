@@ -63,7 +63,7 @@ PROGRAM = """if True:
     found, programs = {}, {}
 
     def run(name, state, step, axes, args, mesh, tables=(images, reprs), num_rows=16, steps=2, per_dispatch=1):
-        pick = (lambda number, *args: (jax.random.randint(jax.random.key(number), (num_rows,), 0, 64),) * len(tables)) if tables else None
+        pick = (lambda number, *args: (jax.random.randint(jax.random.key(number), np.atleast_1d(num_rows), 0, 64),) * len(tables)) if tables else None
         loop = Loop(step, axes, per_dispatch, pick, devices=mesh)
         done = loop.run(state, steps, args, display=Display(), name=name, tables=tables)
         assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(done))
@@ -90,6 +90,14 @@ PROGRAM = """if True:
     for name, rows, length in (("table", jnp.asarray, 1), ("disk", OnDisk, 1), ("disk, two at once", OnDisk, 2)):
         data = (rows(np.asarray(images)), rows(np.asarray(reprs)))
         run(name, jnp.zeros((1,)), regress, (0,), (jnp.array([0]),), make_devices(), tables=data, per_dispatch=length)
+    # Class by class: three classes of four rows, which no number of devices divides, and four classes of three.
+    for classes in (3, 4):
+        weights = draw(classes, 12 // classes, 1, 1, 1, seed=9)
+        by_class = lambda state, number, batch, _: (0.9 * state + jnp.sum(weights * batch[0]) + batch[1].sum(), {"loss": state})
+        for name, rows in (("table", jnp.asarray), ("disk", OnDisk)):
+            data = (rows(np.asarray(images)), rows(np.asarray(reprs)))
+            drawn = dict(tables=data, num_rows=(classes, 12 // classes))
+            run(f"{name}, {classes} classes", jnp.zeros((1,)), by_class, (0,), (jnp.array([0]),), make_devices(), **drawn)
     mesh = make_devices()
     state = stack([init_outer(jax.random.key(4), start, optimizer=optax.sgd(0.1), pool_size=2, **settings)])
     warm_up = make_warm_up_step(shard=placement(mesh), **settings)
@@ -133,6 +141,7 @@ def runs(tmp_path_factory):
     return found
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("count", [2, 4])
 def test_devices_agree_with_one(count, runs):
     one, many = runs[1][0], runs[count][0]
@@ -141,12 +150,15 @@ def test_devices_agree_with_one(count, runs):
         np.testing.assert_allclose(many[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.chaos
 def test_rows_from_disk_make_the_same_steps_as_rows_on_the_device(runs):
     for count in (1, 2, 4):
         found = runs[count][0]
         assert found["table"] != 0
         for other in ("disk", "disk, two at once"):
             np.testing.assert_allclose(found[other], found["table"], rtol=1e-5)
+        for classes in (3, 4):
+            np.testing.assert_allclose(found[f"disk, {classes} classes"], found[f"table, {classes} classes"], rtol=1e-5)
 
 
 def convolved_rows(program):
@@ -154,6 +166,7 @@ def convolved_rows(program):
     return {int(rows) for rows in re.findall(r"= f32\[(\d+),\d+,\d+,\d+\]\S* convolution\(", program)}
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", ["one member", "warm up", "teacher"])
 def test_every_device_convolves_its_share_of_the_rows(name, runs):
     # Sixteen real or teacher's rows, and fifteen support rows, filled up.
@@ -165,6 +178,7 @@ def test_every_device_convolves_its_share_of_the_rows(name, runs):
         assert not whole & rows
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", ["one member", "two members", "warm up", "teacher"])
 def test_devices_sum_their_gradients_and_one_device_sums_nothing(name, runs):
     assert "all-reduce" not in runs[1][1][name]

@@ -49,6 +49,7 @@ def run(workdir, *args):
     return main([*ARGS, "--workdir", str(workdir), *args])
 
 
+@pytest.mark.chaos
 def test_a_step_that_does_not_fit_is_refused_with_the_nearest_that_does_which_then_runs(tmp_path, capsys):
     assert run(tmp_path, "--config.memory.limit_gb=0.002") == 2
     message = capsys.readouterr().err

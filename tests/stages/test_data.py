@@ -145,7 +145,8 @@ def test_unusable_data_ends_a_run_with_status_3_and_one_line(tmp_path, capsys):
 
 def smoke(workdir, *settings, task="all"):
     # One method, with few steps, bases that small images hold, and what else compiles quickly.
-    shape = ["--config.methods.basis.image_bases=3", "--config.methods.basis.repr_bases=3", "--config.data.limit=0"]
+    # As many images in all runs, so that they share what they compile.
+    shape = ["--config.methods.basis.image_bases=3", "--config.methods.basis.repr_bases=3", "--config.data.limit=54"]
     shape += ["--config.teacher.widths=(8,)", "--config.student.widths=(4,)", "--config.evaluation.students.convnet.widths=(4,)"]
     for view in ("first_view", "second_view"):
         shape += [f"--config.teacher.{view}.{name}=0.0" for name in ("jitter", "blur", "gray", "solarize")]
@@ -209,6 +210,7 @@ def write_idx(folder, arrays):
         (folder / name).write_bytes(header + array.astype(np.uint8).tobytes())
 
 
+@pytest.mark.chaos
 def test_fashion_mnist_is_the_same_through_idx_a_folder_of_images_and_npz(tmp_path):
     """The same arrays, and the same first distillation step, bit for bit."""
     x_train, y_train, x_test, y_test = fashion_mnist(tmp_path)

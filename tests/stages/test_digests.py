@@ -25,7 +25,7 @@ NOTHING = re.compile(
     r"name|seeds|seeds_at_once|steps_per_dispatch|log_every|logger|only|checkpoints\..*|devices\..*|memory\..*|teacher\.probe_learning_rate"
     r"|evaluation\.(controls|only)|(data|evaluation\.datasets\.\w+)\.(data_dir|cache|memory_gb)"
     # Data go by their content: these change nothing where all images are alike and can be used.
-    r"|(data|evaluation\.datasets\.\w+)\.(fit|on_bad_image)"
+    r"|(data|evaluation\.datasets\.\w+)\.(fit|on_bad_image|ground|overlap)"
 )
 # What a change of these digests entails: the teacher of other data is another one, and so are its sets; rows have what they read.
 EXPECTED = [
@@ -45,6 +45,8 @@ VALUES = {
     "evaluation.datasets.other.source": "arrays:third.npz",
     "evaluation.datasets.other.split": "unlabelled",
     "data.split": "unlabelled",
+    "data.ground": "black",
+    "evaluation.datasets.other.ground": "black",
     "data.size": 6,
     "data.channels": 3,
     "data.validation": 0.25,

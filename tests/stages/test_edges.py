@@ -190,6 +190,7 @@ ROTATED = RegressionSpec(
 
 
 # Every example compiles, so a failing one is not made smaller.
+@pytest.mark.chaos
 @given(steps())
 @settings(max_examples=5, phases=[Phase.explicit, Phase.generate])
 @example(((RegressionSpec(images=3), 1000, (2, 2, 1), WIDTH, {}), PLAIN, 1, True))

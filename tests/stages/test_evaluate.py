@@ -30,7 +30,6 @@ def make_spec(sections=None, **evaluation):
     config.data.source = "digits"
     smoke(config)
     config.only = "krr_st"
-    config.data.limit = 128
     config.evaluation.update(**{"protocols": ("knn",), **evaluation})
     config.protocols.few.fractions = (0.05,)
     config.protocols.update(sections or {})
@@ -39,8 +38,8 @@ def make_spec(sections=None, **evaluation):
 
 CROSS = dict(
     students=to_config({"convnet": NetSpec(widths=(4, 8)), "vit": NetSpec("vit", (6,)), "wide": NetSpec(widths=(4, 8), width_factor=2.0)}),
-    datasets={"again": to_config(DataSpec(limit=128, validation=0.2))},
-    only="convnet,vit",
+    datasets={"again": to_config(DataSpec(limit=256, validation=0.2))},
+    only="convnet,wide",
     controls=("none", "teacher_init", "teacher", "full"),
     protocols=("linear", "knn", "finetune"),
 )
@@ -87,7 +86,7 @@ def test_every_cell_has_a_row_and_a_run_that_was_cut_off_computes_only_the_rest(
     assert results["rows"][:7] == first["rows"]
     teachers = [(name, None, data, 0) for name in ("teacher_init", "teacher") for data in ("digits", "again")]
     students = [
-        (name, student, data, 0) for student in ("convnet", "vit") for name in ("none", "full", "krr_st") for data in ("digits", "again")
+        (name, student, data, 0) for student in ("convnet", "wide") for name in ("none", "full", "krr_st") for data in ("digits", "again")
     ]
     assert cells_in(results) == teachers + students
     for row in results["rows"]:
