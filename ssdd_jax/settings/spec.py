@@ -130,8 +130,8 @@ class OuterSpec:
         real_padding: zeros around an image before its crop.
         real_flip: probability that a crop is flipped; 0 where left and right matter, as for digits.
         precision: precision of the products in the pool's members: tensorfloat32 where the hardware has such products (NVIDIA from Ampere
-            on; a CPU computes large 3 x 3 convolutions by Winograd's tiles instead, at 2.5 times the rounding error), float32, or
-            bfloat16, which also holds activations. The regression runs in float32 in any case.
+            on; a CPU computes large 3 x 3 convolutions by Winograd's tiles instead, at 2 to 7 times the rounding error, see
+            `ssdd_jax.nets.winograd`), float32, or bfloat16, which also holds activations. The regression runs in float32 in any case.
     """
 
     steps: int = within(600, 0)
