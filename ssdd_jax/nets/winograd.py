@@ -5,7 +5,7 @@ every 4 x 4 tile of outputs is Y = A^T [ (G g G^T) * (B^T d B) ] A, with g the k
 * elementwise, summed over input channels. Over all tiles, that is 36 matrix products; each change of basis is one more.
 
 The price is rounding (root mean square against float64, 48 to 512 channels, 4 to 32 pixels): outputs and the gradient with respect to the
-images have 2 to 6 times the error of a plain convolution, the gradient with respect to the kernel 3 to 7 times that of plain matrix products.
+images have 2 to 6 times the error of a plain convolution, the gradient with respect to the kernel 3 to 7 times that of matrix products.
 Errors also spread within a tile: they are relative to the largest of its inputs, so an input of 1e4 leaves errors of up to
 1e-6 * 1e4 * (size of the kernel's entries) in outputs of its tile that do not depend on it, where a plain convolution leaves none.
 """
