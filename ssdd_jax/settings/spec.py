@@ -56,7 +56,8 @@ class TeacherSpec:
     Attributes:
         net: its network; the representation is its pooled features, as wide as the last of its widths.
         widths: widths of its layers, see `ssdd_jax.nets`; () takes the published ones.
-        checkpoint: a PyTorch file of the weights (a state dict, or solo-learn's checkpoint) to use instead of pretraining.
+        checkpoint: a file of weights to use instead of pretraining: safetensors, or PyTorch's (a state dict, or a checkpoint such as
+            solo-learn's or Lightning's); see `ssdd_jax.nets.variables_from_torch` for the names.
         optimizer: adamw, or lars as solo-learn runs it.
         learning_rate: as it is: solo-learn multiplies its own by batch_size / 256.
         warmup_rate: where the linear warm-up starts.

@@ -90,7 +90,7 @@ def teacher_digest(spec: RunSpec, data: Data) -> str:
         return digest(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate), data.digest)
     file = local_path(teacher.checkpoint, "config.teacher.checkpoint")
     if not file.is_file():
-        raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")
+        raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch or safetensors file; correct the path")
     return digest(teacher.net, teacher.widths, teacher.precision, teacher.standardize, data.digest, file_digest(file))
 
 
@@ -102,7 +102,7 @@ def get_teacher(
     `name` is its `teacher_digest`, `folder` the folder of all checkpoints, and `saving` has the settings of `Checkpoints`.
 
     Raises:
-        InputError: the published checkpoint is not a PyTorch checkpoint, or is of another network.
+        InputError: the published checkpoint is not a PyTorch or safetensors file, or is of another network.
     """
     learner = teacher_learner(spec.teacher, data.image_shape)
     if spec.teacher.checkpoint:
@@ -113,7 +113,7 @@ def get_teacher(
 
 
 def read_teacher(file: str, net: str, learner: Learner) -> Any:
-    """Return the variables in a PyTorch checkpoint, read without PyTorch."""
+    """Return the variables in a PyTorch or safetensors file, read without PyTorch."""
     weights = read_state_dict(local_path(file, "config.teacher.checkpoint"))
     try:
         return variables_from_torch(net, weights, jax.eval_shape(learner.init, jax.random.key(0)))
