@@ -43,6 +43,8 @@ def parse_safetensors(content: bytes) -> dict[str, np.ndarray | StandIn]:
         entries = safetensors.deserialize(content)
     except safetensors.SafetensorError as error:
         raise DataError(f"is a damaged safetensors file ({error!s:.200}); copy or download it again") from error
+    # The library gives them in any order.
+    entries = sorted(entries, key=lambda entry: entry[0])
     return {name: _tensor(entry["shape"], entry["dtype"], entry["data"]) for name, entry in entries}
 
 
