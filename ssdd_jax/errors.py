@@ -66,6 +66,11 @@ def storage_error(error: OSError) -> StorageError | None:
     return StorageError(f"{where}{error.strerror}; make room or repair it and run the same command again: what was complete is kept")
 
 
+def printable(text: str) -> str:
+    """Return text that a file or a user chose as one line: line breaks and terminal codes become question marks."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return '; did you mean ...?' for the known name nearest to `name`, or '' if none is as near as `cutoff`."""
     close = difflib.get_close_matches(name, list(known), 1, cutoff)

@@ -19,7 +19,7 @@ ALLOWED = {
     "registry": {"errors"},
     "settings": {"errors", "registry", "settings"},
     "core": {"core", "rng", "settings"},
-    "nets": {"core", "nets", "registry", "settings"},
+    "nets": {"core", "errors", "nets", "registry", "settings"},
     "kernels": {"core", "kernels", "settings"},
     "methods": {"core", "errors", "kernels", "methods", "nets", "registry", "rng", "settings"},
     "evals": {"core", "errors", "evals", "nets", "registry", "rng", "settings"},

@@ -4,9 +4,12 @@ XLA's CPU backend is slow in three cases; each is replaced: the gradient with re
 products), the gradient with respect to the images inside a loop (eight times slower than the convolution that it equals), and everything
 about a convolution whose input has few channels, such as a first layer's (up to ten times). The values agree up to rounding. They also do
 where a 3 x 3 kernel of many channels takes a quarter of the multiplications (`ssdd_jax.nets.winograd`), unless precision is "float32".
+The gradient is written by hand, so there is no forward mode: see `plain_convolutions`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,13 +44,27 @@ class Window(NamedTuple):
     precision: Any = None
 
 
+_fast = ContextVar("fast", default=True)
+
+
+@contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """Let `convolve` be `jax.lax.conv_general_dilated` while a function is traced: differentiable in forward mode and to any order."""
+    token = _fast.set(False)
+    try:
+        yield
+    finally:
+        _fast.reset(token)
+
+
 def convolve(images: Images, kernel: Kernel, strides: Sequence[int], padding: Sequence[tuple[int, int]], **settings: Any) -> Outputs:
     """Convolve as `jax.lax.conv_general_dilated`, which it replaces in flax's layers; NHWC, without groups or dilation."""
     (top, bottom), (left, right) = padding
     # Read here, since the gradient is traced after a surrounding `jax.default_matmul_precision` has ended.
     config: Any = jax.config
     precision = settings.get("precision") or config.jax_default_matmul_precision
-    return _convolve(images, kernel, Window((strides[0], strides[1]), ((top, bottom), (left, right)), precision))
+    window = Window((strides[0], strides[1]), ((top, bottom), (left, right)), precision)
+    return _convolve(images, kernel, window) if _fast.get() else _plain(images, kernel, window)
 
 
 def _plain(images: Images, kernel: Kernel, window: Window) -> Outputs:

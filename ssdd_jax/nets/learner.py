@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ssdd_jax.core.pool import Learner
+from ssdd_jax.nets.conv import plain_convolutions
 from ssdd_jax.nets.net import Net
 from ssdd_jax.registry import NETS
 from ssdd_jax.settings.fields import PRECISIONS
@@ -49,6 +52,7 @@ def make_learner(
     pooled: bool = False,
     width_factor: float = 1.0,
     precision: str = "tensorfloat32",
+    fast_convolutions: bool = True,
 ) -> Learner:
     """Return a network as functions.
 
@@ -64,6 +68,9 @@ def make_learner(
             from Ampere on; a CPU has none, and convolves by `ssdd_jax.nets.winograd` instead), 'float32' never rounds, and
             'bfloat16' computes activations and products in bfloat16. Parameters, batch statistics and what the functions return
             are always float32.
+        fast_convolutions: whether convolutions are those of `ssdd_jax.nets.conv`, which a CPU runs several times faster. Their gradient
+            is written by hand, so `jax.jvp`, `jax.jacfwd`, `jax.linearize` and `jax.hessian` fail with a TypeError about forward-mode
+            autodiff: for these give False. The values are then the same up to rounding.
 
     Raises:
         ValueError: the widths or the images do not fit the network (images too small, or not a whole number of patches), or the
@@ -83,19 +90,20 @@ def make_learner(
         (_, outputs), updated = module.apply(variables, images, train=True, mutable=["batch_stats"])
         return outputs, updated.get("batch_stats", {})
 
+    traced = partial(_traced, precision=precision, fast_convolutions=fast_convolutions)
     return Learner(
         init=init,
-        apply=_at_precision(lambda variables, images: module.apply(variables, images)[1], precision),
-        apply_train=_at_precision(apply_train, precision),
-        features=_at_precision(lambda variables, images: module.apply(variables, images)[0], precision),
+        apply=traced(lambda variables, images: module.apply(variables, images)[1]),
+        apply_train=traced(apply_train),
+        features=traced(lambda variables, images: module.apply(variables, images)[0]),
     )
 
 
-def _at_precision(fn: Callable[[Any, Any], Any], precision: str) -> Callable[[Any, Any], Any]:
-    """Return fn(variables, images), computed at a precision; the result is float32."""
+def _traced(fn: Callable[[Any, Any], Any], precision: str, fast_convolutions: bool) -> Callable[[Any, Any], Any]:
+    """Return fn(variables, images), with products at a precision and these convolutions; the result is float32."""
 
     def run(variables, images):
-        with jax.default_matmul_precision(precision):
+        with jax.default_matmul_precision(precision), nullcontext() if fast_convolutions else plain_convolutions():
             if precision == "bfloat16":
                 variables = {**variables, "params": _cast(variables["params"], jnp.bfloat16)}
                 images = images.astype(jnp.bfloat16)

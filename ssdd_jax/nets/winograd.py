@@ -3,6 +3,11 @@
 Winograd's minimal filtering F(4 x 4, 3 x 3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, eq. 8):
 every 4 x 4 tile of outputs is Y = A^T [ (G g G^T) * (B^T d B) ] A, with g the kernel, d the 6 x 6 inputs that the tile depends on and
 * elementwise, summed over input channels. Over all tiles, that is 36 matrix products; each change of basis is one more.
+
+The price is rounding (root mean square against float64, 48 to 512 channels, 4 to 32 pixels): outputs and the gradient with respect to the
+images have 2 to 6 times the error of a plain convolution, the gradient with respect to the kernel 3 to 7 times that of matrix products.
+Errors also spread within a tile: they are relative to the largest of its inputs, so an input of 1e4 leaves errors of up to
+1e-6 * 1e4 * (size of the kernel's entries) in outputs of its tile that do not depend on it, where a plain convolution leaves none.
 """
 
 from collections.abc import Sequence
@@ -14,8 +19,7 @@ from jaxtyping import Array, Float
 
 TILE, TAPS = 4, 3
 PATCH = TILE + TAPS - 1
-# A tile is evaluated at these points and at infinity. With them its rounding error is 2.5 times that of a plain convolution; with
-# Lavin and Gray's (0, 1, -1, 2, -2), 5 times.
+# A tile is evaluated at these points and at infinity. Lavin and Gray's (0, 1, -1, 2, -2) would double its rounding error.
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
 

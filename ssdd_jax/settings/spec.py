@@ -61,7 +61,8 @@ class TeacherSpec:
     Attributes:
         net: its network; the representation is its pooled features, as wide as the last of its widths.
         widths: widths of its layers, see `ssdd_jax.nets`; () takes the published ones.
-        checkpoint: a PyTorch file of the weights (a state dict, or solo-learn's checkpoint) to use instead of pretraining.
+        checkpoint: a file of weights to use instead of pretraining: safetensors, or PyTorch's (a state dict, or a checkpoint such as
+            solo-learn's or Lightning's); see `ssdd_jax.nets.variables_from_torch` for the names.
         optimizer: adamw, or lars as solo-learn runs it.
         learning_rate: as it is: solo-learn multiplies its own by batch_size / 256.
         warmup_rate: where the linear warm-up starts.
@@ -135,8 +136,8 @@ class OuterSpec:
         real_padding: zeros around an image before its crop.
         real_flip: probability that a crop is flipped; 0 where left and right matter, as for digits.
         precision: precision of the products in the pool's members: tensorfloat32 where the hardware has such products (NVIDIA from Ampere
-            on; a CPU computes large 3 x 3 convolutions by Winograd's tiles instead, at 2.5 times the rounding error), float32, or
-            bfloat16, which also holds activations. The regression runs in float32 in any case.
+            on; a CPU computes large 3 x 3 convolutions by Winograd's tiles instead, at 2 to 7 times the rounding error, see
+            `ssdd_jax.nets.winograd`), float32, or bfloat16, which also holds activations. The regression runs in float32 in any case.
     """
 
     steps: int = within(600, 0)

@@ -90,7 +90,7 @@ def checkpoint_fingerprint(teacher: TeacherSpec) -> str:
         return ""
     file = local_path(teacher.checkpoint, "config.teacher.checkpoint")
     if not file.is_file():
-        raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch checkpoint; correct the path")
+        raise InputError(f"config.teacher.checkpoint: no file {str(file)!r}, expected a PyTorch or safetensors file; correct the path")
     return file_digest(file)
 
 
@@ -110,7 +110,7 @@ def get_teacher(
     `name` is its `teacher_digest`, `folder` the folder of all checkpoints, and `saving` has the settings of `Checkpoints`.
 
     Raises:
-        InputError: the published checkpoint is not a PyTorch checkpoint, or is of another network.
+        InputError: the published checkpoint is not a PyTorch or safetensors file, or is of another network.
     """
     learner = teacher_learner(spec.teacher, data.image_shape)
     if spec.teacher.checkpoint:
@@ -121,7 +121,7 @@ def get_teacher(
 
 
 def read_teacher(file: str, net: str, learner: Learner) -> Any:
-    """Return the variables in a PyTorch checkpoint, read without PyTorch."""
+    """Return the variables in a PyTorch or safetensors file, read without PyTorch."""
     weights = read_state_dict(local_path(file, "config.teacher.checkpoint"))
     try:
         return variables_from_torch(net, weights, jax.eval_shape(learner.init, jax.random.key(0)))

@@ -3,10 +3,12 @@
 python tests/golden/make_torch_files.py
 """
 
+from argparse import Namespace
 from collections import OrderedDict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -37,6 +39,26 @@ def plain():
     return state
 
 
+def lightning():
+    """Write a compiled network of half precision as Lightning does, with the hyper-parameters that it was called with."""
+    torch.manual_seed(1)
+    net = network()
+    net[0] = torch.compile(net[0])
+    weights = {f"model.{name}": value.half() if value.ndim else value for name, value in torch.compile(net).state_dict().items()}
+    parameters = {
+        "args": Namespace(lr=0.1, folder=PurePosixPath("data"), device=torch.device("cpu"), dtype=torch.float16),
+        "numpy": [np.float64(0.5), np.arange(3), np.random.RandomState(0)],
+        "head": nn.Linear(2, 2),
+        "activation": nn.functional.relu,
+        "schedule": torch.optim.lr_scheduler.CosineAnnealingLR,
+    }
+    torch.save({"epoch": 3, "state_dict": weights, "hyper_parameters": parameters}, FOLDER / "lightning.ckpt")
+    np.savez_compressed(FOLDER / "lightning.npz", **{name: numpy(value) for name, value in weights.items()})
+    weights = {name: value.bfloat16() if value.ndim else value for name, value in weights.items()}
+    safetensors.torch.save_file(weights, FOLDER / "bfloat16.safetensors", metadata={"format": "pt"})
+    np.savez_compressed(FOLDER / "bfloat16.npz", **{name: numpy(value) for name, value in weights.items()})
+
+
 def main():
     torch.manual_seed(0)
     FOLDER.mkdir(exist_ok=True)
@@ -60,6 +82,7 @@ def main():
     torch.save({"images": images, "size": images.shape}, FOLDER / "protocol4.pt", pickle_protocol=4)
     torch.save({"images": images}, FOLDER / "legacy.pt", _use_new_zipfile_serialization=False)
     torch.jit.script(nn.Linear(2, 1)).save(FOLDER / "script.pt")
+    lightning()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,23 @@
+import argparse
 import copyreg
+import datetime
+import enum
+import functools
 import gc
+import gzip
 import io
+import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
+import types
 import weakref
 import zipfile
+from collections import Counter, defaultdict, deque
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +26,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssdd_jax.errors import InputError
+from ssdd_jax.io.stand_in import StandIn
 from ssdd_jax.io.torch_files import read_state_dict, read_torch
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "torch"
-NAMES = [("plain.pt", "plain.npz"), ("solo.ckpt", "solo.npz")]
+NAMES = [("plain.pt", "plain.npz"), ("solo.ckpt", "solo.npz"), ("lightning.ckpt", "lightning.npz")]
 
 
 def assert_same(found, expected):
@@ -93,6 +104,15 @@ def test_a_nested_checkpoint_keeps_its_plain_values():
     assert momentum.shape == (4, 3, 3, 3)
 
 
+def test_the_hyper_parameters_of_a_lightning_checkpoint_are_stand_ins():
+    found = read_torch(GOLDEN / "lightning.ckpt")
+    assert found["epoch"] == 3
+    parameters = found["hyper_parameters"]
+    assert [parameters[key].name for key in ("args", "head")] == ["argparse.Namespace", "torch.nn.modules.linear.Linear"]
+    assert parameters["schedule"].name == "torch.optim.lr_scheduler.CosineAnnealingLR"
+    assert all(isinstance(value, StandIn) for value in parameters["numpy"])
+
+
 def test_a_bare_tensor_a_size_and_another_pickle_protocol():
     images = np.load(GOLDEN / "bare.npz")["images"]
     np.testing.assert_array_equal(read_torch(GOLDEN / "bare.pt"), images)
@@ -127,6 +147,29 @@ def test_a_bare_tensor_is_no_state_dict():
     assert "holds an array of shape (2, 3, 2, 2), expected named tensors" in refused(GOLDEN / "bare.pt", read_state_dict)
 
 
+OTHERS = {
+    "compressed with gzip": gzip.compress(b"x" * 100),
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+    "a web page": b"\n<!DOCTYPE html><html>Sign in</html>",
+    "a JSON file": b'{"metadata": {}, "weight_map": {"conv1.weight": "model-00001-of-00002.safetensors"}}',
+    "an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(100),
+    "a NumPy array": b"\x93NUMPY\x01\x00" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_is_often_given_instead_is_named(tmp_path, what):
+    (tmp_path / "x.pth.tar").write_bytes(OTHERS[what])
+    for read in (read_torch, read_state_dict):
+        assert f" is {what}, expected a PyTorch or safetensors file; " in refused(tmp_path / "x.pth.tar", read)
+
+
+def test_the_suffix_does_not_matter(tmp_path):
+    for suffix in (".pth.tar", ".bin", ".safetensors"):
+        shutil.copy(GOLDEN / "plain.pt", tmp_path / f"x{suffix}")
+        assert_same(read_state_dict(tmp_path / f"x{suffix}"), dict(np.load(GOLDEN / "plain.npz")))
+
+
 def test_other_formats_are_named(tmp_path):
     assert "legacy format" in refused(GOLDEN / "legacy.pt")
     assert "PyTorch 1.6 or newer" in refused(GOLDEN / "legacy.pt")
@@ -136,10 +179,13 @@ def test_other_formats_are_named(tmp_path):
     assert "cannot be read (Is a directory)" in refused(tmp_path)
     with tarfile.open(tmp_path / "old.pt", "w") as archive:
         archive.add(GOLDEN / "bare.pt", "storages")
-    assert "legacy format" in refused(tmp_path / "old.pt")
+    assert "is a tar archive; unpack it and give the file inside, or, if it is in PyTorch's legacy format" in refused(tmp_path / "old.pt")
+    with zipfile.ZipFile(tmp_path / "folder.pth.tar", "w") as archive:
+        archive.write(GOLDEN / "bare.pt", "weights/bare.pt")
+    assert "without data.pkl, expected what torch.save writes; give the .pt" in refused(tmp_path / "folder.pth.tar")
     for content in (b"", b"PK", b"PK\x03\x04", b"hello", b"\x80\x02}q\x00.", bytes(1000)):
         (tmp_path / "x.pt").write_bytes(content)
-        assert "truncated or not a PyTorch file" in refused(tmp_path / "x.pt")
+        assert "truncated or not a PyTorch or safetensors file" in refused(tmp_path / "x.pt")
 
 
 HOSTILE = [
@@ -182,13 +228,20 @@ def hostile_pickles(module, name, marker):
 
 
 @pytest.mark.parametrize(("module", "name"), HOSTILE)
-def test_nothing_but_tensors_and_containers_can_be_named(tmp_path, module, name):
+def test_nothing_but_tensors_and_containers_is_made(tmp_path, module, name):
     marker = tmp_path / "marker"
     for how, content in hostile_pickles(module, name, marker):
-        text = refused(write(tmp_path / f"{how}.pt", content))
-        asked = "".join(c if c.isprintable() else "?" for c in f"{module}.{name}")
-        assert f" asks for {asked}, expected only tensors and plain containers; nothing was run;" in text, how
-        assert "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW)" in text
+        path = write(tmp_path / f"{how}.pt", content)
+        if how == "persistent id":
+            assert "is damaged" in refused(path)
+        elif how == "BUILD":
+            assert read_torch(path) == {}
+        else:
+            found = read_torch(path)
+            assert isinstance(found, StandIn), how
+            assert found.name == f"{module}.{name}"
+            asked = "".join(c if c.isprintable() else "?" for c in found.name)
+            assert f" holds an object of {asked}, expected named tensors" in refused(path, read_state_dict)
     assert not marker.exists()
 
 
@@ -216,8 +269,103 @@ def test_a_pickle_that_runs_a_command_runs_nothing(tmp_path, protocol):
         pickle.loads(content)
         assert marker.exists()
         marker.rename(tmp_path / f"gone{number}")
-        assert "nothing was run" in refused(write(tmp_path / "x.pt", content))
+        found = read_torch(write(tmp_path / "x.pt", content))
+        assert found["state_dict"] == {"w": 1}
+        assert isinstance(found["hyper_parameters"], StandIn)
         assert not marker.exists()
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def made_on_the_fly():
+    """Return objects of a module that is gone when they are read: with state, slots, items, elements and arguments."""
+    module = types.ModuleType("of_another_project")
+    code = """
+import collections
+class Config(dict): pass
+class Tags(list): pass
+class Names(set): pass
+class Slots:
+    __slots__ = ("a",)
+class WithState:
+    def __getstate__(self): return ("any", {"state": 1})
+    def __setstate__(self, state): raise RuntimeError
+Point = collections.namedtuple("Point", "x y", module=__name__)
+"""
+    exec(code, module.__dict__)
+    slots = module.Slots()
+    slots.a = slots
+    config = module.Config(a=1)
+    config["self"] = config.itself = config
+    return module, [config, module.Tags([1, [2]]), module.Names({3}), slots, module.WithState(), module.Point(1, 2), module.Config]
+
+
+def hyper_parameters():
+    """Return objects as Lightning saves them."""
+    random = np.random.RandomState(0)
+    return {
+        "namespace": argparse.Namespace(lr=0.1, out=Path("/x"), net=argparse.Namespace(widths=[1, 2])),
+        "scalars": [np.float64(3), np.int32(1), np.bool_(True), np.dtype("f4")],
+        "arrays": np.arange(3),
+        "random": [random, random.get_state()],
+        "enum": {Colour.RED: Colour.RED},
+        "others": [{1, 2}, frozenset([3]), 1 + 2j, slice(1), range(3), bytearray(b"x"), b"y", datetime.datetime.now(), Decimal(1)],
+        "functions": [functools.partial(math.copysign, 1), os.path.join, Path.exists, dict.fromkeys],
+        "containers": [defaultdict(list, {"a": [1]}), deque([1]), Counter("aab"), types.SimpleNamespace(a=1)],
+    }
+
+
+# Where a pickle's opcodes begin: after the protocol's number and, from 4 on, the length of its frame.
+@pytest.mark.parametrize(("protocol", "start"), [(0, 0), (1, 0), (2, 2), (3, 2), (4, 11), (5, 11)])
+def test_hyper_parameters_of_any_class_are_passed_over(tmp_path, protocol, start):
+    module, objects = made_on_the_fly()
+    sys.modules[module.__name__] = module
+    try:
+        # Before protocol 2 there are neither slots nor a dict that holds itself.
+        values = hyper_parameters() | {"foreign": objects if protocol > 1 else objects[1:3]}
+        parameters = pickle.dumps(values, protocol)[start:-1]
+    finally:
+        del sys.modules[module.__name__]
+    # First the parameters, whose memo must begin at 0, so their own name is not memoized.
+    content = b"\x80\x04}(X\x10\x00\x00\x00hyper_parameters" + parameters + plain("epoch") + b"K\x07"
+    content += plain("state_dict") + b"}" + plain("w") + tensor((6,), (1,)) + b"su."
+    path = write(tmp_path / "x.ckpt", content, STORAGE)
+    found = read_torch(path)
+    assert found["epoch"] == 7
+    assert list(found["hyper_parameters"]) == list(values)
+    assert found["hyper_parameters"]["namespace"].name == ("argparse.Namespace" if protocol > 1 else "copy_reg._reconstructor")
+    assert module.__name__ not in sys.modules
+    assert_same(read_state_dict(path), {"w": np.arange(6, dtype=np.float32)})
+
+
+def test_a_stand_in_keeps_no_state_and_its_class_takes_none(tmp_path):
+    state = b"}(" + plain("name") + plain("other") + plain("secret") + b"Nu"
+    for made in (b"", b")R", b")\x81"):
+        found = read_torch(write(tmp_path / "x.pt", b"\x80\x02" + named("argparse", "Namespace") + made + state + b"b."))
+        assert found.name == "argparse.Namespace"
+        assert not hasattr(found, "secret")
+    assert StandIn.name == ""
+
+
+def test_a_checkpoint_with_several_state_dicts_has_them_all(tmp_path):
+    one = lambda name: plain(name) + b"}" + plain("w") + tensor((6,), (1,)) + b"s"
+    content = b"\x80\x02}(" + plain("epoch") + b"K\x01" + one("student") + one("teacher") + b"u."
+    found = read_state_dict(write(tmp_path / "x.pt", content, STORAGE))
+    assert_same(found, {name: np.arange(6, dtype=np.float32) for name in ("student.w", "teacher.w")})
+
+
+def test_tensors_of_other_kinds_are_stand_ins_named_after_them(tmp_path):
+    parts = b"".join(plain(kind) + tensor((6,), (1,), kind=f"{kind}Storage") for kind in ("Float", "ComplexFloat", "QInt8"))
+    v3 = plain("v3") + tensor((6,), (1,), kind="UntypedStorage").replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v3")
+    held = plain("held") + named("torch._utils", "_rebuild_parameter") + b"(" + tensor((6,), (1,), kind="ComplexFloatStorage") + b"\x89NtR"
+    found = read_state_dict(write(tmp_path / "x.pt", b"\x80\x02}(" + parts + v3 + held + b"u.", STORAGE))
+    assert found.pop("Float").shape == (6,)
+    kinds = {"ComplexFloat": "torch.ComplexFloatStorage", "QInt8": "torch.QInt8Storage", "v3": "torch._utils._rebuild_tensor_v3"}
+    assert {name: value.name for name, value in found.items()} == kinds | {"held": "torch.ComplexFloatStorage"}
+    text = refused(write(tmp_path / "x.pt", b"\x80\x02}" + v3 + b"s.", STORAGE), read_state_dict)
+    assert "holds a dict of ['v3'], of which 'v3' is an object of torch._utils._rebuild_tensor_v3, expected named tensors" in text
 
 
 def test_extension_codes_are_refused_even_when_they_are_cached(tmp_path):
@@ -388,7 +536,7 @@ def scratch(tmp_path_factory):
 def test_a_file_cut_anywhere_is_refused(goldens, scratch, which, cut):
     content, _ = goldens[which]
     scratch.write_bytes(content[: int(cut * len(content))])
-    assert "truncated or not a PyTorch file" in refused(scratch)
+    assert "truncated or not a PyTorch or safetensors file" in refused(scratch)
 
 
 @settings(max_examples=400)
@@ -439,4 +587,8 @@ def test_a_new_network_saved_by_pytorch_is_read_bit_for_bit(tmp_path):
     torch.save({"state_dict": dict(net.named_parameters()), "epoch": 1}, path)
     assert_same(read_state_dict(path), {name: expected[name] for name, _ in net.named_parameters()})
     torch.save(net, path)
-    assert "asks for torch.nn.modules.container.Sequential" in refused(path)
+    assert "holds an object of torch.nn.modules.container.Sequential" in refused(path, read_state_dict)
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.tag = "kept with the parameter"
+    torch.save({"state_dict": {"w": parameter}, "hyper_parameters": {"net": net, "device": torch.device("cpu"), "dtype": torch.half}}, path)
+    assert_same(read_state_dict(path), {"w": np.ones(3, np.float32)})

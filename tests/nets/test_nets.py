@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles.outer import block_forward
 
-from ssdd_jax.nets import make_learner
+from ssdd_jax.nets import NETS, conv, make_learner
 from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, average_pool, kaiming_fan_out_init
 
 pytestmark = pytest.mark.core
@@ -208,3 +208,51 @@ def test_every_product_of_a_network_has_the_precision_that_was_asked_for(precisi
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision is 'float16', expected one of tensorfloat32, float32, bfloat16"):
         make_learner("convnet", (8, 16), (16, 16, 3), 5, precision="float16")
+
+
+# The smallest of each network that has all of its layers.
+SMALL = {
+    "convnet": ((4, 5), (8, 8, 2)),
+    "vgg11": ((2,) * 8, (32, 32, 1)),
+    "alexnet": ((3,) * 5, (32, 32, 1)),
+    "resnet10": ((2, 3, 4, 5), (8, 8, 1)),
+    "resnet18": ((2, 3, 4, 5), (8, 8, 1)),
+    "mobilenet": ((2,) * 9, (8, 8, 1)),
+    "vit": ((6, 6), (8, 8, 1)),
+}
+
+
+@pytest.mark.parametrize("net", list(NETS))
+def test_without_fast_convolutions_there_is_forward_mode_and_the_second_derivative(net, monkeypatch):
+    monkeypatch.setattr(conv, "MIN_OPERATIONS", 0)
+    widths, shape = SMALL[net]
+    fast, plain = (make_learner(net, widths, shape, 2, precision="float32", fast_convolutions=fast) for fast in (True, False))
+    # Quicker than `init`, which would compile another program.
+    variables = jax.tree.map(lambda leaf: 0.1 + 0.1 * abs(draw(*leaf.shape)), jax.eval_shape(fast.init, jax.random.key(0)))
+    images = draw(2, *shape)
+
+    forward = lambda x: jax.jvp(lambda x: plain.apply(variables, x), (x,), (x,))
+    outputs, tangent, expected = jax.jit(lambda x: (*forward(x), fast.apply(variables, x)))(images)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4)
+    assert np.isfinite(tangent).all()
+    assert np.abs(tangent).max() > 0
+
+    def loss(factor):
+        params = jax.tree.map(lambda leaf: factor * leaf, variables["params"])
+        return jnp.sum(plain.apply_train({**variables, "params": params}, images)[0])
+
+    # Traced only: compiling it takes seconds.
+    jax.eval_shape(jax.jacfwd(jax.grad(loss)), 1.0)
+
+
+def test_the_hessian_without_fast_convolutions_is_that_of_reverse_mode(monkeypatch):
+    monkeypatch.setattr(conv, "MIN_OPERATIONS", 0)
+    fast, plain = (make_learner("convnet", (2,), (4, 4, 1), 1, precision="float32", fast_convolutions=fast) for fast in (True, False))
+    variables, image = fast.init(jax.random.key(0)), draw(1, 4, 4, 1)
+    value = lambda learner: lambda x: jnp.sum(jnp.tanh(learner.apply(variables, x)))
+    found = jax.jit(jax.hessian(value(plain)))(image)
+    expected = jax.jit(jax.jacrev(jax.jacrev(value(fast))))(image)
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.eval_shape(jax.hessian(value(fast)), image)

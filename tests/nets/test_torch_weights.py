@@ -89,12 +89,97 @@ def test_the_linear_layer_of_a_pooled_network_keeps_the_order_of_its_rows():
         ("encoder.", {"projector.0.weight": np.zeros((3, 3))}),
         ("module.backbone.", {"module.projector.0.weight": np.zeros((3, 3))}),
         ("backbone.module.", {}),
+        ("_orig_mod.", {}),
+        ("module._orig_mod.", {"n_averaged": np.zeros((), np.int64)}),
+        ("_orig_mod.module.backbone._orig_mod.", {"_orig_mod.module.projector.0.weight": np.zeros((3, 3))}),
+        ("model.", {"loss.temperature": np.ones(1), "bn1.weight": np.zeros(3)}),
+        ("net.encoder.trunk.", {"net.encoder.neck.weight": np.zeros((3, 3))}),
+        ("student.", {"teacher.conv1.weight": np.zeros((3, 3, 3, 3)), "center": np.zeros(3)}),
+        ("", {"hyper_parameters": "no array", "bn1.num_batches_tracked": np.zeros((), np.int64)}),
     ],
 )
 def test_prefixes_of_wrappers_and_of_selfsupervised_checkpoints_are_stripped(prefix, others):
     net, _, state_dict, wanted = given("resnet10", 0)
     wrapped = {f"{prefix}{key}": array for key, array in state_dict.items()} | others
     assert_same(variables_from_torch(net, wrapped, wanted), variables_from_torch(net, state_dict, wanted))
+
+
+@pytest.mark.core
+def test_a_wrapper_around_any_layer_is_stripped():
+    net, _, state_dict, wanted = given("vgg11", 0)
+    wrapped = {key.replace("features.", "features.module.").replace(".4.", "._orig_mod.4."): array for key, array in state_dict.items()}
+    assert set(wrapped).isdisjoint(key for key in state_dict if key.startswith("features."))
+    assert_same(variables_from_torch(net, wrapped, wanted), variables_from_torch(net, state_dict, wanted))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("trained", "average"),
+    [("backbone.", "momentum_backbone."), ("encoder.", "ema."), ("module.encoder_q.", "module.encoder_k."), ("backbone.", "encoder.")],
+)
+def test_of_two_networks_that_fit_the_trained_one_is_taken(trained, average):
+    net, _, state_dict, wanted = given("resnet10", 0)
+    # In either order.
+    for first, second in ((trained, average), (average, trained)):
+        both = {f"{prefix}{key}": array + (prefix == average) for prefix in (first, second) for key, array in state_dict.items()}
+        assert_same(variables_from_torch(net, both, wanted), variables_from_torch(net, state_dict, wanted))
+
+
+def error_of(net, state_dict, wanted):
+    with pytest.raises(ValueError, match="expected") as error:
+        variables_from_torch(net, state_dict, wanted)
+    assert str(error.value).isprintable()
+    return str(error.value)
+
+
+@pytest.mark.core
+def test_two_networks_that_fit_alike_are_both_named():
+    net, _, state_dict, wanted = given("resnet10", 0)
+    both = {f"{prefix}.module.{key}": array for prefix in ("student", "teacher") for key, array in state_dict.items()}
+    text = error_of(net, both, wanted)
+    assert text.startswith("2 networks in the state dict fit resnet10, expected one (their first arrays: student.module.bn1.")
+    assert ", teacher.module.bn1." in text
+    assert "if k.startswith(PREFIX)" in text
+    # Another network next to it does not count.
+    other = {f"teacher.{key}": array for key, array in given("vgg11", 0)[2].items()} | {f"net.{key}": a for key, a in state_dict.items()}
+    assert_same(variables_from_torch(net, other, wanted), variables_from_torch(net, state_dict, wanted))
+    small = {f"teacher.{key}": array[None] for key, array in state_dict.items()} | {
+        f"net.{key}": array for key, array in state_dict.items()
+    }
+    assert_same(variables_from_torch(net, small, wanted), variables_from_torch(net, state_dict, wanted))
+
+
+@pytest.mark.core
+def test_the_same_array_wrapped_and_not_is_refused():
+    net, _, state_dict, wanted = given("resnet10", 0)
+    with pytest.raises(ValueError, match=r"has both conv1\.weight, module\.conv1\.weight, expected one of them"):
+        variables_from_torch(net, state_dict | {"module.conv1.weight": state_dict["conv1.weight"]}, wanted)
+
+
+@pytest.mark.core
+def test_the_names_found_are_shown_next_to_those_expected():
+    net, _, _, wanted = given("resnet10", 0)
+    text = error_of(net, {f"trunk\n{key}": array for key, array in given("vgg11", 0)[2].items()}, wanted)
+    assert "lacks bn1.bias (60 of 60 arrays of resnet10); found trunk?features.0.weight, trunk?features.0.bias, " in text
+    assert ", ..., expected bn1.bias, bn1.running_mean, bn1.running_var, ...; is it another network's?" in text
+    assert "found no arrays, expected bn1.bias" in error_of(net, {"args": "x"}, wanted)
+
+
+@pytest.mark.core
+def test_half_precision_is_widened_and_other_kinds_of_numbers_are_refused():
+    net, _, state_dict, wanted = given("resnet10", 0)
+    for kind in (np.float16, jnp.bfloat16, np.float64):
+        weights = {key: array if array.dtype == np.int64 else array.astype(kind) for key, array in state_dict.items()}
+        found = variables_from_torch(net, weights, wanted)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+        np.testing.assert_array_equal(found["params"]["bn1"]["bias"], state_dict["bn1.bias"].astype(kind).astype(np.float32))
+
+    class Quantized:
+        def __repr__(self):
+            return "an object of torch.QInt8Storage"
+
+    for value, what in ((np.zeros(8, np.int8), "has dtype int8"), (Quantized(), "is an object of torch.QInt8Storage")):
+        assert f"bn1.bias of the state dict {what}, expected " in error_of(net, state_dict | {"bn1.bias": value}, wanted)
 
 
 @pytest.mark.core

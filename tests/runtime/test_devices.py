@@ -63,7 +63,8 @@ PROGRAM = """if True:
     found, programs = {}, {}
 
     def run(name, state, step, axes, args, mesh, tables=(images, reprs), num_rows=16, steps=2, per_dispatch=1):
-        pick = (lambda number, *args: (jax.random.randint(jax.random.key(number), np.atleast_1d(num_rows), 0, 64),) * len(tables)) if tables else None
+        shape = np.atleast_1d(num_rows)
+        pick = (lambda number, *args: (jax.random.randint(jax.random.key(number), shape, 0, 64),) * len(tables)) if tables else None
         loop = Loop(step, axes, per_dispatch, pick, devices=mesh)
         done = loop.run(state, steps, args, display=Display(), name=name, tables=tables)
         assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(done))

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from golden.recipe import TEACHER_SEED, TEACHER_SHAPE, TEACHER_WIDTHS, draw_images
 
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.io.torch_files import read_state_dict
 from ssdd_jax.main import main
 from ssdd_jax.nets import make_learner
 from ssdd_jax.progress import Display
@@ -33,6 +35,15 @@ def test_a_solo_learn_checkpoint_gives_its_representations():
     variables = read_teacher(str(CHECKPOINT), "resnet18", learner)
     expected = np.load(GOLDEN / "nets.npz")["teacher/features"]
     np.testing.assert_allclose(learner.apply(variables, draw_images(TEACHER_SHAPE, TEACHER_SEED)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_a_safetensors_file_gives_the_same_teacher(tmp_path, kind):
+    arrays = {name: array.astype(kind) if array.dtype == np.float32 else array for name, array in read_state_dict(CHECKPOINT).items()}
+    safetensors.numpy.save_file(arrays, tmp_path / "teacher.safetensors")
+    learner = teacher_learner(SPEC, TEACHER_SHAPE)
+    found, expected = (read_teacher(str(file), "resnet18", learner) for file in (tmp_path / "teacher.safetensors", CHECKPOINT))
+    jax.tree.map(lambda mine, theirs: np.testing.assert_array_equal(mine, np.asarray(theirs, kind).astype(np.float32)), found, expected)
 
 
 def test_a_checkpoint_of_another_network_or_without_weights_is_named():
