@@ -15,6 +15,7 @@ from oracles import outer as oracle
 from ssdd_jax.core.approximation import init_networks
 from ssdd_jax.core.bases import fit_pca
 from ssdd_jax.core.distilled import Layout, compress, expand, init_distilled, resize_images, take_images
+from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.outer import (
     init_outer,
     make_outer_step,
@@ -25,6 +26,7 @@ from ssdd_jax.core.outer import (
 )
 from ssdd_jax.core.pool import train_member
 from ssdd_jax.core.stores.factored import factored
+from ssdd_jax.core.stores.plain import Plain
 from ssdd_jax.kernels.feature import feature_kernel
 from ssdd_jax.nets import conv, make_learner
 
@@ -286,6 +288,17 @@ def run(state, step, num_steps, seed=0):
         state, metrics = step(state, REAL_IMAGES, REAL_REPRS, step_key)
         losses.append(float(metrics["loss"]))
     return state, losses
+
+
+def test_a_state_has_buffers_of_its_own_so_that_donating_it_takes_nothing_from_the_caller(key):
+    images, reprs, pca = draw(5, *SHAPE), draw(1, 5, WIDTH), fit_pca(draw(30, 128), 4)
+    given = {leaf.unsafe_buffer_pointer() for leaf in (images, reprs, *jax.tree.leaves(pca))}
+    for store in (Plain, factored(pca, 1.0)):
+        start = init_distilled(images, reprs, Layout(SHAPE, SHAPE), image_store=store)
+        state = init_outer(key, start, kernel=Kernel(None, None), optimizer=OUTER, inner_optimizer=INNER, pool_size=1)
+        buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+        assert len(set(buffers)) == len(buffers)
+        assert not given & set(buffers)
 
 
 def test_members_start_untrained_and_different(key):
