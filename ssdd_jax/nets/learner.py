@@ -92,7 +92,8 @@ def make_learner(
 
     traced = partial(_traced, precision=precision, fast_convolutions=fast_convolutions)
     return Learner(
-        init=init,
+        # Jitted: called as it is, it would compile every draw of every layer, and run the network, one operation after the other.
+        init=jax.jit(init),
         apply=traced(lambda variables, images: module.apply(variables, images)[1]),
         apply_train=traced(apply_train),
         features=traced(lambda variables, images: module.apply(variables, images)[0]),
