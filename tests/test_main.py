@@ -146,6 +146,8 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(finished, 
         (["--config", "digits", "--workdir", "x", "--task=evalute"], "--task is 'evalute'.*did you mean 'evaluate'"),
         (["--config", "digits", "--workdir", "x", "--set=y"], "--set is for --task=evaluate, export, verify"),
         (["--config", "digits", "--workdir", "x", "--task=evaluate", "--set=y"], "--set y: no manifest.json there"),
+        # A budget that methods would not fit into does not matter where none is run.
+        (["--config", "digits", "--workdir", "x", "--task=evaluate", "--set=y", "--config.num_pairs=2"], "--set y: no manifest.json there"),
         (["--config", "digits:smoke", "--workdir", "x", "--task=evaluate"], "no distilled set of these settings at .*--task=distill"),
         (["--config", "digits", "--workdir", "x", "--config.teacher.checkpoint=none.pt"], "no file 'none.pt'"),
         (["--workdir", "x", "--task=report"], "no results.json in x"),
