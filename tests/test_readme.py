@@ -62,9 +62,9 @@ def test_every_link_resolves(page):
 def test_the_example_of_the_readme_reads_a_set(tmp_path, monkeypatch, capsys):
     images, reprs = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jax.random.normal(jax.random.key(1), (2, 3, 5))
     layout = Layout((8, 8, 1), (4, 4, 1), ("identity", "rot90"), ("stored", "stored"))
-    save_distilled(tmp_path / "runs/digits/distilled/ours/seed_0", init_distilled(images, reprs, layout))
-    monkeypatch.chdir(tmp_path)
     (example,) = blocks(README, "python")
+    save_distilled(tmp_path / re.search(r'load_distilled\("(.*?)"\)', example)[1], init_distilled(images, reprs, layout))
+    monkeypatch.chdir(tmp_path)
     assert len(example.splitlines()) == 5
     exec(example, {})
     assert capsys.readouterr().out == "(2, 3, 8, 8, 1) (2, 3, 5)\n"
@@ -107,9 +107,10 @@ def test_the_tables_of_the_readme_name_all_methods_and_configs():
 
 
 def test_the_table_of_the_demo_is_the_one_that_is_printed():
+    demo = re.search(r"^demo:.*\n.*--config configs/(\w+)\.py", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
     rows = [{"method": name, "student": None, "dataset": "digits", "seed": 0} for name in CONTROLS if name != "full"]
     sizes = dict(num_images=20, num_views=1, stored_scalars=2560, steps=0, seconds=1.0, repr_error=0.25)
-    for name in load_config("digits").methods:
+    for name in load_config(demo).methods:
         rows.append({"method": name, "student": "convnet", "dataset": "digits", "seed": 0} | sizes)
     for row in rows:
         row["linear"] = 0.5
