@@ -5,7 +5,7 @@ python experiments/paper_scale.py --workdir runs/paper_scale [--seconds 570]
 One command does everything: the outer step in float32, TF32 and bfloat16 (time, utilisation, memory), teacher, 30,000 outer steps and
 evaluation in bfloat16 from end to end, and the effect of each precision on `repr_error` after fewer steps from the same teacher. After
 --seconds it ends with status 75 if there is more to do, and the same command goes on; 0 when everything is done. Needs the data, see
-README. With --smoke everything runs in minutes on two cores, but the numbers mean nothing.
+docs/data.md. With --smoke everything runs in minutes on two cores, but the numbers mean nothing.
 """
 
 import argparse

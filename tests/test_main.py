@@ -146,6 +146,8 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(finished, 
         (["--config", "digits", "--workdir", "x", "--task=evalute"], "--task is 'evalute'.*did you mean 'evaluate'"),
         (["--config", "digits", "--workdir", "x", "--set=y"], "--set is for --task=evaluate, export, verify"),
         (["--config", "digits", "--workdir", "x", "--task=evaluate", "--set=y"], "--set y: no manifest.json there"),
+        # A budget that methods would not fit into does not matter where none is run.
+        (["--config", "digits", "--workdir", "x", "--task=evaluate", "--set=y", "--config.num_pairs=2"], "--set y: no manifest.json there"),
         (["--config", "digits:smoke", "--workdir", "x", "--task=evaluate"], "no distilled set of these settings at .*--task=distill"),
         (["--config", "digits", "--workdir", "x", "--config.teacher.checkpoint=none.pt"], "no file 'none.pt'"),
         (["--workdir", "x", "--task=report"], "no results.json in x"),
@@ -176,6 +178,27 @@ def test_a_config_file_that_breaks_is_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert message in error
+
+
+def test_a_config_file_may_import_its_neighbours_and_count_with_numpy_and_names_may_be_listed(tmp_path):
+    (tmp_path / "shared_sizes.py").write_text(
+        "import numpy as np\nSTEPS, RATES, SEEDS = np.int64(7), np.float64([0.5, 0.25]), np.arange(2)\n"
+    )
+    mine = (
+        "from shared_sizes import *",
+        "from ssdd_jax.settings.presets import default_config",
+        "def get_config():",
+        "    config = default_config()",
+        "    config.outer.update(steps=STEPS, b1=RATES[0])",
+        "    config.seeds = SEEDS",
+        "    return config",
+    )
+    (tmp_path / "mine.py").write_text("\n".join(mine))
+    spec = parse(["--config", str(tmp_path / "mine.py"), "--workdir", "x", "--config.evaluation.protocols=knn,linear"]).spec
+    assert (spec.outer.steps, spec.outer.b1, spec.seeds, spec.evaluation.protocols) == (7, 0.5, (0, 1), ("knn", "linear"))
+    assert {type(number) for number in (spec.outer.steps, *spec.seeds)} == {int}
+    # Another config's neighbour may have the same name.
+    assert "shared_sizes" not in sys.modules
 
 
 def test_u_beyond_the_rank_of_the_data_is_refused_before_anything_is_distilled(tmp_path, capsys):

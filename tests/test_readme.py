@@ -1,18 +1,121 @@
+"""The examples, commands, settings and links of the documentation hold."""
+
 import re
+import shlex
 from pathlib import Path
 
+import jax
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+from experiments.tables import short_table
+from ssdd_jax import Layout, init_distilled, save_distilled
+from ssdd_jax.cli import load_config, parse, shipped_configs
+from ssdd_jax.report.tables import CONTROL_LABELS
+from ssdd_jax.settings.fields import CONTROLS
+from ssdd_jax.settings.presets import PRESETS, default_config
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+GUIDES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*GUIDES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "experiments/README.md"))]
+in_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+in_guide = pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 
 
-def test_the_library_example_of_the_readme_runs(capsys):
-    *_, example = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert "make_outer_step" in example
+def blocks(page, language=""):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def table(heading):
+    """Return the rows of the first table below a heading of the README, its header among them and the rule left out."""
+    below = README.read_text().partition(f"\n## {heading}\n")[2]
+    lines = re.search(r"(?:^\|.*\|\n)+", below, re.MULTILINE)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if not line.startswith("|:") and "---" not in line]
+
+
+def anchors(page):
+    """Return what a link may name after #, as GitHub writes it: a heading in lower case, blanks as hyphens, without punctuation."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_takes_a_minute_to_read():
+    assert len(README.read_text().splitlines()) <= 110
+
+
+def test_the_readme_leads_to_every_page():
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", README.read_text())}
+    assert {str(page.relative_to(ROOT)) for page in PAGES if page != README} <= linked
+
+
+@in_page
+def test_every_link_resolves(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    for target in links:
+        if not re.match(r"https?:", target):
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), target
+
+
+def test_the_example_of_the_readme_reads_a_set(tmp_path, monkeypatch, capsys):
+    images, reprs = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jax.random.normal(jax.random.key(1), (2, 3, 5))
+    layout = Layout((8, 8, 1), (4, 4, 1), ("identity", "rot90"), ("stored", "stored"))
+    (example,) = blocks(README, "python")
+    save_distilled(tmp_path / re.search(r'load_distilled\("(.*?)"\)', example)[1], init_distilled(images, reprs, layout))
+    monkeypatch.chdir(tmp_path)
+    assert len(example.splitlines()) == 5
+    exec(example, {})
+    assert capsys.readouterr().out == "(2, 3, 8, 8, 1) (2, 3, 5)\n"
+
+
+def test_the_example_of_the_library_distils(capsys):
+    (example,) = [block for block in blocks(ROOT / "docs/library.md", "python") if "make_outer_step" in block]
     exec(example, {})
     assert float(capsys.readouterr().out) > 0
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-oldest", "lint"])
-def test_the_commands_of_the_readme_are_targets_of_the_makefile(target):
-    assert re.search(rf"^{target}:", (README.parent / "Makefile").read_text(), re.MULTILINE)
+@in_page
+def test_the_targets_of_make_are_in_the_makefile(page):
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:^|`)make ([a-z][\w-]*)", page.read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@in_guide
+def test_the_commands_of_a_run_are_understood(page):
+    for line in "".join(blocks(page)).splitlines():
+        if line.startswith("python -m ssdd_jax.main") and "..." not in line:
+            parse(shlex.split(line, comments=True)[3:])
+
+
+@in_guide
+def test_the_settings_that_are_named_exist(page):
+    defaults, placeholders = default_config(), r"config\.(section\.)?key=value"
+    for path in re.findall(r"\bconfig\.([a-z_]+(?:\.[a-z_]+)*)", re.sub(placeholders, "", page.read_text())):
+        section = defaults
+        for name in path.split("."):
+            assert name in section, f"config.{path}"
+            section = section[name]
+
+
+def test_the_tables_of_the_readme_name_all_methods_and_configs():
+    methods = [name for row in table("The methods")[1:] for name in re.findall(r"`(\w+)`", row[0])]
+    assert methods == list(PRESETS)
+    assert sorted(row[0].strip("| `") for row in table("Configs")[1:]) == shipped_configs()
+
+
+def test_the_table_of_the_demo_is_the_one_that_is_printed():
+    demo = re.search(r"^demo:.*\n.*--config configs/(\w+)\.py", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    rows = [{"method": name, "student": None, "dataset": "digits", "seed": 0} for name in CONTROLS if name != "full"]
+    sizes = dict(num_images=20, num_views=1, stored_scalars=2560, steps=0, seconds=1.0, repr_error=0.25)
+    for name in load_config(demo).methods:
+        rows.append({"method": name, "student": "convnet", "dataset": "digits", "seed": 0} | sizes)
+    for row in rows:
+        row["linear"] = 0.5
+    header, printed = short_table({"dataset": {"name": "digits"}, "budget": {"scalars": 2560}, "rows": rows})
+    found, *shown = table("Two commands")
+    assert [cell.strip("| ") for cell in found] == header
+    assert {row[0].strip("| ") for row in shown} == {row[0] for row in printed}
+    assert CONTROL_LABELS["none"] in {row[0] for row in printed}

@@ -1,8 +1,10 @@
 """Methods by the names of their table rows, and settings that several configs share: smoke runs, small students, the paper's scale."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax.errors import InputError, nearest
@@ -27,9 +29,17 @@ PRESETS: dict[str, RegressionSpec] = {
 }
 
 
+class _Config(ConfigDict):
+    """A ConfigDict that takes NumPy's numbers: ml_collections refuses them where a setting is a number of Python's."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, json_ready(value, tuples=True) if isinstance(value, np.generic | np.ndarray | list | tuple) else value)
+
+
 def to_config(spec: Any) -> ConfigDict:
-    """Return a spec as the ConfigDict that a config file edits."""
-    return ConfigDict(json_ready(spec, tuples=True))
+    """Return a spec as the ConfigDict that a config file edits; sections are such, too."""
+    nested = lambda values: _Config({name: nested(value) if isinstance(value, Mapping) else value for name, value in values.items()})
+    return nested(json_ready(spec, tuples=True))
 
 
 def default_config(**methods: RegressionSpec) -> ConfigDict:

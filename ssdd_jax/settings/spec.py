@@ -250,7 +250,8 @@ class RunSpec:
         num_pairs: N; the budget of every method is N (H W C + d) numbers.
         seeds: seeds of the distillations and their students.
         seeds_at_once: how many seeds are vmapped together; 0 takes all on accelerators and one on a CPU, where
-            batched kernels turn convolutions into slow grouped ones.
+            batched kernels turn convolutions into slow grouped ones. Together they round otherwise than alone: seed 1 among three
+            differs from seed 1 alone in the fifth digit of `repr_error`. Where single results are compared, give 1.
         steps_per_dispatch: outer steps in one call of the device; 0 takes 50 on accelerators and 1 on a CPU, where
             XLA runs convolutions inside a loop several times slower.
         log_every: steps between lines of metrics.jsonl.

@@ -104,6 +104,16 @@ def test_automatic_kinds_take_networks_only_where_they_fit_more_images():
     assert few.num_images * 16 < 16 * 17 + 8 < many.num_images * 16
 
 
+def test_joint_steps_without_a_network_are_noted():
+    method = RegressionSpec(base_size=14, image_bases=24, repr_bases=16, views=ROTATIONS, hidden=8, joint=0.5)
+    noted, joined = (plan_method("ours", method, count, (28, 28, 1), 128, dict.fromkeys(ROTATIONS, 1.0)) for count in (8, 20))
+    assert noted.notes == (
+        "config.methods.ours.joint is 0.5, but networks predict no view's targets, since others fit more images; it has no effect",
+    )
+    assert "network" in joined.layout.view_targets
+    assert joined.notes == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -121,6 +131,7 @@ def test_automatic_kinds_take_networks_only_where_they_fit_more_images():
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_in_one_line(changes, message):
+    shifts = {"identity": 0.0, "rot90": 1.0, "rot45": 1.0, "hflip": 0.0}
     with pytest.raises(InputError, match=message) as caught:
-        plan_method("krr_st", replace(RegressionSpec(), **changes), 10, (28, 28, 1), 128, {"rot90": 1.0, "rot45": 1.0, "hflip": 0.0})
+        plan_method("krr_st", replace(RegressionSpec(), **changes), 10, (28, 28, 1), 128, shifts)
     assert "\n" not in str(caught.value)
