@@ -201,7 +201,7 @@ def make_spec(**changes):
     smoke(config)
     config.data.validation = 0.2
     config.logger = "list"
-    config.evaluation.students = to_config({"convnet": NetSpec(widths=(4, 8)), "small": NetSpec("perceptron")})
+    config.evaluation.students = to_config({"convnet": NetSpec(widths=(8,)), "small": NetSpec("perceptron")})
     config.evaluation.protocols = ("knn", "nearest")
     config.evaluation.controls = ("none", "teacher")
     config.checkpoints.every = 2

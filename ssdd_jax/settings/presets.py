@@ -60,8 +60,8 @@ def smoke(config: Any) -> None:
     config.log_every = 2
     config.checkpoints.every = 4
     config.data.limit = 256
-    config.teacher.update(net="convnet", widths=(8, 16), steps=4, batch_size=32, warmup_steps=1, projector_width=16)
-    config.student.update(net="convnet", widths=(4, 8))
+    config.teacher.update(net="convnet", widths=(16,), steps=4, batch_size=32, warmup_steps=1, projector_width=16)
+    config.student.update(net="convnet", widths=(8,))
     for student in config.evaluation.students.values():
         student.width_factor = 1 / 16
     config.pool.update(size=2, max_age=3)

@@ -37,7 +37,7 @@ def make_spec(sections=None, **evaluation):
 
 
 CROSS = dict(
-    students=to_config({"convnet": NetSpec(widths=(4, 8)), "vit": NetSpec("vit", (6,)), "wide": NetSpec(widths=(4, 8), width_factor=2.0)}),
+    students=to_config({"convnet": NetSpec(widths=(8,)), "vit": NetSpec("vit", (6,)), "wide": NetSpec(widths=(8,), width_factor=2.0)}),
     datasets={"again": to_config(DataSpec(limit=256, validation=0.2))},
     only="convnet,wide",
     controls=("none", "teacher_init", "teacher", "full"),
