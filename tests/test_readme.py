@@ -72,7 +72,8 @@ def test_the_example_of_the_readme_reads_a_set(tmp_path, monkeypatch, capsys):
 
 def test_the_example_of_the_library_distils(capsys):
     (example,) = [block for block in blocks(ROOT / "docs/library.md", "python") if "make_outer_step" in block]
-    exec(example, {})
+    assert example.count("range(100)") == 1
+    exec(example.replace("range(100)", "range(2)"), {})
     assert float(capsys.readouterr().out) > 0
 
 
