@@ -67,7 +67,7 @@ MISTAKES = [
     ("--config {folder}/without.py --workdir x", "no function get_config"),
     ("--config {folder}/raising.py --workdir x", "ZeroDivisionError: division by zero"),
     ("--config {folder}/nothing.py --workdir x", "get_config"),
-    ("--config {folder}/number.py --workdir x", "config is 3"),
+    ("--config {folder}/number.py --workdir x", "number.py returned int, expected a ConfigDict"),
     ("--config {folder}/syntax.py --workdir x", "SyntaxError"),
     ("--config {folder}/importing.py --workdir x", "none_such_module"),
     ("--config {folder}/binary.py --workdir x", "SyntaxError"),
