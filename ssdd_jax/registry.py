@@ -84,6 +84,7 @@ NETS = Registry(
         "resnet18": "ssdd_jax.nets.resnet:RESNET18",
         "mobilenet": "ssdd_jax.nets.mobilenet:NET",
         "vit": "ssdd_jax.nets.vit:NET",
+        "convnet_in": "ssdd_jax.nets.convnet_in:NET",
     },
 )
 """Students and teachers' networks: `ssdd_jax.nets.net.Net`."""
