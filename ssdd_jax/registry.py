@@ -84,18 +84,30 @@ NETS = Registry(
         "resnet18": "ssdd_jax.nets.resnet:RESNET18",
         "mobilenet": "ssdd_jax.nets.mobilenet:NET",
         "vit": "ssdd_jax.nets.vit:NET",
+        "convnet_in": "ssdd_jax.nets.convnet_in:NET",
     },
 )
 """Students and teachers' networks: `ssdd_jax.nets.net.Net`."""
 
-STORES = Registry("store", {"plain": "ssdd_jax.core.stores.plain:STORE", "factored": "ssdd_jax.core.stores.factored:STORE"})
+STORES = Registry(
+    "store",
+    {
+        "plain": "ssdd_jax.core.stores.plain:STORE",
+        "factored": "ssdd_jax.core.stores.factored:STORE",
+        "classes": "ssdd_jax.core.stores.classes:STORE",
+    },
+)
 """How rows of images or targets are kept: `ssdd_jax.core.stores.store.Store`."""
 
 KERNELS = Registry("kernel", {"feature": "ssdd_jax.kernels.feature:feature_kernel"})
 """What the outer loss predicts with: makers of a `ssdd_jax.core.kernel.Kernel`."""
 
+_METHODS = "ssdd_jax.settings.methods"
+
 METHODS = Registry(
-    "method", {"regression": "ssdd_jax.methods.regression:METHOD"}, {"regression": "ssdd_jax.settings.methods:RegressionSpec"}
+    "method",
+    {"regression": "ssdd_jax.methods.regression:METHOD", "random_labels": "ssdd_jax.methods.labels:METHOD"},
+    {"regression": f"{_METHODS}:RegressionSpec", "random_labels": f"{_METHODS}:RandomLabelsSpec"},
 )
 """What moves a distilled set: `ssdd_jax.methods.method.Method`."""
 

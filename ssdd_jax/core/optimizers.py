@@ -1,9 +1,11 @@
 """Optimizers from settings."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ssdd_jax.core.distilled import DistilledSet, Layout, compress
@@ -12,23 +14,55 @@ from ssdd_jax.settings.methods import RegressionSpec
 from ssdd_jax.settings.spec import PoolSpec, RunSpec
 
 
-def sgd(spec: PoolSpec | RecipeSpec, schedule: optax.Schedule | None = None) -> optax.GradientTransformation:
+def sgd(spec: PoolSpec | RecipeSpec, rate: float | optax.Schedule | None = None) -> optax.GradientTransformation:
     """Return SGD with momentum and with weight decay added to the gradient of every parameter, as in PyTorch."""
-    return optax.chain(optax.add_decayed_weights(spec.weight_decay), optax.sgd(schedule or spec.learning_rate, spec.momentum))
+    rate = spec.learning_rate if rate is None else rate
+    return optax.chain(optax.add_decayed_weights(spec.weight_decay), optax.sgd(rate, spec.momentum))
 
 
-def student_optimizer(spec: RecipeSpec, updates: int, updates_per_epoch: int) -> optax.GradientTransformation:
-    """Return the optimizer of a student's pretraining, whose schedule takes `updates` updates."""
-    warmup = min(spec.warmup_epochs * updates_per_epoch, max(updates - 1, 0))
+def student_schedule(spec: RecipeSpec, updates: int, updates_per_epoch: int) -> optax.Schedule:
+    """Return the learning rate of a student's pretraining, of the number of updates done, which will be `updates`."""
+    warmup = min(max(spec.warmup_epochs * updates_per_epoch, spec.warmup_updates), max(updates - 1, 0))
     if spec.schedule == "cosine":
-        schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else spec.learning_rate, spec.learning_rate, warmup, max(updates, 1))
+        end = spec.final_rate * spec.learning_rate
+        start = 0.0 if warmup else spec.learning_rate
+        schedule = optax.warmup_cosine_decay_schedule(start, spec.learning_rate, warmup, max(updates, 1), end)
     else:
         schedule = (
             optax.warmup_constant_schedule(0.0, spec.learning_rate, warmup) if warmup else optax.constant_schedule(spec.learning_rate)
         )
-    if spec.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=spec.weight_decay)
-    return sgd(spec, schedule)
+    if not spec.decay_at:
+        return schedule
+    return lambda done: schedule(done) * jnp.where(jnp.asarray(done) < decay_update(spec, updates), 1.0, 0.1)
+
+
+def decay_update(spec: RecipeSpec, updates: int) -> int:
+    """Return how many updates a recipe with `decay_at` does at its full rate."""
+    return round(spec.decay_at * updates)
+
+
+def student_optimizer(spec: RecipeSpec, updates: int, updates_per_epoch: int) -> optax.GradientTransformation:
+    """Return the optimizer of a student's pretraining, whose schedule takes `updates` updates."""
+    schedule = student_schedule(spec, updates, updates_per_epoch)
+    make = partial(optax.adamw, weight_decay=spec.weight_decay) if spec.optimizer == "adamw" else partial(sgd, spec)
+    if not (spec.decay_at and spec.reset_momentum):
+        return make(schedule)
+    # The rate is kept apart: starting afresh does not take it back to its beginning.
+    return optax.chain(start_afresh(make(1.0), decay_update(spec, updates)), optax.scale_by_schedule(schedule))
+
+
+def start_afresh(optimizer: optax.GradientTransformation, at: int) -> optax.GradientTransformation:
+    """Return an optimizer that forgets its state after `at` updates, as one that is created anew there."""
+
+    def init(params: Any) -> dict[str, Any]:
+        return {"done": jnp.zeros((), jnp.int32), "state": optimizer.init(params)}
+
+    def update(grads: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
+        choose = lambda fresh, old: jnp.where(state["done"] == at, fresh, old)
+        updates, moved = optimizer.update(grads, jax.tree.map(choose, optimizer.init(params), state["state"]), params)
+        return updates, {"done": state["done"] + 1, "state": moved}
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def outer_optimizer(spec: RunSpec, method: RegressionSpec, first: int = 0) -> optax.GradientTransformation:

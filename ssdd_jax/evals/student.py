@@ -1,14 +1,20 @@
 """Student pretraining on a distilled set, by what its targets are, and how far a representation is from the teacher's."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from ssdd_jax.core.diff_augment import diff_augment
 from ssdd_jax.core.pool import Learner, MemberState, mean_squared_error, train_member
+from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.settings.evaluation import RecipeSpec
+
+Augment = Callable[[PRNGKeyArray, Float[Array, "n H W C"]], Float[Array, "n H W C"]]
 
 
 def label_loss(outputs: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, ""]:
@@ -25,18 +31,47 @@ LOSSES: dict[str, Callable[..., Any]] = {"representation": mean_squared_error, "
 """(outputs, targets) -> what a student is trained on, by `ssdd_jax.settings.spec.TARGET_KINDS`."""
 
 
-def make_student_step(
-    *, learner: Learner, optimizer: optax.GradientTransformation, loss: Callable[..., Any] = mean_squared_error
-) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
-    """Build step(member, step, schedule "s b", images "n H W C", targets "n d") -> (member, metrics), one minibatch update.
+def make_augment(recipe: RecipeSpec) -> Augment | None:
+    """Return (key, normalized images) -> images, as a recipe changes every batch; None if it does not."""
+    if not recipe.augment:
+        return None
+    return partial(diff_augment, strategy=recipe.augment, siamese=False, align_corners=recipe.align_corners)
 
-    `schedule` is of `ssdd_jax.core.batching.batch_schedule`; images are normalized; `loss` is among `LOSSES`.
+
+def make_student_update(
+    *,
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[..., Any] = mean_squared_error,
+    augment: Augment | None = None,
+) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
+    """Build update(member, step, images "b H W C", targets "b d") -> (member, metrics), one update on a minibatch.
+
+    Images are normalized; `loss` is among `LOSSES`. With `augment`, of `make_augment`, the update takes a seed last, and what happens to
+    the images is a function of seed and step.
     """
 
-    def step(member: MemberState, step_number, schedule, images, targets):
-        rows = schedule[step_number]
-        member, value = train_member(member, images[rows], targets[rows], learner, optimizer, loss)
+    def update(member: MemberState, step_number, images, targets, *seed):
+        if augment is not None:
+            # Steps are numbered from 1: the order of the batches is drawn at 0.
+            images = augment(step_key(seed[0], Stream.STUDENT_STEP, step_number + 1), images)
+        member, value = train_member(member, images, targets, learner, optimizer, loss)
         return member, {"loss": value}
+
+    return update
+
+
+def make_student_step(**settings: Any) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
+    """Build step(member, step, schedule "s b", images "n H W C", targets "n d") -> (member, metrics), one minibatch update.
+
+    `schedule` is of `ssdd_jax.core.batching.batch_schedule`; for the settings, and the seed that some make it take, see
+    `make_student_update`.
+    """
+    update = make_student_update(**settings)
+
+    def step(member: MemberState, step_number, schedule, images, targets, *seed):
+        rows = schedule[step_number]
+        return update(member, step_number, images[rows], targets[rows], *seed)
 
     return step
 

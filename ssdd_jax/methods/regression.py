@@ -90,15 +90,23 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
 
 
 def make_stores(where: str, spec: RegressionSpec, image_pca: Any, repr_pca: Any) -> dict[str, Start]:
-    """Return how images and representations are kept, as `init_distilled` takes it; each `pca`: number of components -> PCA."""
+    """Return how images and representations are kept, as `init_distilled` takes it; each `pca`: number of components -> PCA.
 
-    def store(name: str, num_bases: int, pca: Any) -> Start:
-        chosen = name or ("factored" if num_bases else "plain")
-        return STORES[chosen].start(StoreSizes(num_bases, _factor_scale(where, spec), pca))
+    Raises:
+        InputError: a store is not for these, or a setting of theirs cannot be used.
+    """
+
+    def store(setting: str, num_bases: int, pca: Any) -> Start:
+        chosen = getattr(spec, setting) or ("factored" if num_bases else "plain")
+        sizes = StoreSizes(num_bases, _factor_scale(where, spec), pca)
+        try:
+            return STORES[chosen].start(sizes)
+        except ValueError as error:
+            raise InputError(f"{where}.{setting}: {error}") from error
 
     return {
-        "image_store": store(spec.image_store, spec.image_bases, image_pca),
-        "repr_store": store(spec.repr_store, spec.repr_bases, repr_pca),
+        "image_store": store("image_store", spec.image_bases, image_pca),
+        "repr_store": store("repr_store", spec.repr_bases, repr_pca),
     }
 
 

@@ -30,6 +30,17 @@ def select_images(selection: str, seed: int, count: int, num_rows: int, reprs: C
     return np.asarray(jax.random.permutation(step_key(seed, Stream.DISTILLED_INIT), num_rows)[:count])
 
 
+def balanced_rows(seed: int, count: int, labels: np.ndarray) -> np.ndarray:
+    """Return `count` distinct random rows, of every class as many as of any other, or all that there are; `labels` are integers "n"."""
+    order = np.asarray(jax.random.permutation(step_key(seed, Stream.DISTILLED_INIT), len(labels)))
+    # A row's place among those of its class: first all firsts, then all seconds, and so on.
+    place = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels[order] == label)
+        place[members] = np.arange(len(members))
+    return order[np.argsort(place, kind="stable")[:count]]
+
+
 def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return the rows nearest to the centres of k-means with k = `count`, each row once."""
     from sklearn.cluster import KMeans, MiniBatchKMeans

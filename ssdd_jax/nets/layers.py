@@ -111,6 +111,22 @@ class BatchNorm(nn.Module):
         return (x * row(factor) + row(offset)).astype(x.dtype)
 
 
+class InstanceNorm(nn.Module):
+    """Normalization of every channel of every image over its pixels, by the biased variance, eps 1e-5; then scale and bias per channel.
+
+    It is PyTorch's GroupNorm with as many groups as channels. A channel that is constant over the image becomes its bias.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n H W C"]) -> Float[Array, "n H W C"]:
+        exact, shape = x.astype(jnp.float32), (x.shape[-1],)
+        mean, var = exact.mean((1, 2), keepdims=True), exact.var((1, 2), keepdims=True)
+        scale, bias = self.param("scale", nn.initializers.ones, shape), self.param("bias", nn.initializers.zeros, shape)
+        row = lambda v: v.reshape(1, 1, 1, -1)
+        factor = jax.lax.rsqrt(var + 1e-5) * row(scale)
+        return ((exact - mean) * factor + row(bias)).astype(x.dtype)
+
+
 def conv_stack(
     x: Float[Array, "n H W c"], train: bool, widths: Sequence[int], kernels: Sequence[int], pooled: Sequence[bool]
 ) -> Float[Array, "n h w C"]:

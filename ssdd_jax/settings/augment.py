@@ -46,3 +46,11 @@ class AugmentSpec:
 def crop_and_flip(padding: int, flip: float) -> AugmentSpec:
     """Return the usual augmentation of small images: a crop of the padded image, and a horizontal flip with probability `flip`."""
     return AugmentSpec(1.0, padding=padding, flip=flip, jitter=0.0, gray=0.0)
+
+
+OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+"""What the differentiable augmentation of label sets draws from, see `ssdd_jax.core.diff_augment`."""
+WITH_FLIP = "_".join(OPERATIONS)
+"""Its strategy for natural images, CIFAR and FashionMNIST among them."""
+WITHOUT_FLIP = "_".join(name for name in OPERATIONS if name != "flip")
+"""Its strategy where left and right matter: MNIST, SVHN and other digits."""

@@ -1,9 +1,10 @@
 """How students are pretrained and read: recipes, and the sections of config.protocols."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ssdd_jax.registry import PROTOCOLS
+from ssdd_jax.settings.augment import WITH_FLIP, WITHOUT_FLIP
 from ssdd_jax.settings.fields import one_of, within
 
 
@@ -11,7 +12,19 @@ from ssdd_jax.settings.fields import one_of, within
 class RecipeSpec:
     """How a student is pretrained (KRR-ST: SGD whose weight decay is coupled and takes every parameter, constant rate).
 
-    With warm-up or a cosine, the rate rises linearly for `warmup_epochs` and falls to zero at the last update.
+    With warm-up or a cosine, the rate rises linearly for the longer of `warmup_epochs` and `warmup_updates`, and falls to `final_rate` at
+    the last update.
+
+    Attributes:
+        optimizer: sgd, or adamw; the latter without weight decay is Adam.
+        momentum: of SGD.
+        final_rate: where a cosine ends, as a share of the learning rate.
+        decay_at: share of the updates after which the rate is a tenth; 0 is never. Of 1,001 epochs 502/1001 are exactly 502.
+        reset_momentum: whether the optimizer also starts afresh there, its moments zero.
+        epochs: epochs of pretraining; 0 takes `epochs` or `updates` of config.evaluation.
+        batch_size: rows of a batch, at most all; 0 takes that of config.evaluation.
+        augment: strategy of `ssdd_jax.core.diff_augment` on every batch, one operation per batch and parameters per image; '' is none.
+        align_corners: what its grid ends at: the centres of the border pixels, or their outer edges.
     """
 
     optimizer: str = one_of("sgd", "adamw")
@@ -20,6 +33,14 @@ class RecipeSpec:
     weight_decay: float = within(1e-3, 0.0)
     schedule: str = one_of("constant", "cosine")
     warmup_epochs: int = within(0, 0)
+    warmup_updates: int = within(0, 0)
+    final_rate: float = within(0.0, 0.0, 1.0)
+    decay_at: float = within(0.0, 0.0, 1.0)
+    reset_momentum: bool = False
+    epochs: int = within(0, 0)
+    batch_size: int = within(0, 0)
+    augment: str = one_of("", WITH_FLIP, WITHOUT_FLIP)
+    align_corners: bool = False
 
 
 RECIPES = {
@@ -30,6 +51,39 @@ RECIPES = {
 # Of transformers, which SGD at this rate does not train.
 VIT_RECIPE = RecipeSpec(optimizer="adamw", learning_rate=1e-3, weight_decay=0.05, schedule="cosine", warmup_epochs=10)
 """How students are pretrained, by what the targets are: KRR-ST's recipe, and the supervised one."""
+
+_DC = RecipeSpec(
+    learning_rate=0.01,
+    weight_decay=5e-4,
+    decay_at=502 / 1001,
+    reset_momentum=True,
+    epochs=1001,
+    batch_size=256,
+    augment=WITH_FLIP,
+)
+LABEL_RECIPES = {
+    # Of DC, DSA, DM and IDM. The rate drops at the end of epoch 501, counted from 0, where the optimizer is created anew.
+    "dc": _DC,
+    # KRR-ST's reading of their sets.
+    "krr_st_label": replace(_DC, epochs=1000, decay_at=0.5, reset_momentum=False, align_corners=True),
+    # For `logits`; its learning rate is the one that the set was made with, to be set.
+    "datm": replace(_DC, batch_size=128, align_corners=True),
+    # Its number of updates grows with the set (10: 1000, 100: 2000, 500: 5000, 1000: 10,000): config.evaluation.updates.
+    "frepo": RecipeSpec(
+        optimizer="adamw",
+        learning_rate=3e-4,
+        weight_decay=0.0,
+        schedule="cosine",
+        warmup_updates=500,
+        final_rate=0.01,
+        batch_size=500,
+        augment=WITH_FLIP,
+        align_corners=True,
+    ),
+}
+"""Recipes that label sets of the literature are read with, by name: config.evaluation.recipes.labels = to_config(LABEL_RECIPES["dc"]).
+
+Where left and right matter, set `augment` to `ssdd_jax.settings.augment.WITHOUT_FLIP`."""
 
 
 @dataclass(frozen=True)

@@ -53,3 +53,16 @@ class RegressionSpec:
     steps: int = within(-1, -1)
     learning_rate: float = within(1e-2, 0.0)
     support_images: int = within(0, 0)
+
+
+@dataclass(frozen=True)
+class RandomLabelsSpec:
+    """Real images with their labels, of every class as many as can be: the control of methods whose targets are labels.
+
+    Attributes:
+        kind: among `ssdd_jax.registry.METHODS`.
+        images: m; 0 takes as many as the budget holds, in which a hard label is one number.
+    """
+
+    kind: str = one_of("random_labels")
+    images: int = within(0, 0)

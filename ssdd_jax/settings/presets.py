@@ -67,6 +67,8 @@ def smoke(config: Any) -> None:
     config.pool.update(size=2, max_age=3)
     config.outer.update(steps=6, batch_size=32)
     config.evaluation.update(epochs=0, updates=5)
+    for recipe in (*config.evaluation.recipes.values(), config.evaluation.vit_recipe):
+        recipe.epochs = 0
     for name, section in config.protocols.items():
         section.update({f.name: f.metadata["smoke"] for f in fields(PROTOCOLS.spec(name)) if "smoke" in f.metadata})
     for method in config.methods.values():

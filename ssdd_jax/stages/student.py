@@ -11,9 +11,9 @@ import optax
 
 from ssdd_jax.core.batching import batch_schedule, batches_per_epoch
 from ssdd_jax.core.optimizers import student_optimizer
-from ssdd_jax.core.pool import Learner, init_member, train_member
+from ssdd_jax.core.pool import Learner, init_member
 from ssdd_jax.evals.protocol import Encoded, Trainable
-from ssdd_jax.evals.student import LOSSES, make_student_step
+from ssdd_jax.evals.student import LOSSES, make_augment, make_student_step, make_student_update
 from ssdd_jax.io.pairs import Pairs
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime.encode import in_batches
@@ -91,9 +91,8 @@ def pretrain(context: Context, student: Student, name: str, folder: Path, seeds:
     """
     images, targets = (stack([jnp.asarray(getattr(pairs, part)) for pairs in sets]) for part in ("images", "targets"))
 
-    def loop(optimizer: optax.GradientTransformation) -> Loop:
-        step = make_student_step(learner=student.learner, optimizer=optimizer, loss=LOSSES[student.kind])
-        return Loop(step, (0, 0, 0), causes=_causes(context, student))
+    def loop(settings: dict[str, Any], axes: tuple[int, ...]) -> Loop:
+        return Loop(make_student_step(**settings), axes, causes=_causes(context, student))
 
     return _pretrain(context, student, name, folder, seeds, images.shape[1], loop, (images, targets))
 
@@ -103,13 +102,14 @@ def pretrain_on_all(
 ) -> list[Any]:
     """Pretrain one fresh student per seed on the same images "n H W C" uint8 and targets "n d"; return their variables."""
 
-    def loop(optimizer: optax.GradientTransformation) -> Loop:
-        def step(member, step_number, batch, schedule):
-            inputs = context.data.normalize(batch[0])
-            member, loss = train_member(member, inputs, batch[1], student.learner, optimizer, LOSSES[student.kind])
-            return member, {"loss": loss}
+    def loop(settings: dict[str, Any], axes: tuple[int, ...]) -> Loop:
+        update = make_student_update(**settings)
 
-        return Loop(step, (0,), draw=lambda step_number, schedule: (schedule[step_number],) * 2, causes=_causes(context, student))
+        def step(member, step_number, batch, schedule, *seed):
+            return update(member, step_number, context.data.normalize(batch[0]), batch[1], *seed)
+
+        draw = lambda step_number, schedule, *seed: (schedule[step_number],) * 2
+        return Loop(step, axes, draw=draw, causes=_causes(context, student))
 
     return _pretrain(context, student, name, folder, seeds, len(images), loop, (), (images, targets))
 
@@ -141,28 +141,33 @@ def _pretrain(
     folder: Path,
     seeds: Sequence[int],
     num_rows: int,
-    make_loop: Callable[[optax.GradientTransformation], Loop],
+    make_loop: Callable[[dict[str, Any], tuple[int, ...]], Loop],
     args: tuple[Any, ...],
     tables: tuple[Table, ...] = (),
 ) -> list[Any]:
     spec = context.spec.evaluation
-    per_epoch = batches_per_epoch(num_rows, spec.batch_size)
-    updates = spec.updates or spec.epochs * per_epoch
+    _, recipe = spec.recipe(student.net, student.kind)
+    batch_size = recipe.batch_size or spec.batch_size
+    per_epoch = batches_per_epoch(num_rows, batch_size)
+    updates = recipe.epochs * per_epoch or spec.updates or spec.epochs * per_epoch
+    augment = make_augment(recipe)
+    schedules = stack([batch_schedule(step_key(seed, Stream.STUDENT_STEP), num_rows, batch_size, updates) for seed in seeds])
+    args = (schedules, *args, *((jnp.asarray(seeds),) if augment else ()))
 
     def make() -> tuple[Loop, optax.GradientTransformation]:
-        optimizer = student_optimizer(spec.recipe(student.net, student.kind)[1], updates, per_epoch)
-        return make_loop(optimizer), optimizer
+        optimizer = student_optimizer(recipe, updates, per_epoch)
+        settings = dict(learner=student.learner, optimizer=optimizer, loss=LOSSES[student.kind], augment=augment)
+        return make_loop(settings, (0,) * len(args)), optimizer
 
     # Of the student itself: its width and kind are in its loop.
     loop, optimizer = student.compiled.once(student.label, (student, per_epoch, bool(tables)), make)
     students = stack([init_member(step_key(seed, Stream.STUDENT_INIT), student.learner, optimizer) for seed in seeds])
-    schedules = stack([batch_schedule(step_key(seed, Stream.STUDENT_STEP), num_rows, spec.batch_size, updates) for seed in seeds])
     checkpoints, start, students = context.resumable(folder / "pretraining", students, every=0)
     with checkpoints:
         students = loop.run(
             students,
             updates,
-            (schedules, *args),
+            args,
             tables=tables,
             display=context.display,
             name=f"student/{name}",

@@ -5,10 +5,12 @@ import optax
 import pytest
 
 from ssdd_jax.core.batching import batch_schedule
+from ssdd_jax.core.diff_augment import diff_augment
 from ssdd_jax.core.pool import init_member, train_member
-from ssdd_jax.evals.student import LOSSES, make_student_step, repr_error
+from ssdd_jax.evals.student import LOSSES, make_augment, make_student_step, repr_error
 from ssdd_jax.nets import make_learner
-from ssdd_jax.settings.evaluation import RECIPES
+from ssdd_jax.rng import Stream, step_key
+from ssdd_jax.settings.evaluation import LABEL_RECIPES, RECIPES, RecipeSpec
 from ssdd_jax.settings.fields import TARGET_KINDS
 
 pytestmark = pytest.mark.core
@@ -78,3 +80,47 @@ def test_a_step_follows_the_gradient_of_the_loss_of_its_kind(key, kind):
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, member.variables["params"], gradients)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), after.variables["params"], expected)
+
+
+def test_an_augmented_step_trains_on_what_seed_and_step_make_of_its_batch(key):
+    learner, optimizer, augment = make_learner("convnet", (2,), (4, 4, 1), 3), optax.sgd(0.1), make_augment(RecipeSpec(augment="color"))
+    images, targets, schedule = draw(6, 4, 4, 1), draw(6, 3, seed=1), jnp.arange(6).reshape(2, 3)
+    member = jax.jit(lambda k: init_member(k, learner, optimizer))(key)
+    step = jax.jit(make_student_step(learner=learner, optimizer=optimizer, augment=augment))
+    after, _ = step(member, 1, schedule, images, targets, 7)
+    # The draw 0 of this stream is the order of the batches.
+    changed = jax.jit(lambda k: diff_augment(k, images[3:], "color", siamese=False))(step_key(7, Stream.STUDENT_STEP, 2))
+    plain = jax.jit(make_student_step(learner=learner, optimizer=optimizer))
+    expected, _ = plain(member, 0, jnp.arange(3)[None], changed, targets[3:])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), after.variables, expected.variables)
+    for step_number, seed in ((1, 8), (0, 7)):
+        other, _ = step(member, step_number, schedule[::-1] if step_number == 0 else schedule, images, targets, seed)
+        assert any(not np.allclose(x, y) for x, y in zip(*map(jax.tree.leaves, (after.variables, other.variables)), strict=True))
+
+
+@pytest.mark.parametrize(("name", "align_corners"), [("dc", False), ("krr_st_label", True), ("datm", True)])
+def test_label_recipes_augment_with_the_grid_of_their_code(name, align_corners):
+    images, key = draw(2, 6, 6, 1), jax.random.key(0)
+    found, expected = (
+        str(jax.make_jaxpr(fn)(key, images))
+        for fn in (
+            make_augment(LABEL_RECIPES[name]),
+            lambda k, x: diff_augment(k, x, "color_crop_cutout_flip_scale_rotate", siamese=False, align_corners=align_corners),
+        )
+    )
+    assert found == expected
+
+
+def test_without_augmentation_a_step_is_the_update_of_its_rows_and_nothing_else(key):
+    learner, optimizer = make_learner("convnet", (2,), (4, 4, 1), 3), optax.sgd(0.1)
+    member = jax.eval_shape(lambda: init_member(key, learner, optimizer))
+    batch = (0, jnp.zeros((2, 3), int), draw(6, 4, 4, 1), draw(6, 3))
+
+    def plain(member, number, schedule, images, targets):
+        rows = schedule[number]
+        return train_member(member, images[rows], targets[rows], learner, optimizer)
+
+    assert make_augment(RECIPES["labels"]) is None
+    step = make_student_step(learner=learner, optimizer=optimizer, augment=make_augment(RECIPES["labels"]))
+    programs = [jax.jit(lambda *args, fn=fn: jax.tree.leaves(fn(*args))).lower(member, *batch).as_text() for fn in (step, plain)]
+    assert programs[0] == programs[1]

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from ssdd_jax.nets import NETS, make_learner, net_widths
-from ssdd_jax.nets.layers import HEAD, DepthwiseConv, max_pool
+from ssdd_jax.nets.layers import HEAD, DepthwiseConv, InstanceNorm, max_pool
 from ssdd_jax.nets.vgg import pad_to
 from ssdd_jax.nets.vit import layer_norm
 
@@ -20,6 +20,7 @@ SMALL = {
     "resnet18": ((2, 2, 4, 8), 1.0),
     "mobilenet": ((), 1 / 16),
     "vit": ((12, 12), 1.0),
+    "convnet_in": ((4, 8), 1.0),
 }
 RESNET = (64, 128, 256, 512)
 
@@ -50,7 +51,7 @@ def images_of(*shape, seed=0):
 
 
 def test_the_networks_and_their_order():
-    assert tuple(NETS) == ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit") == tuple(SMALL)
+    assert tuple(NETS) == ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit", "convnet_in") == tuple(SMALL)
 
 
 @pytest.mark.core
@@ -65,6 +66,7 @@ def test_the_networks_and_their_order():
         ("resnet18", 32, RESNET, 11_168_832, 512, 11_431_488),
         ("mobilenet", 32, (32, 16, 24, 32, 64, 96, 160, 320, 1280), 1_079_504, 1280, 1_735_376),
         ("vit", 32, (192,) * 6, 2_691_648, 192, 2_790_464),
+        ("convnet_in", 32, (128,) * 3, 299_520, 2048, 1_348_608),
     ],
 )
 def test_without_widths_a_network_is_the_published_one(net, side, widths, backbone, features, total):
@@ -81,6 +83,48 @@ def test_without_widths_a_network_is_the_published_one(net, side, widths, backbo
 def test_a_deeper_vit_has_more_blocks():
     assert num_params(make_learner("vit", (192,) * 9, (32, 32, 3), 512)) == 4_125_056
     assert num_params(make_learner("vit", (192,) * 12, (32, 32, 3), 512)) == 5_459_648
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("shape", "num_classes", "total"), [((32, 32, 3), 100, 504_420), ((32, 32, 3), 10, 320_010), ((28, 28, 1), 10, 317_706)]
+)
+def test_the_convnet_of_label_sets_has_the_published_number_of_parameters(shape, num_classes, total):
+    assert num_params(make_learner("convnet_in", (), shape, num_classes)) == total
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("shape", "widths", "sides"),
+    [
+        ((8, 8, 1), (4,) * 3, [12, 6, 3]),
+        ((16, 16, 1), (4,) * 3, [20, 10, 5]),
+        ((28, 28, 1), (32, 32, 32), [32, 16, 8]),
+        ((32, 32, 1), (4,) * 3, [36, 18, 9]),
+        ((32, 32, 3), (4,) * 3, [32, 16, 8]),
+        ((64, 64, 3), (4,) * 4, [64, 32, 16, 8]),
+    ],
+)
+def test_only_images_of_one_channel_are_padded_to_more_pixels(shape, widths, sides, output_sides):
+    learner = make_learner("convnet_in", widths, shape, 0)
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    assert output_sides(InstanceNorm, learner.features, template(learner), images) == sides
+    assert jax.eval_shape(learner.features, template(learner), images).shape == (2, widths[-1] * (sides[-1] // 2) ** 2)
+
+
+@pytest.mark.core
+def test_instance_norm_is_its_formula_and_a_constant_channel_becomes_its_bias():
+    x, norm = 3 + 2 * images_of(2, 5, 4, 3), InstanceNorm()
+    x = x.at[1, :, :, 2].set(7.0)
+    params = {"scale": images_of(3, seed=1), "bias": images_of(3, seed=2)}
+    y = norm.apply({"params": params}, x)
+    rows, scale, bias = (np.asarray(array, np.float64) for array in (x, params["scale"], params["bias"]))
+    for n in range(2):
+        for channel in range(3):
+            values = rows[n, :, :, channel]
+            expected = (values - values.mean()) / np.sqrt(values.var() + 1e-5) * scale[channel] + bias[channel]
+            np.testing.assert_allclose(y[n, :, :, channel], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(y[1, :, :, 2], np.full((5, 4), bias[2]), atol=1e-6)
 
 
 @pytest.mark.core
@@ -129,7 +173,7 @@ def test_every_parameter_gets_a_finite_gradient_and_training_moves_every_statist
     assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
     for before, after in zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(stats), strict=True):
         assert not np.array_equal(before, after)
-    assert (stats == {}) == (net == "vit")
+    assert (stats == {}) == (net in ("vit", "convnet_in"))
 
 
 @pytest.mark.core
@@ -190,6 +234,8 @@ def test_the_width_factor_multiplies_published_and_given_widths(net, widths, sid
         (("vit", (), (30, 32, 3), 0), 1.0, "sides divisible by its patches of 4 pixels"),
         (("alexnet", (), (4, 8, 3), 0), 1.0, r"alexnet halves \(4, 8, 3\) images to nothing, expected at least 8 x 8 pixels"),
         (("convnet", (), (4, 4, 3), 0), 1.0, "a convnet of 3 blocks halves"),
+        (("convnet_in", (), (7, 7, 3), 0), 1.0, "a convnet_in of 3 blocks halves"),
+        (("convnet_in", (), (3, 8, 1), 0), 1.0, "a convnet_in of 3 blocks halves"),
         (("convnet", (), (32, 32, 3), 0), 0.0, "width_factor is 0.0, expected a positive number"),
         (("convnet", (), (32, 32, 3), 0), math.nan, "width_factor is nan"),
     ],

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.recipe import CASES, NUM_OUTPUTS, draw_images, draw_state_dict
+from oracles.convnet_in import convnet_in
 
 from ssdd_jax.nets import NETS, make_learner, variables_from_torch
 from ssdd_jax.nets.resnet import BasicBlock
@@ -31,7 +32,30 @@ def assert_same(one, other):
 
 
 def test_every_network_has_a_case():
-    assert {case[0] for case in CASES.values()} == set(NETS)
+    # PyTorch's outputs, or the network written from its formula.
+    assert {case[0] for case in CASES.values()} | {"convnet_in"} == set(NETS)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (9, 8, 1)])
+def test_the_convnet_of_label_sets_with_the_weights_of_pytorch_gives_the_features_and_outputs_of_its_formula(shape):
+    widths = (4, 5)
+    learner = make_learner("convnet_in", widths, shape, NUM_OUTPUTS)
+    # The order of the parameters is PyTorch's: of each block the convolution's and the norm's, then those of the linear layer.
+    channels, shapes = (shape[2], *widths), []
+    for block in range(2):
+        shapes += [(f"features.{4 * block}.weight", (channels[block + 1], channels[block], 3, 3))]
+        vectors = (f"features.{4 * block}.bias", f"features.{4 * block + 1}.weight", f"features.{4 * block + 1}.bias")
+        shapes += [(name, (channels[block + 1],)) for name in vectors]
+    margin = 4 if shape[2] == 1 else 0
+    pixels = (shape[0] + margin) // 4 * ((shape[1] + margin) // 4)
+    shapes += [("classifier.weight", (NUM_OUTPUTS, widths[-1] * pixels)), ("classifier.bias", (NUM_OUTPUTS,))]
+    state_dict, images = draw_state_dict(shapes, 10), draw_images(shape, 10)
+    variables = variables_from_torch("convnet_in", state_dict, template(learner))
+    found = jax.jit(lambda *args: (learner.features(*args), learner.apply(*args)))(variables, images)
+    features, outputs = convnet_in(state_dict, images.transpose(0, 3, 1, 2))
+    flattened = features.transpose(0, 2, 3, 1).reshape(4, -1)
+    np.testing.assert_allclose(found[0], flattened, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[1], outputs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)

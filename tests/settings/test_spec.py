@@ -1,11 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
 from ssdd_jax.errors import InputError
 from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.settings.digest import digest, json_ready
-from ssdd_jax.settings.evaluation import RECIPES, KnnSpec, LinearSpec, RecipeSpec
+from ssdd_jax.settings.evaluation import LABEL_RECIPES, RECIPES, KnnSpec, LinearSpec, RecipeSpec
 from ssdd_jax.settings.parse import to_spec
-from ssdd_jax.settings.presets import PRESETS, default_config, smoke
+from ssdd_jax.settings.presets import PRESETS, default_config, smoke, to_config
 from ssdd_jax.settings.spec import EvaluationSpec, NetSpec, RunSpec
 
 
@@ -40,6 +42,8 @@ def test_methods_keep_their_order_of_presentation():
         ("evaluation.recipes", {"label": {}}, r"config\.evaluation\.recipes names 'label', .*did you mean 'labels'"),
         ("evaluation.protocols", ("liner",), r"config\.evaluation\.protocols\[0\] is 'liner', expected one of .*did you mean 'linear'"),
         ("protocols.knn.neighbours", 3, r"config\.protocols\.knn\.neighbours is unknown.*did you mean 'neighbors'"),
+        ("evaluation.recipes.labels.augment", "colour", r"recipes\.labels\.augment is 'colour', expected one of .*color_crop_cutout"),
+        ("evaluation.recipes.labels.decay_at", 502, r"recipes\.labels\.decay_at is 502\.0, expected 0\.0 to 1\.0"),
         ("protocols.knn.neighbors", 0, r"config\.protocols\.knn\.neighbors is 0, expected at least 1"),
         ("protocols.few.fractions", (0.1, 2.0), r"config\.protocols\.few\.fractions\[1\] is 2\.0, expected 0\.0 to 1\.0"),
         ("protocols.nearest", {}, r"config\.protocols\.nearest is unknown, expected one of linear, few, knn, finetune"),
@@ -81,6 +85,16 @@ def test_a_recipe_is_of_the_kind_of_targets_unless_the_network_needs_its_own():
     assert evaluation.recipe(NetSpec("convnet"), "labels") == ("recipes.labels", RecipeSpec(learning_rate=3.0))
     assert evaluation.recipe(NetSpec("convnet"), "logits") == ("recipes.logits", RECIPES["logits"])
     assert evaluation.recipe(NetSpec("vit"), "labels") == ("vit_recipe", evaluation.vit_recipe)
+
+
+@pytest.mark.parametrize("name", LABEL_RECIPES)
+def test_a_config_takes_a_recipe_of_label_sets_by_its_name(name):
+    config = default_config()
+    config.evaluation.recipes.labels = to_config(LABEL_RECIPES[name])
+    assert to_spec(config).evaluation.recipe(NetSpec("convnet"), "labels") == ("recipes.labels", LABEL_RECIPES[name])
+    # Of a smoke run the number of updates holds, whatever the recipe.
+    smoke(config)
+    assert to_spec(config).evaluation.recipes["labels"] == replace(LABEL_RECIPES[name], epochs=0)
 
 
 def test_equal_settings_have_equal_digests_and_a_changed_one_another():

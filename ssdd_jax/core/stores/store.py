@@ -57,7 +57,7 @@ class StoreKind(NamedTuple):
 
     Attributes:
         type: its dataclass, which files are read into.
-        start: sizes -> a function that turns rows into the store.
+        start: sizes -> a function that turns rows into the store; raises a ValueError if it is not for whatever rows settings name it for.
     """
 
     type: type[Any]

@@ -1,0 +1,70 @@
+"""The differentiable augmentation of one image "H W C" pixel by pixel, in float64."""
+
+import math
+
+import numpy as np
+
+
+def color(image, draws):
+    brightness, saturation, contrast = draws
+    out = np.array(image, np.float64) + (brightness - 0.5)
+    for pixel in out.reshape(-1, out.shape[-1]):
+        gray = sum(pixel) / len(pixel)
+        pixel[:] = [(value - gray) * 2 * saturation + gray for value in pixel]
+    mean = out.sum() / out.size
+    return (out - mean) * (contrast + 0.5) + mean
+
+
+def crop(image, shift):
+    out = np.zeros_like(image, np.float64)
+    for i in range(image.shape[0]):
+        for j in range(image.shape[1]):
+            y, x = i + shift[0], j + shift[1]
+            if 0 <= y < image.shape[0] and 0 <= x < image.shape[1]:
+                out[i, j] = image[y, x]
+    return out
+
+
+def cutout(image, centre):
+    sizes = [math.floor(side / 2 + 0.5) for side in image.shape[:2]]
+    out = np.array(image, np.float64)
+    for a in range(sizes[0]):
+        for b in range(sizes[1]):
+            y, x = centre[0] + a - sizes[0] // 2, centre[1] + b - sizes[1] // 2
+            out[min(max(y, 0), image.shape[0] - 1), min(max(x, 0), image.shape[1] - 1)] = 0
+    return out
+
+
+def flip(image, coin):
+    return np.array([row[::-1] if coin < 0.5 else row for row in image], np.float64)
+
+
+def warp(image, theta, align_corners):
+    height, width, _ = image.shape
+    to_grid = lambda i, side: 2 * i / (side - 1) - 1 if align_corners else (2 * i + 1) / side - 1
+    to_pixel = lambda g, side: (g + 1) * (side - 1) / 2 if align_corners else ((g + 1) * side - 1) / 2
+    out = np.zeros_like(image, np.float64)
+    for i in range(height):
+        for j in range(width):
+            gx, gy = to_grid(j, width), to_grid(i, height)
+            x = to_pixel(theta[0][0] * gx + theta[0][1] * gy, width)
+            y = to_pixel(theta[1][0] * gx + theta[1][1] * gy, height)
+            for row in range(height):
+                for column in range(width):
+                    out[i, j] += max(0, 1 - abs(y - row)) * max(0, 1 - abs(x - column)) * image[row, column]
+    return out
+
+
+def scale(image, factors, align_corners):
+    return warp(image, [[factors[0], 0], [0, factors[1]]], align_corners)
+
+
+def rotate(image, degrees, align_corners):
+    a = math.pi * degrees / 180
+    return warp(image, [[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]], align_corners)
+
+
+def apply(name, image, drawn, align_corners):
+    if name in ("scale", "rotate"):
+        return {"scale": scale, "rotate": rotate}[name](image, drawn, align_corners)
+    return {"color": color, "crop": crop, "cutout": cutout, "flip": flip}[name](image, drawn)
