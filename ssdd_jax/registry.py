@@ -91,7 +91,18 @@ NETS = Registry(
 STORES = Registry("store", {"plain": "ssdd_jax.core.stores.plain:STORE", "factored": "ssdd_jax.core.stores.factored:STORE"})
 """How rows of images or targets are kept: `ssdd_jax.core.stores.store.Store`."""
 
-KERNELS = Registry("kernel", {"feature": "ssdd_jax.kernels.feature:feature_kernel"})
+_INFINITE = "ssdd_jax.kernels.infinite"
+
+KERNELS = Registry(
+    "kernel",
+    {
+        "feature": "ssdd_jax.kernels.feature:feature_kernel",
+        "fc_ntk": f"{_INFINITE}:fc_ntk",
+        "fc_nngp": f"{_INFINITE}:fc_nngp",
+        "conv_ntk": f"{_INFINITE}:conv_ntk",
+        "conv_nngp": f"{_INFINITE}:conv_nngp",
+    },
+)
 """What the outer loss predicts with: makers of a `ssdd_jax.core.kernel.Kernel`."""
 
 METHODS = Registry(
