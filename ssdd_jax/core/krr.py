@@ -122,6 +122,33 @@ def ridge_predict(
     return product(f_target, product(f_support.T, solved)), increases
 
 
+def centred_labels(labels: Int[Array, " n"], num_classes: int) -> Float[Array, "n k"]:
+    """Return the targets of a regression onto classes, onehot - 1 / num_classes (KIP, FRePo): every row sums to 0."""
+    return jax.nn.one_hot(labels, num_classes) - 1 / num_classes
+
+
+def solve_labels(
+    weights: Float[Array, "b n"], y_target: Float[Array, "b k"], y_start: Float[Array, "n k"], *, ridge: Ridge = 1e-6
+) -> tuple[Float[Array, "n k"], Int[Array, ""]]:
+    """Return the support targets whose predictions M Y come nearest to given ones (label solve of KIP), and how often mu was increased.
+
+    With M = K_ts (K_ss + lambda I)^-1, the predictions for unit targets, argmin_Y |M Y - Y_t|^2 + mu |Y - Y_0|^2 is
+    Y_0 + (M^T M + mu I)^-1 M^T (Y_t - M Y_0), where mu = ridge * tr(M^T M) / n. In the published problem mu is 0, and a nearly singular
+    kernel then makes labels of any size in float32. The ridge draws towards Y_0 instead of 0, so the result never predicts worse than Y_0.
+
+    Args:
+        weights: M "b n": what the regression predicts for b target images if every support row's target is a unit vector.
+        y_target: Y_t "b k", what is to be predicted.
+        y_start: Y_0 "n k", such as centred one-hot labels.
+        ridge: mu relative to the mean of the diagonal of M^T M, at least 0.
+    """
+    product = partial(jnp.matmul, precision=HIGHEST)
+    normal = gram(weights.T, weights.T)
+    strength = ridge_strength(jnp.trace(normal), len(normal), ridge, "mean_trace")
+    change, increases = solve_regularized(normal, product(weights.T, y_target - product(weights, y_start)), strength)
+    return y_start + change, increases
+
+
 # Jitted on its own, so that whoever looks for NaN sees what is returned and not a factor that is tried again.
 _predict = jax.jit(ridge_predict, static_argnames="ridge_scale")
 
