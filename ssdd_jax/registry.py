@@ -106,7 +106,9 @@ KERNELS = Registry(
 """What the outer loss predicts with: makers of a `ssdd_jax.core.kernel.Kernel`."""
 
 METHODS = Registry(
-    "method", {"regression": "ssdd_jax.methods.regression:METHOD"}, {"regression": "ssdd_jax.settings.methods:RegressionSpec"}
+    "method",
+    {"regression": "ssdd_jax.methods.regression:METHOD", "kip": "ssdd_jax.methods.kip:METHOD"},
+    {"regression": "ssdd_jax.settings.methods:RegressionSpec", "kip": "ssdd_jax.settings.methods:KipSpec"},
 )
 """What moves a distilled set: `ssdd_jax.methods.method.Method`."""
 

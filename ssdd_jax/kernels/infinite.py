@@ -80,7 +80,8 @@ def _window_mean(pixels: Array, size: int) -> Array:
     for axis in (0, 1) if size > 1 else ():
         length = pixels.shape[axis]
         padded = jnp.pad(pixels, [(size // 2,) * 2 if i == axis else (0, 0) for i in range(pixels.ndim)])
-        pixels = sum(jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(size)) / size
+        shifted = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(size)]
+        pixels = sum(shifted[1:], shifted[0]) / size
     return pixels
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from ssdd_jax.errors import InputError
 from ssdd_jax.rng import Stream, step_key
 
 # With more distances than this in one pass over the rows, centres are moved by samples of the rows.
@@ -28,6 +29,29 @@ def select_images(selection: str, seed: int, count: int, num_rows: int, reprs: C
     if selection == "herding":
         return herd(np.asarray(reprs()), count)
     return np.asarray(jax.random.permutation(step_key(seed, Stream.DISTILLED_INIT), num_rows)[:count])
+
+
+def balanced_images(where: str, seed: int, count: int, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return `count` random distinct rows, equally many of each class, class after class.
+
+    Args:
+        where: config.methods.NAME, for messages.
+        seed: seed of the choice.
+        count: number of rows to choose, a multiple of `num_classes`.
+        labels: labels "n" of the training images.
+        num_classes: number of classes.
+
+    Raises:
+        InputError: a class has too few training images.
+    """
+    order, each = np.asarray(jax.random.permutation(step_key(seed, Stream.DISTILLED_INIT), len(labels))), count // num_classes
+    available = np.bincount(labels, minlength=num_classes)
+    if available.min() < each:
+        raise InputError(
+            f"{where} has {count} images, {each} of each class, but class {available.argmin()} has {available.min()} training images; "
+            f"lower {where}.images to at most {available.min() * num_classes}, or leave that class out of the data"
+        )
+    return np.concatenate([order[labels[order] == label][:each] for label in range(num_classes)])
 
 
 def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:

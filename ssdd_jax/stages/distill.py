@@ -63,7 +63,8 @@ def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
         images=context.normalized_images,
         learner=context.learner,
         real=context.real,
-        represent=context.represent,
+        # On first use: a method without a teacher must not pretrain one.
+        represent=lambda images: context.represent(images),
         train_reprs=partial(context.reprs, "train"),
         represent_in_step=represent_in_step,
         teacher_variables=lambda: context.teacher.variables,
