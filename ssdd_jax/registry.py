@@ -101,6 +101,7 @@ KERNELS = Registry(
         "fc_nngp": f"{_INFINITE}:fc_nngp",
         "conv_ntk": f"{_INFINITE}:conv_ntk",
         "conv_nngp": f"{_INFINITE}:conv_nngp",
+        "empirical_ntk": "ssdd_jax.kernels.empirical:empirical_ntk",
     },
 )
 """What the outer loss predicts with: makers of a `ssdd_jax.core.kernel.Kernel`."""
