@@ -2,18 +2,31 @@
 
 Images this small leave little for bases to factor out, and a rotation turns a 6 into a 9: expect `basis` to tie with
 `krr_st`, and `ours` to gain nothing from its views.
+
+`digits:kip` has kernel inducing points instead: ten images, one of each class, from which an infinitely wide network predicts classes, with
+real images (`kip_init`) and a label solve of these as controls. The protocols read students that were trained on the sets;
+`python experiments/kip_accuracy.py WORKDIR` prints the accuracy of the kernel regression. The two must not be compared.
 """
 
 from dataclasses import replace
 
+from ssdd_jax.settings.methods import KipSpec
 from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke
 
 
 def get_config(variant=""):
-    check_variant(variant, ("smoke",))
+    check_variant(variant, ("smoke", "kip"))
     bases = dict(base_size=8, image_bases=16, repr_bases=12)
     methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=0.02) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=4)
+    if variant == "kip":
+        still = KipSpec(images=10, steps=0)
+        methods = dict(
+            kip_init=still,
+            label_solve=replace(still, label_solve=True),
+            kip=KipSpec(images=10),
+            kip_labels=KipSpec(images=10, learn_labels=True),
+        )
     config = default_config(**methods)
     config.name = "digits"
     config.num_pairs = 20
@@ -27,6 +40,11 @@ def get_config(variant=""):
     config.evaluation.updates = 200
     config.protocols.linear.steps = 1000
     config.protocols.finetune.update(padding=1, flip=0.0)
+    if variant == "kip":
+        # As little as holds an image and a label of every class.
+        config.num_pairs = 6
+        config.outer.update(steps=200, batch_size=512)
+        config.evaluation.update(protocols=("knn",), controls=("none",))
     if variant == "smoke":
         smoke(config)
     return config

@@ -1,7 +1,7 @@
 """Cut 16 x 16 patches of photographs into an .npz: python experiments/make_patches.py FILE.npz (needs pip install scikit-image).
 
-The photographs are the ten in colour that scikit-image and scikit-learn carry in their wheels; a patch's class is its photograph. Of the
-middle of each, in blocks of 64 x 64, a fifth of the blocks is for the test, so that no test patch touches a training patch of another block.
+The photographs are the ten in colour that scikit-image and scikit-learn carry in their wheels; a patch's class is its photograph. The middle
+of each is divided into blocks of 64 x 64, and a fifth of the blocks is for the test.
 """
 
 import argparse
@@ -11,8 +11,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FROM_SKIMAGE = "astronaut.png chelsea.png coffee.png hubble_deep_field.jpg ihc.png motorcycle_left.png retina.jpg rocket.jpg".split()
-FROM_SKLEARN = "china.jpg flower.jpg".split()
+FROM_SKIMAGE = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+FROM_SKLEARN = ["china.jpg", "flower.jpg"]
 SIDE, BLOCK, LARGEST, TEST = 16, 64, 512, 0.2
 
 

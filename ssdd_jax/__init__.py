@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ssdd_jax.core.bases": ("PCA", "fit_pca", "encode", "decode"),
     "ssdd_jax.core.views": ("VIEWS", "apply_views"),
-    "ssdd_jax.core.krr": ("append_bias", "krr_predict"),
+    "ssdd_jax.core.krr": ("append_bias", "krr_predict", "solve_labels"),
     "ssdd_jax.core.approximation": ("Networks", "fit_networks", "predict_shift"),
     "ssdd_jax.core.stores.factored": ("Factors", "factored"),
     "ssdd_jax.core.stores.plain": ("Plain",),
@@ -32,6 +32,7 @@ _HOMES = {
     "ssdd_jax.core.outer": ("OuterState", "init_outer", "make_outer_step", "outer_loss"),
     "ssdd_jax.data": ("Dataset", "Options", "load_dataset", "open_source"),
     "ssdd_jax.kernels.feature": ("feature_kernel",),
+    "ssdd_jax.kernels.infinite": ("conv_kernel", "fc_kernel", "matrix_kernel"),
     "ssdd_jax.nets": ("make_learner", "variables_from_torch"),
     "ssdd_jax.io.artifacts": ("load_distilled", "save_distilled"),
     "ssdd_jax.io.export": ("export_distilled",),

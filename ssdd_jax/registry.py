@@ -99,15 +99,31 @@ STORES = Registry(
 )
 """How rows of images or targets are kept: `ssdd_jax.core.stores.store.Store`."""
 
-KERNELS = Registry("kernel", {"feature": "ssdd_jax.kernels.feature:feature_kernel"})
+_INFINITE = "ssdd_jax.kernels.infinite"
+
+KERNELS = Registry(
+    "kernel",
+    {
+        "feature": "ssdd_jax.kernels.feature:feature_kernel",
+        "fc_ntk": f"{_INFINITE}:fc_ntk",
+        "fc_nngp": f"{_INFINITE}:fc_nngp",
+        "conv_ntk": f"{_INFINITE}:conv_ntk",
+        "conv_nngp": f"{_INFINITE}:conv_nngp",
+        "empirical_ntk": "ssdd_jax.kernels.empirical:empirical_ntk",
+    },
+)
 """What the outer loss predicts with: makers of a `ssdd_jax.core.kernel.Kernel`."""
 
 _METHODS = "ssdd_jax.settings.methods"
 
 METHODS = Registry(
     "method",
-    {"regression": "ssdd_jax.methods.regression:METHOD", "random_labels": "ssdd_jax.methods.labels:METHOD"},
-    {"regression": f"{_METHODS}:RegressionSpec", "random_labels": f"{_METHODS}:RandomLabelsSpec"},
+    {
+        "regression": "ssdd_jax.methods.regression:METHOD",
+        "kip": "ssdd_jax.methods.kip:METHOD",
+        "random_labels": "ssdd_jax.methods.labels:METHOD",
+    },
+    {"regression": f"{_METHODS}:RegressionSpec", "kip": f"{_METHODS}:KipSpec", "random_labels": f"{_METHODS}:RandomLabelsSpec"},
 )
 """What moves a distilled set: `ssdd_jax.methods.method.Method`."""
 

@@ -91,6 +91,13 @@ def key():
     return jax.random.key(0)
 
 
+@pytest.fixture
+def float64():
+    """Switch 64-bit numbers on, for parity with an oracle; jax 0.8 moved the switch."""
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental").enable_x64():
+        yield
+
+
 @pytest.fixture(scope="module")
 def compiled_well():
     """Compile as users do, for tests of what the compiler makes: its programs, their memory and their rounding."""

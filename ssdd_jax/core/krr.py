@@ -37,7 +37,8 @@ def ridge_strength(trace: Float[Array, ""], num_rows: int, ridge: Ridge, ridge_s
     """Return lambda.
 
     'absolute': ridge. 'trace': ridge * tr K (KRR-ST). 'mean_trace': ridge * tr K / num_rows (FRePo).
-    The trace is held constant under differentiation, as in the released code of KRR-ST.
+    The trace is held constant under differentiation, as in the released code of KRR-ST. FRePo and KIP differentiate it; at their ridge,
+    1e-6 of the mean trace, gradients differ by about that much.
     """
     scale = {"absolute": 1.0, "trace": jax.lax.stop_gradient(trace), "mean_trace": jax.lax.stop_gradient(trace) / num_rows}
     return jnp.asarray(ridge * scale[ridge_scale], trace.dtype)
@@ -77,6 +78,20 @@ def solve_regularized(
     return solved, increases
 
 
+def kernel_predict(
+    k_support: Float[Array, "n n"],
+    y_support: Float[Array, "n d"],
+    k_target: Float[Array, "b n"],
+    *,
+    ridge: Ridge,
+    ridge_scale: RidgeScale,
+) -> tuple[Float[Array, "b d"], Int[Array, ""]]:
+    """Return P = K_ts (K_ss + lambda I)^-1 Y_s for given kernel matrices, and how often lambda was increased."""
+    strength = ridge_strength(jnp.trace(k_support), len(k_support), ridge, ridge_scale)
+    solved, increases = solve_regularized(k_support, y_support, strength)
+    return jnp.matmul(k_target, solved, precision=HIGHEST), increases
+
+
 def ridge_predict(
     f_support: Float[Array, "n q"],
     y_support: Float[Array, "n d"],
@@ -99,12 +114,39 @@ def ridge_predict(
     if primal:
         weights, increases = solve_regularized(kernel, product(f_support.T, y_support), strength)
         return product(f_target, weights), increases
-    solved, increases = solve_regularized(kernel, y_support, strength)
     by_kernel = num_targets * num_rows * (width + num_outputs)
     by_weights = width * num_outputs * (num_rows + num_targets)
     if by_kernel < by_weights:
-        return product(gram(f_target, f_support), solved), increases
+        return kernel_predict(kernel, y_support, gram(f_target, f_support), ridge=ridge, ridge_scale=ridge_scale)
+    solved, increases = solve_regularized(kernel, y_support, strength)
     return product(f_target, product(f_support.T, solved)), increases
+
+
+def centred_labels(labels: Int[Array, " n"], num_classes: int) -> Float[Array, "n k"]:
+    """Return the targets of a regression onto classes, onehot - 1 / num_classes (KIP, FRePo): every row sums to 0."""
+    return jax.nn.one_hot(labels, num_classes) - 1 / num_classes
+
+
+def solve_labels(
+    weights: Float[Array, "b n"], y_target: Float[Array, "b k"], y_start: Float[Array, "n k"], *, ridge: Ridge = 1e-6
+) -> tuple[Float[Array, "n k"], Int[Array, ""]]:
+    """Return the support targets whose predictions M Y come nearest to given ones (label solve of KIP), and how often mu was increased.
+
+    With M = K_ts (K_ss + lambda I)^-1, the predictions for unit targets, argmin_Y |M Y - Y_t|^2 + mu |Y - Y_0|^2 is
+    Y_0 + (M^T M + mu I)^-1 M^T (Y_t - M Y_0), where mu = ridge * tr(M^T M) / n. In the published problem mu is 0, and a nearly singular
+    kernel then makes labels of any size in float32. The ridge draws towards Y_0 instead of 0, so the result never predicts worse than Y_0.
+
+    Args:
+        weights: M "b n": what the regression predicts for b target images if every support row's target is a unit vector.
+        y_target: Y_t "b k", what is to be predicted.
+        y_start: Y_0 "n k", such as centred one-hot labels.
+        ridge: mu relative to the mean of the diagonal of M^T M, at least 0.
+    """
+    product = partial(jnp.matmul, precision=HIGHEST)
+    normal = gram(weights.T, weights.T)
+    strength = ridge_strength(jnp.trace(normal), len(normal), ridge, "mean_trace")
+    change, increases = solve_regularized(normal, product(weights.T, y_target - product(weights, y_start)), strength)
+    return y_start + change, increases
 
 
 # Jitted on its own, so that whoever looks for NaN sees what is returned and not a factor that is tried again.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ssdd_jax.core import pool as pools
 from ssdd_jax.core.distilled import DistilledSet, expand, num_images, take_images
 from ssdd_jax.core.kernel import Kernel
-from ssdd_jax.core.pool import MemberState, over_leading_axis
+from ssdd_jax.core.pool import MemberState, mean_squared_error, over_leading_axis
 from ssdd_jax.core.sharding import Shard, replicate_then_shard, unsharded
 
 
@@ -42,8 +42,18 @@ def support_rows(distilled: DistilledSet) -> tuple[Float[Array, "n H W C"], Floa
     return images.reshape(-1, *images.shape[2:]), reprs.reshape(-1, reprs.shape[-1])
 
 
+Loss = Callable[[Array, Array], Array]
+"""(predictions "b d", targets "b d") -> a scalar."""
+
+
 def outer_loss(
-    distilled: DistilledSet, variables: Any, images: Float[Array, "b H W C"], reprs: Float[Array, "b d"], *, kernel: Kernel
+    distilled: DistilledSet,
+    variables: Any,
+    images: Float[Array, "b H W C"],
+    reprs: Float[Array, "b d"],
+    *,
+    kernel: Kernel,
+    loss: Loss = mean_squared_error,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return mean((P - T(x_t))^2) on real images x_t (KRR-ST; all views are support rows), and how often the ridge was increased.
 
@@ -53,9 +63,10 @@ def outer_loss(
         images: real images "b H W C".
         reprs: the teacher's representations of them, or their labels, "b d".
         kernel: predicts P from the set's rows, such as `ssdd_jax.kernels.feature.feature_kernel(learner)`.
+        loss: of the predictions, if it is another.
     """
     predicted, increases = kernel.predict(variables, *support_rows(distilled), images)
-    return jnp.mean((predicted - reprs) ** 2), increases
+    return loss(predicted, reprs), increases
 
 
 def init_outer(
@@ -64,18 +75,29 @@ def init_outer(
     *,
     kernel: Kernel,
     optimizer: optax.GradientTransformation,
-    inner_optimizer: optax.GradientTransformation,
-    pool_size: int,
+    inner_optimizer: optax.GradientTransformation | None = None,
+    pool_size: int = 0,
 ) -> OuterState:
-    """Return the state before the first step, with an untrained pool (see `make_warm_up_step`) where the kernel has members."""
+    """Return the state before the first step, with an untrained pool (see `make_warm_up_step`) where the kernel has members.
+
+    Raises:
+        ValueError: the kernel has members and there is no `inner_optimizer`.
+    """
     members, learner = None, kernel.learner
     if learner is not None:
+        inner_optimizer = _required(inner_optimizer)
         members = jax.vmap(lambda k: pools.init_member(k, learner, inner_optimizer))(jax.random.split(key, pool_size))
     # Every number in a buffer of its own, which nobody else holds, so that the state can be donated: a set may hold its caller's images,
     # or the bases of a PCA that is used again.
     distilled = jax.tree.map(jnp.copy, distilled)
     step, ridge_increases = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return OuterState(step=step, distilled=distilled, opt_state=optimizer.init(distilled), pool=members, ridge_increases=ridge_increases)
+
+
+def _required(inner_optimizer: optax.GradientTransformation | None) -> optax.GradientTransformation:
+    if inner_optimizer is None:
+        raise ValueError("inner_optimizer is None, but the kernel has members; give the optimizer that trains them")
+    return inner_optimizer
 
 
 def image_sampler(key: PRNGKeyArray, total: int, count: int) -> Callable[[DistilledSet], DistilledSet]:
@@ -90,10 +112,11 @@ def make_outer_step(
     *,
     kernel: Kernel,
     optimizer: optax.GradientTransformation,
-    inner_optimizer: optax.GradientTransformation,
-    max_age: int,
+    inner_optimizer: optax.GradientTransformation | None = None,
+    max_age: int = 1,
     members_per_step: int = 1,
     support_images: int = 0,
+    loss: Loss = mean_squared_error,
     shard: Shard = unsharded,
 ) -> Callable[[OuterState, Float[Array, "b H W C"], Float[Array, "b d"], PRNGKeyArray], tuple[OuterState, dict[str, Array]]]:
     """Build the outer step: a pure function, not yet jitted.
@@ -105,10 +128,11 @@ def make_outer_step(
     Args:
         kernel: kernel of the outer loss, such as `ssdd_jax.kernels.feature.feature_kernel(learner)`.
         optimizer: moves the distilled set.
-        inner_optimizer: trains the members.
+        inner_optimizer: trains the members; a kernel without them needs none.
         max_age: number of updates after which a member is replaced.
         members_per_step: number of members K.
         support_images: how many distilled images take part in a step, drawn afresh each time; 0 takes all.
+        loss: see `outer_loss`.
         shard: how real rows, support rows and members lie on devices, see `Shard`.
 
     Returns:
@@ -121,6 +145,7 @@ def make_outer_step(
         >>> state, metrics = step(state, images, reprs, jax.random.key(0))  # doctest: +SKIP
     """
     learner = kernel.learner
+    inner_optimizer = inner_optimizer if learner is None else _required(inner_optimizer)
 
     def step(state: OuterState, images, reprs, key):
         member_key, reset_key, support_key = jax.random.split(key, 3)
@@ -132,15 +157,15 @@ def make_outer_step(
             members = shard("pool", pools.take(state.pool, chosen))
 
         def loss_fn(distilled):
-            one = lambda variables: outer_loss(select(distilled), variables, images, reprs, kernel=kernel)
+            one = lambda variables: outer_loss(select(distilled), variables, images, reprs, kernel=kernel, loss=loss)
             if members is None:
                 return one(None)
             losses, increases = over_leading_axis(one)(members.variables)
             return jnp.mean(losses), jnp.sum(increases, dtype=jnp.int32)
 
-        (loss, increases), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.distilled)
+        (value, increases), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.distilled)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.distilled)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         pool = state.pool
         if pool is not None:
             rows, targets = replicate_then_shard(shard, jax.lax.stop_gradient(support_rows(select(state.distilled))))

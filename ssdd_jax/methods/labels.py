@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ssdd_jax.core.distilled import DistilledSet, Layout, finished_shapes, init_distilled
+from ssdd_jax.core.krr import centred_labels
 from ssdd_jax.core.stores.classes import hard_labels
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
@@ -36,7 +37,7 @@ def label_targets(labels: np.ndarray, num_classes: int, form: str = "one_hot") -
             f"expected integers (n,) from 0 to {num_classes - 1}; number the classes from 0"
         )
     one_hot = np.eye(num_classes, dtype=np.float32)[labels]
-    forms = {"one_hot": one_hot, "centred": one_hot - np.float32(1 / num_classes), "logits": np.float32(LABEL_LOGIT) * one_hot}
+    forms = {"one_hot": one_hot, "centred": centred_labels(jnp.asarray(labels), num_classes), "logits": np.float32(LABEL_LOGIT) * one_hot}
     if form not in forms:
         raise ValueError(f"label_targets: form is {form!r}, expected one of {', '.join(forms)}")
     return jnp.asarray(forms[form])

@@ -22,6 +22,7 @@ from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.store import Start, StoreSizes
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import InputError
+from ssdd_jax.methods.kernel import check_kernel, kernel_settings
 from ssdd_jax.methods.method import TEACHER, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
 from ssdd_jax.methods.selection import select_images
@@ -63,6 +64,7 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
     if spec.repr_bases > width:
         raise InputError(f"{where}.repr_bases is {spec.repr_bases}, expected at most {width}, the width of the teacher's representation")
     _factor_scale(where, spec)
+    check_kernel(where, spec)
     layout = partial(Layout, sizes.image_shape, base_shape, spec.views)
     try:
         if spec.view_targets == ("auto",):
@@ -134,8 +136,8 @@ def start(spec: RegressionSpec, plan: Plan, inputs: Inputs, seed: int) -> Distil
 def make_kernel(spec: RegressionSpec, run: RunSpec, learner: Any, *, chunk_size: int, shard: Shard = unsharded) -> Kernel:
     """Return the kernel of the outer loss that the settings name."""
     outer = run.outer
-    make = KERNELS[spec.kernel]
-    return make(learner, ridge=outer.ridge, ridge_scale=outer.ridge_scale, chunk_size=chunk_size, remat=run.memory.remat, shard=shard)
+    settings = dict(ridge=outer.ridge, ridge_scale=outer.ridge_scale, chunk_size=chunk_size, remat=run.memory.remat, shard=shard)
+    return KERNELS[spec.kernel](learner, **settings, **kernel_settings(spec))
 
 
 def step_settings(spec: RegressionSpec, run: RunSpec, kernel: Kernel, *, first: int = 0, shard: Shard = unsharded) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from ssdd_jax.errors import InputError
 from ssdd_jax.rng import Stream, step_key
 
 # With more distances than this in one pass over the rows, centres are moved by samples of the rows.
@@ -39,6 +40,29 @@ def balanced_rows(seed: int, count: int, labels: np.ndarray) -> np.ndarray:
         members = np.flatnonzero(labels[order] == label)
         place[members] = np.arange(len(members))
     return order[np.argsort(place, kind="stable")[:count]]
+
+
+def balanced_images(where: str, seed: int, count: int, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return `count` random distinct rows, equally many of each class, class after class.
+
+    Args:
+        where: config.methods.NAME, for messages.
+        seed: seed of the choice.
+        count: number of rows to choose, a multiple of `num_classes`.
+        labels: labels "n" of the training images.
+        num_classes: number of classes.
+
+    Raises:
+        InputError: a class has too few training images.
+    """
+    each, available = count // num_classes, np.bincount(labels, minlength=num_classes)
+    if available.min() < each:
+        raise InputError(
+            f"{where} has {count} images, {each} of each class, but class {available.argmin()} has {available.min()} training images; "
+            f"lower {where}.images to at most {available.min() * num_classes}, or leave that class out of the data"
+        )
+    rows = balanced_rows(seed, count, labels)
+    return rows[np.argsort(labels[rows], kind="stable")]
 
 
 def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:

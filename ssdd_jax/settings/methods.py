@@ -15,6 +15,8 @@ class RegressionSpec:
         selection: the real images that the set starts from: random ones, those nearest to the centres of k-means on the teacher's
             representations, or those whose mean representation comes nearest to that of all (herding).
         kernel: among `ssdd_jax.registry.KERNELS`.
+        bias: whether the features of a network have a constant 1 appended (KRR-ST), or not (FRePo).
+        depth: hidden layers of an infinitely wide network; 0 takes 1 for fully connected ones and 3 for convolutional ones.
         image_store: how images are kept, among `ssdd_jax.registry.STORES`; '' is factored where there are bases, else plain.
         repr_store: how representations are kept, likewise.
         base_size: side of the stored images or image bases; 0 is the full resolution.
@@ -37,6 +39,8 @@ class RegressionSpec:
     kind: str = one_of("regression")
     selection: str = one_of("random", "kmeans", "herding")
     kernel: str = named("feature", KERNELS)
+    bias: bool = True
+    depth: int = within(0, 0)
     image_store: str = named("", STORES)
     repr_store: str = named("", STORES)
     base_size: int = within(0, 0)
@@ -66,3 +70,35 @@ class RandomLabelsSpec:
 
     kind: str = one_of("random_labels")
     images: int = within(0, 0)
+
+
+@dataclass(frozen=True)
+class KipSpec:
+    """Kernel inducing points (Nguyen et al., 2021): images, and perhaps labels, from which a kernel regression predicts labels.
+
+    Attributes:
+        kind: among `ssdd_jax.registry.METHODS`; it picks the settings that a section has.
+        kernel: among `ssdd_jax.registry.KERNELS`; one without members, such as those of infinitely wide networks.
+        depth: hidden layers of the network; 0 takes 1 for fully connected ones and 3 for convolutional ones.
+        ridge: lambda of the kernel ridge regression; `outer.ridge` is that of other methods.
+        ridge_scale: see `ssdd_jax.core.krr.krr_predict`.
+        learn_labels: whether labels move with the images, at the same rate. A label then takes one number per class of the budget.
+        label_solve: whether the labels are solved for once the images have moved (with steps=0: for real images), in closed form on all
+            training images. A label then takes one number per class of the budget.
+        label_ridge: ridge of that solution, see `ssdd_jax.core.krr.solve_labels`.
+        images: m, a multiple of the number of classes; 0 takes as many as the budget holds.
+        steps: outer steps; -1 takes `outer.steps`.
+        learning_rate: of Adam, constant.
+    """
+
+    kind: str = one_of("kip")
+    kernel: str = named("fc_ntk", KERNELS)
+    depth: int = within(0, 0)
+    ridge: float = within(1e-6, 0.0)
+    ridge_scale: str = one_of("mean_trace", "trace", "absolute")
+    learn_labels: bool = False
+    label_solve: bool = False
+    label_ridge: float = within(1e-6, 0.0)
+    images: int = within(0, 0)
+    steps: int = within(-1, -1)
+    learning_rate: float = within(4e-2, 0.0)

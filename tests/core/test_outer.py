@@ -16,6 +16,7 @@ from ssdd_jax.core.approximation import init_networks
 from ssdd_jax.core.bases import fit_pca
 from ssdd_jax.core.distilled import Layout, compress, expand, init_distilled, resize_images, take_images
 from ssdd_jax.core.kernel import Kernel
+from ssdd_jax.core.krr import append_bias, krr_predict
 from ssdd_jax.core.outer import (
     init_outer,
     make_outer_step,
@@ -216,6 +217,23 @@ def test_loss_and_gradient_equal_the_float64_oracle(views, kinds, widths, count,
     assert ours.keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert relative_error(ours[name], gradient) < 1e-4, name
+
+
+def test_without_its_bias_the_kernel_is_that_of_the_features_alone():
+    distilled, variables = make_set(), variables_of(LEARNER)
+    support, targets = support_rows(distilled)
+    features = [LEARNER.features(variables, images) for images in (support, REAL_IMAGES)]
+    for bias, complete in ((False, lambda rows: rows), (True, append_bias)):
+        expected = krr_predict(complete(features[0]), targets, complete(features[1]), ridge=1e-2, ridge_scale="mean_trace")
+        kernel = feature_kernel(LEARNER, ridge=1e-2, ridge_scale="mean_trace", bias=bias)
+        np.testing.assert_allclose(kernel.predict(variables, support, targets, REAL_IMAGES)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_members_without_an_optimizer_are_refused(key):
+    with pytest.raises(ValueError, match="the kernel has members; give the optimizer that trains them"):
+        make_outer_step(kernel=KERNEL, optimizer=OUTER)
+    with pytest.raises(ValueError, match="the kernel has members; give the optimizer that trains them"):
+        init_outer(key, make_set(), kernel=KERNEL, optimizer=OUTER)
 
 
 def test_one_member_a_step_equals_a_step_written_by_hand(key):
