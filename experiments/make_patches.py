@@ -1,7 +1,7 @@
 """Cut 16 x 16 patches of photographs into an .npz: python experiments/make_patches.py FILE.npz (needs pip install scikit-image).
 
-The photographs are the ten in colour that scikit-image and scikit-learn carry in their wheels; a patch's class is its photograph. The middle
-of each is divided into blocks of 64 x 64, and a fifth of the blocks is for the test.
+The photographs are the ten in colour that scikit-image and scikit-learn carry in their wheels; a patch's class is its photograph. The
+middle of each is divided into blocks of 64 x 64, and a fifth of the blocks is for the test.
 """
 
 import argparse

@@ -10,6 +10,7 @@ import pytest
 from experiments.tables import short_table
 from ssdd_jax import Layout, init_distilled, save_distilled
 from ssdd_jax.cli import load_config, parse, shipped_configs
+from ssdd_jax.registry import METHODS
 from ssdd_jax.report.tables import CONTROL_LABELS
 from ssdd_jax.settings.fields import CONTROLS
 from ssdd_jax.settings.presets import PRESETS, default_config
@@ -97,6 +98,8 @@ def test_the_settings_that_are_named_exist(page):
     for path in re.findall(r"\bconfig\.([a-z_]+(?:\.[a-z_]+)*)", re.sub(placeholders, "", page.read_text())):
         section = defaults
         for name in path.split("."):
+            if section is defaults.methods and name in METHODS:
+                break  # a method that the presets leave out is named by its kind
             assert name in section, f"config.{path}"
             section = section[name]
 

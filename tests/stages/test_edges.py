@@ -314,6 +314,7 @@ RUNS = {
 }
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_at_the_edge_of_its_settings_ends_well_and_every_number_is_finite(name, command, tmp_path):
     changes, about, num_sets = RUNS[name]
