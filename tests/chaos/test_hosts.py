@@ -95,7 +95,13 @@ def test_two_processes_make_what_one_makes(whole, tmp_path):
     statuses, said = Run(tmp_path / "run", 200).wait()
     assert (statuses, said) == ([0, 0], ["", ""])
     assert_alike(tmp_path / "run", whole)
-    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["checkpoints", "distilled", "metrics.jsonl", "spec.json"]
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
+        "SHA256SUMS",
+        "checkpoints",
+        "distilled",
+        "metrics.jsonl",
+        "spec.json",
+    ]
 
 
 def test_a_signal_to_one_stops_both_at_the_same_step_and_the_run_goes_on_elsewhere(whole, tmp_path):

@@ -72,7 +72,7 @@ def test_a_teacher_that_does_not_fit_is_refused_with_what_to_lower(tmp_path, cap
 @pytest.mark.chaos
 def test_an_outer_step_that_fits_in_no_way_is_refused_with_what_to_lower(tmp_path, capsys):
     # The teacher's step fits; that of the outer loop does not, however few images take part.
-    assert run(tmp_path, "--config.memory.limit_gb=0.0007", "--config.outer.batch_size=256") == 2
+    assert run(tmp_path, "--config.memory.limit_gb=0.001", "--config.outer.batch_size=1024") == 2
     assert "lower config.outer.batch_size, or take a smaller config.student" in capsys.readouterr().err
 
 
