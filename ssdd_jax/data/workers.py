@@ -42,7 +42,7 @@ def pool(is_large: bool, display: Display) -> Iterator[Callable[..., Future]]:
 
 
 def _unimportable_program() -> str:
-    """Return what the running program was read from if it is no file that spawned processes, which import it by its path, would find."""
+    """Return what the running program was read from, or '' if spawned processes, which import it by its path, would find it."""
     main = sys.modules["__main__"]
     # Without a path (python -c, a notebook) nothing is imported; with a spec (python -m) it is imported by its name.
     file = getattr(main, "__file__", None)

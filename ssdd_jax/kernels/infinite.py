@@ -26,7 +26,7 @@ WEIGHT_VARIANCE, BIAS_VARIANCE = 2.0, 0.01
 """Of every layer, the read-out's too (W_std sqrt 2 and b_std .1, as in KIP); a weight's is divided by the layer's fan-in."""
 MAX_NUMBERS = 2**22
 """Limit on the numbers N1 N2 H W of one layer; above it rows are computed block by block."""
-# Where 1 - rho^2 is at most so many machine epsilons, two inputs count as equal: rounding would be taken for an angle otherwise.
+# Two inputs whose 1 - rho^2 is at most this many machine epsilons count as equal: rounding would be taken for an angle otherwise.
 ROUNDING = 16
 
 
