@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 from ssdd_jax.core.batching import map_in_chunks
 from ssdd_jax.core.kernel import Kernel
-from ssdd_jax.core.krr import RidgeScale, gram, kernel_predict
+from ssdd_jax.core.krr import RidgeScale, gram
 from ssdd_jax.core.learner import Learner
 from ssdd_jax.core.sharding import Shard, unsharded
+from ssdd_jax.kernels.infinite import matrix_kernel
 
 
 def tangent_matrix(
@@ -64,8 +65,7 @@ def empirical_ntk(
 
     def predict(variables, support_images, support_targets, images):
         matrix = lambda x1, x2: tangent_matrix(learner, variables, x1, x2, chunk_size=chunk_size)
-        matrix = jax.checkpoint(matrix) if remat else matrix
-        support, targets = shard("whole", support_images), shard("data", jax.lax.stop_gradient(images))
-        return kernel_predict(matrix(support, support), support_targets, matrix(targets, support), ridge=ridge, ridge_scale=ridge_scale)
+        of_member = matrix_kernel(jax.checkpoint(matrix) if remat else matrix, ridge=ridge, ridge_scale=ridge_scale, shard=shard)
+        return of_member.predict(variables, support_images, support_targets, images)
 
     return Kernel(predict, learner)

@@ -38,6 +38,12 @@ def check_kernel(where: str, spec: Any) -> None:
             raise InputError(f"{where}.{name} is {value}, but the kernel {spec.kernel!r} has no such setting; expected {default}")
 
 
+def ridge_warnings(increases: int, ridges: str) -> tuple[str, ...]:
+    """Return a line for the user if ridges were increased, see `ssdd_jax.core.krr.solve_regularized`; `ridges` names the settings."""
+    line = f"kernels singular in float32 had their ridge increased tenfold {increases} times; raise {ridges}, or look for equal images"
+    return (line,) if increases else ()
+
+
 def has_members(name: str) -> bool:
     """Return whether a kernel reads networks of a pool."""
     nobody: Any = None

@@ -19,7 +19,7 @@ from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, support
 from ssdd_jax.core.pool import mean_squared_error
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.errors import InputError
-from ssdd_jax.methods.kernel import check_kernel, has_members, kernel_settings
+from ssdd_jax.methods.kernel import check_kernel, has_members, kernel_settings, ridge_warnings
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
 from ssdd_jax.methods.selection import balanced_images
@@ -128,13 +128,10 @@ def finish(spec: KipSpec, plan: Plan, inputs: Inputs, state: OuterState | Distil
     if spec.label_solve:
         distilled, more = with_solved_labels(spec, inputs, distilled)
         increases += more
-    warning = (
-        f"kernels singular in float32 had their ridge increased tenfold {increases} times; "
-        f"raise config.methods.{inputs.name}.ridge ({spec.ridge}) or label_ridge ({spec.label_ridge}), or look for equal images"
-    )
+    ridges = f"config.methods.{inputs.name}.ridge ({spec.ridge}) or label_ridge ({spec.label_ridge})"
     # A class is one number, although the file has the centred label, one number per class, for whoever reads it.
     facts = {"steps": num_steps(inputs.run, spec), "ridge_increases": increases, "stored_scalars": plan.stored_scalars}
-    return Finished(distilled, facts, (warning,) if increases else ())
+    return Finished(distilled, facts, ridge_warnings(increases, ridges))
 
 
 def with_solved_labels(spec: KipSpec, inputs: Inputs, distilled: DistilledSet) -> tuple[DistilledSet, int]:

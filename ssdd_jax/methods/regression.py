@@ -22,7 +22,7 @@ from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.store import Start, StoreSizes
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import InputError
-from ssdd_jax.methods.kernel import check_kernel, kernel_settings
+from ssdd_jax.methods.kernel import check_kernel, kernel_settings, ridge_warnings
 from ssdd_jax.methods.method import TEACHER, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
 from ssdd_jax.methods.selection import select_images
@@ -294,12 +294,8 @@ def finish(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State | Dist
         return Finished(state, {"steps": 0, "ridge_increases": 0, "approximation": None})
     increases = int(state.outer.ridge_increases)
     r2 = None if state.r2 is None else dict(zip(network_views(plan.layout), map(float, state.r2), strict=True))
-    warning = (
-        f"kernels singular in float32 had their ridge increased tenfold {increases} times; "
-        f"raise config.outer.ridge ({inputs.run.outer.ridge}), or look for equal images"
-    )
     facts = {"steps": num_steps(inputs.run, spec), "ridge_increases": increases, "approximation": r2}
-    return Finished(state.outer.distilled, facts, (warning,) if increases else ())
+    return Finished(state.outer.distilled, facts, ridge_warnings(increases, f"config.outer.ridge ({inputs.run.outer.ridge})"))
 
 
 METHOD = Method(
