@@ -38,6 +38,10 @@ class InputError(ValueError):
     status = Status.INPUT
 
 
+class BudgetError(InputError):
+    """A method that does not exist at a budget, which tables show as such; for a run of nothing else, an unusable setting."""
+
+
 class StorageError(InputError):
     """What a run stores cannot be read or written."""
 

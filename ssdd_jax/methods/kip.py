@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ssdd_jax.core.batching import batches_per_epoch
-from ssdd_jax.core.distilled import DistilledSet, Layout, expand, finished_shapes, init_distilled, num_stored_scalars
+from ssdd_jax.core.distilled import DistilledSet, Layout, expand
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.krr import centred_labels, solve_labels
 from ssdd_jax.core.optimizers import num_steps
@@ -20,9 +20,9 @@ from ssdd_jax.core.pool import mean_squared_error
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.kernel import check_kernel, has_members, kernel_settings, ridge_warnings
+from ssdd_jax.methods.labels import balanced_start
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
-from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
-from ssdd_jax.methods.selection import balanced_images
+from ssdd_jax.methods.plan import Plan, Sizes, fill_classes
 from ssdd_jax.registry import KERNELS
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.methods import KipSpec
@@ -60,40 +60,21 @@ def plan(name: str, spec: KipSpec, sizes: Sizes) -> Plan:
     Raises:
         InputError: the budget does not hold one image of each class, or a setting does not fit.
     """
-    where, classes = f"config.methods.{name}", sizes.num_classes
+    where = f"config.methods.{name}"
     if has_members(spec.kernel):
         without = ", ".join(kernel for kernel in KERNELS if not has_members(kernel))
         raise InputError(f"{where}.kernel is {spec.kernel!r}, which reads a pool of networks; expected one of {without}")
     check_kernel(where, spec)
     if spec.learn_labels and spec.label_solve:
         raise InputError(f"{where}.label_solve replaces the labels that {where}.learn_labels learns; set one of them to False")
-    if spec.images % classes:
-        raise InputError(f"{where}.images is {spec.images}, expected a multiple of the {classes} classes, or 0 for as many as fit")
     layout = Layout(sizes.image_shape, sizes.image_shape, target_kind="labels")
-    shapes = lambda count, layout: finished_shapes(count, layout, classes if spec.learn_labels or spec.label_solve else 1)
-    fill = partial(fill_budget, where, sizes, [layout], shapes, advice="raise config.num_pairs")
-    if (most := fill(images=0).num_images) < classes:
-        raise InputError(
-            f"{where}: the budget of {sizes.budget} numbers holds {most} images, expected one of each of the {classes} classes; "
-            f"raise config.num_pairs ({sizes.num_pairs}), or leave {name} out of config.only"
-        )
-    found = fill(images=spec.images)
-    count = found.num_images // classes * classes
-    return replace(found, num_images=count, stored_scalars=num_stored_scalars(shapes(count, layout)))
+    learned = spec.learn_labels or spec.label_solve
+    return fill_classes(name, sizes, layout, spec.images, label_width=sizes.num_classes if learned else 1)
 
 
 def start(spec: KipSpec, plan: Plan, inputs: Inputs, seed: int) -> DistilledSet:
     """Return real training images, equally many of each class, and their centred labels."""
-    labels = _labels(inputs)
-    rows = balanced_images(f"config.methods.{inputs.name}", seed, plan.num_images, labels, inputs.num_classes)
-    targets = centred_labels(jnp.asarray(labels[rows]), inputs.num_classes)
-    return init_distilled(inputs.images(rows), targets[None], plan.layout)
-
-
-def _labels(inputs: Inputs) -> np.ndarray:
-    if inputs.labels is None:
-        raise InputError(f"config.methods.{inputs.name} needs labels, which these data have not")
-    return np.asarray(inputs.labels)
+    return balanced_start(inputs, plan, seed, "centred")
 
 
 def phases(spec: KipSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
@@ -141,7 +122,8 @@ def with_solved_labels(spec: KipSpec, inputs: Inputs, distilled: DistilledSet) -
     parts = np.array_split(np.arange(inputs.num_train), batches_per_epoch(inputs.num_train, inputs.run.outer.batch_size))
     found = [predict(inputs.images(rows)) for rows in parts]
     weights = jnp.concatenate([part for part, _ in found])
-    solved, more = solve_labels(weights, centred_labels(jnp.asarray(_labels(inputs)), inputs.num_classes), start, ridge=spec.label_ridge)
+    targets = centred_labels(jnp.asarray(inputs.class_labels()), inputs.num_classes)
+    solved, more = solve_labels(weights, targets, start, ridge=spec.label_ridge)
     # K_ss is the same in every part.
     return replace(distilled, reprs=replace(distilled.reprs, rows=solved[None])), int(found[0][1]) + int(more)
 

@@ -9,10 +9,11 @@ from jaxtyping import Array, Float
 from ssdd_jax.core.distilled import DistilledSet, Layout, finished_shapes, init_distilled
 from ssdd_jax.core.krr import centred_labels
 from ssdd_jax.core.stores.classes import hard_labels
-from ssdd_jax.errors import InputError
+from ssdd_jax.core.stores.plain import Plain
+from ssdd_jax.core.stores.store import Start
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
-from ssdd_jax.methods.selection import balanced_rows
+from ssdd_jax.methods.selection import balanced_images, balanced_rows
 from ssdd_jax.settings.methods import RandomLabelsSpec
 
 LABEL_LOGIT = 20.0
@@ -43,6 +44,25 @@ def label_targets(labels: np.ndarray, num_classes: int, form: str = "one_hot") -
     return jnp.asarray(forms[form])
 
 
+def balanced_start(inputs: Inputs, plan: Plan, seed: int, form: str = "one_hot", repr_store: Start = Plain) -> DistilledSet:
+    """Return the set that a method of labels starts from: real training images, equally many of each class, class after class.
+
+    Args:
+        inputs: what the method is given.
+        plan: its plan; the number of images is a multiple of the classes.
+        seed: of the choice.
+        form: of `label_targets`.
+        repr_store: how labels are kept.
+
+    Raises:
+        InputError: a class has too few training images.
+    """
+    labels, classes = inputs.class_labels(), inputs.num_classes
+    rows = balanced_images(f"config.methods.{inputs.name}", seed, plan.num_images, labels, classes)
+    targets = jnp.broadcast_to(label_targets(labels[rows], classes, form), (len(plan.layout.views), len(rows), classes))
+    return init_distilled(inputs.images(rows), targets, plan.layout, repr_store=repr_store)
+
+
 def plan(name: str, spec: RandomLabelsSpec, sizes: Sizes) -> Plan:
     """Count H W C + 1 numbers an image, a hard label being one.
 
@@ -56,10 +76,9 @@ def plan(name: str, spec: RandomLabelsSpec, sizes: Sizes) -> Plan:
 
 def start(spec: RandomLabelsSpec, plan: Plan, inputs: Inputs, seed: int) -> DistilledSet:
     """Return real training images, of every class as many as can be, with their labels."""
-    if inputs.labels is None:
-        raise InputError(f"config.methods.{inputs.name} needs labels, the data have none; leave it out, or take labelled data")
-    rows = balanced_rows(seed, plan.num_images, inputs.labels)
-    targets = label_targets(inputs.labels[rows], inputs.num_classes)
+    labels = inputs.class_labels()
+    rows = balanced_rows(seed, plan.num_images, labels)
+    targets = label_targets(labels[rows], inputs.num_classes)
     return init_distilled(inputs.images(rows), targets[None], plan.layout, repr_store=hard_labels)
 
 

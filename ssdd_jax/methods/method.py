@@ -13,6 +13,7 @@ from ssdd_jax.core.distilled import DistilledSet
 from ssdd_jax.core.learner import Learner
 from ssdd_jax.core.real import RealImages
 from ssdd_jax.core.sharding import Shard
+from ssdd_jax.errors import InputError
 from ssdd_jax.methods.plan import Plan, Sizes
 from ssdd_jax.settings.spec import RunSpec
 
@@ -64,6 +65,16 @@ class Inputs:
     shard: Shard
     chunk_size: Callable[[], int]
 
+    def class_labels(self) -> np.ndarray:
+        """Return the labels.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self.labels is None:
+            raise InputError(f"config.methods.{self.name} needs labels, the data have none; leave it out, or take labelled data")
+        return np.asarray(self.labels)
+
 
 class Phase(NamedTuple):
     """Steps of one kind, which a stage runs for a group of seeds at once, with checkpoints.
@@ -74,7 +85,8 @@ class Phase(NamedTuple):
         init: (seed, last state of the previous phase) -> state; the first phase gets what `Method.start` returns. Works under jit and vmap.
         step: (state, step number, batch, seed, shared) -> (state, metrics with "loss"), for one seed. The batch has rows of `tables`.
         draw: (step number, seed) -> a tuple of integers "b", the rows of each table.
-        tables: names among "images", "targets" (the teacher's representations under every real view) and "labels".
+        tables: names among "images", "targets" (the teacher's representations under every real view) and "labels", or functions
+            () -> a table of the method's own, an array or one on disk.
         shared: () -> an operand that all seeds and steps have in common, such as a teacher's variables.
         first: number of its first step, so that its lines of metrics continue those of the previous phase.
         preparatory: whether it writes no metrics, and checkpoints only when it runs long.
@@ -89,7 +101,7 @@ class Phase(NamedTuple):
     init: Callable[[jax.Array, Any], Any]
     step: Callable[..., tuple[Any, dict[str, jax.Array]]]
     draw: Callable[[Any, Any], tuple[jax.Array, ...]] | None = None
-    tables: tuple[str, ...] = ()
+    tables: tuple[str | Callable[[], Any], ...] = ()
     shared: Callable[[], Any] = lambda: None
     first: int = 0
     preparatory: bool = False

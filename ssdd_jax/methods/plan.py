@@ -1,10 +1,10 @@
 """What a method will store, before anything runs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ssdd_jax.core.distilled import DistilledSet, Layout, budget_scalars, max_images, num_stored_scalars
-from ssdd_jax.errors import InputError
+from ssdd_jax.core.distilled import DistilledSet, Layout, budget_scalars, finished_shapes, max_images, num_stored_scalars
+from ssdd_jax.errors import BudgetError, InputError
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,33 @@ def fill_budget(
         raise InputError(f"{where}.images is {images}, expected at most {most}, as many as the budget of {budget} numbers holds")
     count = images or most
     return Plan(layout, count, cost(count, layout), budget)
+
+
+def fill_classes(name: str, sizes: Sizes, layout: Layout, images: int, *, label_width: int = 1) -> Plan:
+    """Choose the number of images of a label set, equally many of each class: those asked for, or as many as the budget holds.
+
+    Args:
+        name: of the method's section, for messages.
+        sizes: sizes of the data and of the budget.
+        layout: its layout.
+        images: number of images m, or 0 for as many as fit.
+        label_width: how many numbers a label takes: 1 where it is the index of a class, the number of classes where it is learned.
+
+    Raises:
+        BudgetError: the budget does not hold one image of each class.
+        InputError: it does not hold as many as are asked for, or they are no multiple of the classes.
+    """
+    where, classes = f"config.methods.{name}", sizes.num_classes
+    if images % classes:
+        raise InputError(f"{where}.images is {images}, expected a multiple of the {classes} classes, or 0 for as many as fit")
+    shapes = lambda count, layout: finished_shapes(count, layout, label_width)
+    fill = lambda images: fill_budget(where, sizes, [layout], shapes, images, "raise config.num_pairs")
+    one = num_stored_scalars(shapes(1, layout))
+    if one * classes > sizes.budget:
+        raise BudgetError(
+            f"{where}: the budget of {sizes.budget} numbers holds {sizes.budget // one} images, expected one of each of the {classes} "
+            f"classes; raise config.num_pairs ({sizes.num_pairs}), or leave {name} out of config.only"
+        )
+    found = fill(images)
+    count = found.num_images // classes * classes
+    return replace(found, num_images=count, stored_scalars=num_stored_scalars(shapes(count, layout)))

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from ssdd_jax.core.pool import Learner
+from ssdd_jax.errors import InputError
 from ssdd_jax.nets.conv import plain_convolutions
 from ssdd_jax.nets.net import Net
 from ssdd_jax.registry import NETS
 from ssdd_jax.settings.fields import PRECISIONS
+from ssdd_jax.settings.spec import NetSpec
 
 
 def net_widths(net: str, widths: Sequence[int], image_shape: Sequence[int], width_factor: float = 1.0) -> tuple[int, ...]:
@@ -98,6 +100,25 @@ def make_learner(
         apply_train=traced(apply_train),
         features=traced(lambda variables, images: module.apply(variables, images)[0]),
     )
+
+
+def student_learner(spec: NetSpec, image_shape: Sequence[int], num_outputs: int, where: str = "config.student", **settings: Any) -> Learner:
+    """Return the network of some settings, with a linear layer of `num_outputs` on its flattened features.
+
+    Args:
+        spec: its name and its widths.
+        image_shape: (H, W, C) of the input.
+        num_outputs: see `make_learner`.
+        where: the setting that it comes from, for messages.
+        **settings: further ones of `make_learner`.
+
+    Raises:
+        InputError: the widths or the images do not fit the network.
+    """
+    try:
+        return make_learner(spec.net, spec.widths, image_shape, num_outputs, width_factor=spec.width_factor, **settings)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _traced(fn: Callable[[Any, Any], Any], precision: str, fast_convolutions: bool) -> Callable[[Any, Any], Any]:

@@ -133,7 +133,7 @@ def results_table(results: Mapping[str, Any]) -> TextTable:
     """Return the header and the rows of a run's main table: the controls, then one row per method.
 
     Args:
-        results: content of results.json.
+        results: content of results.json; a method in `absent`, which does not exist at this budget, has an empty line.
     """
     main, columns = main_rows(results), score_columns(results)
     scores, summary = scores_in(main, columns), {entry["method"]: entry for entry in summarize(main, columns)}
@@ -160,6 +160,7 @@ def results_table(results: Mapping[str, Any]) -> TextTable:
                 NOTHING if seconds is None else f"{seconds:,.1f}" if seconds < 100 else f"{seconds:,.0f}",
             ]
         )
+    rows += [[method, *[NOTHING] * (len(header) - 1)] for method in results.get("absent", {}) if method not in summary]
     return header, rows
 
 

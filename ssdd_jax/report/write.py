@@ -133,6 +133,7 @@ def _introduction(results: Mapping[str, Any]) -> str:
         f"- Dataset: {dataset['name']}, images {h} × {w} × {c}, {dataset['num_classes']} classes, {dataset['split']} split",
         f"- Fingerprint of the dataset: `{dataset['fingerprint']}`",
         *([stored] if budget else []),
+        *(f"- No {method}: {reason}" for method, reason in results.get("absent", {}).items()),
         f"- Student: {', '.join(students)}; {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
         "",
         "## Results",

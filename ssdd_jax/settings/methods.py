@@ -1,9 +1,16 @@
 """The sections of config.methods: a dataclass per kind of method."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ssdd_jax.registry import KERNELS, STORES
 from ssdd_jax.settings.fields import named, one_of, within
+from ssdd_jax.settings.spec import NetSpec
+
+
+def label_net() -> Any:
+    """Declare the network of a method of labels: that of the literature, `ssdd_jax.nets.convnet_in`."""
+    return field(default_factory=lambda: NetSpec("convnet_in"), metadata={"smoke": {"widths": (4,)}})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.registry import PROTOCOLS
+from ssdd_jax.registry import METHODS, PROTOCOLS
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.methods import RegressionSpec
 from ssdd_jax.settings.spec import NetSpec, RunSpec
@@ -69,9 +69,11 @@ def smoke(config: Any) -> None:
     config.evaluation.update(epochs=0, updates=5)
     for recipe in (*config.evaluation.recipes.values(), config.evaluation.vit_recipe):
         recipe.epochs = 0
+    smaller = lambda spec: {f.name: f.metadata["smoke"] for f in fields(spec) if "smoke" in f.metadata}
     for name, section in config.protocols.items():
-        section.update({f.name: f.metadata["smoke"] for f in fields(PROTOCOLS.spec(name)) if "smoke" in f.metadata})
+        section.update(smaller(PROTOCOLS.spec(name)))
     for method in config.methods.values():
+        method.update(smaller(METHODS.spec(method.kind)))
         if method.kind == "regression":
             method.network_steps = 20
             method.images = 6 if method.image_bases else 0

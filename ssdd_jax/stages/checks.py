@@ -7,13 +7,13 @@ import jax
 from ssdd_jax.core.views import check_views
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.method import LABELS
-from ssdd_jax.methods.plan import Sizes
+from ssdd_jax.nets import student_learner
 from ssdd_jax.registry import METHODS
 from ssdd_jax.runtime.devices import pool_axis
 from ssdd_jax.settings.spec import RunSpec
-from ssdd_jax.stages.context import views_of
+from ssdd_jax.stages.context import absent_methods
 from ssdd_jax.stages.dataset import Data
-from ssdd_jax.stages.networks import member_learner, repr_width, student_learner, teacher_learner
+from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
 
 
 def check_sizes(spec: RunSpec, data: Data, methods: Sequence[str]) -> None:
@@ -32,15 +32,11 @@ def check_sizes(spec: RunSpec, data: Data, methods: Sequence[str]) -> None:
     for label, student in spec.evaluation.students.items():
         student_learner(student, image_shape, width, f"config.evaluation.students.{label}")
     for name in methods:
-        settings = spec.methods[name]
-        method = METHODS[settings.kind]
-        if LABELS in method.needs and data.train_labels is None:
+        if LABELS in METHODS[spec.methods[name].kind].needs and data.train_labels is None:
             raise InputError(
                 f"config.methods.{name} needs labels, {data.name} has none; leave it out of config.only, or take labelled data"
             )
-        # The teacher's shifts are not known yet.
-        shifts = dict.fromkeys(views_of(settings), 0.0)
-        method.plan(name, settings, Sizes(spec.num_pairs, image_shape, width, data.num_classes, shifts))
+    absent_methods(spec, data, methods)
 
 
 def check_batches(spec: RunSpec) -> None:

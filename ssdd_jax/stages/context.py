@@ -1,6 +1,6 @@
 """What the stages after the teacher share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -16,7 +16,7 @@ from ssdd_jax.core.distilled import budget_scalars, resize_images
 from ssdd_jax.core.learner import Learner
 from ssdd_jax.core.real import RealImages
 from ssdd_jax.data import Concatenated, Images, OnDisk, open_prepared, select_rows
-from ssdd_jax.errors import InputError
+from ssdd_jax.errors import BudgetError, InputError
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.methods.method import TEACHER
@@ -90,6 +90,16 @@ class Context:
         labelled = load_data(replace(spec, split="train", limit=0), self.spec.evaluation.split, self.display)
         return replace(labelled, mean=self.data.mean, std=self.data.std)
 
+    @cached_property
+    def absent(self) -> dict[str, str]:
+        """Return the chosen methods that do not exist at this budget, and why; their lines of the table are empty."""
+        return absent_methods(self.spec, self.data, self.spec.chosen_methods())
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Return the chosen methods that exist at this budget."""
+        return tuple(name for name in self.spec.chosen_methods() if name not in self.absent)
+
     @property
     def budget(self) -> int:
         """Return how many numbers every method may store."""
@@ -140,7 +150,7 @@ class Context:
     @cached_property
     def shifts(self) -> dict[str, float]:
         """Return the teacher's shift under every view that a chosen method uses."""
-        methods = [self.spec.methods[name] for name in self.spec.chosen_methods()]
+        methods = [self.spec.methods[name] for name in self.methods]
         return view_shifts(self.teacher, self.data, tuple(dict.fromkeys(view for method in methods for view in views_of(method))))
 
     @cached_property
@@ -234,6 +244,28 @@ class Context:
         made_from = self.teacher_digest if TEACHER in method.needs else self.data.digest
         sections = [getattr(self.spec, section) for section in method.sections]
         return digest(made_from, self.budget, sections, spec, method.version)
+
+
+def absent_methods(spec: RunSpec, data: Data, names: Sequence[str]) -> dict[str, str]:
+    """Return which of some methods do not exist at the budget, and why, before anything runs.
+
+    Raises:
+        BudgetError: none of them exists.
+        InputError: a method's settings do not fit the data.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        settings = spec.methods[name]
+        # The teacher's shifts are not known yet.
+        shifts = dict.fromkeys(views_of(settings), 0.0)
+        sizes = Sizes(spec.num_pairs, data.image_shape, repr_width(spec.teacher, data.image_shape), data.num_classes, shifts)
+        try:
+            METHODS[settings.kind].plan(name, settings, sizes)
+        except BudgetError as error:
+            found[name] = str(error)
+            if len(found) == len(names):
+                raise
+    return found
 
 
 def views_of(method: Any) -> tuple[str, ...]:

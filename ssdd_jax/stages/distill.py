@@ -29,13 +29,15 @@ from ssdd_jax.stages.context import Context
 def distill(context: Context) -> None:
     """Distil the sets that do not exist yet."""
     spec, display = context.spec, context.display
-    plans = {name: context.plan(name) for name in spec.chosen_methods()}
+    plans = {name: context.plan(name) for name in context.methods}
     display.print(f"budget: {spec.num_pairs} pairs = {context.budget} numbers")
     for name, plan in plans.items():
         kinds = ", ".join(f"{view} {kind}" for view, kind in zip(plan.layout.views, plan.layout.view_targets, strict=True))
         display.print(f"  {name}: {plan.num_images} images, {plan.stored_scalars} numbers; targets: {kinds}")
         for note in plan.notes:
             display.print(f"  note: {note}")
+    for name, reason in context.absent.items():
+        display.print(f"  {name}: –, {reason}")
     for name in plans:
         run = MethodRun(context, name)
         for group in seed_groups(spec.seeds, spec.seeds_at_once):
@@ -178,12 +180,12 @@ class MethodRun:
         return "lower config.outer.batch_size, or take a smaller config.student"
 
     def _tables(self, phase: Phase) -> list[Table]:
-        tables = {
+        named = {
             "images": lambda: self.context.train_images,
             "targets": lambda: self.context.real_targets,
             "labels": lambda: self.context.train_labels,
         }
-        return [tables[name]() for name in phase.tables]
+        return [named[table]() if isinstance(table, str) else table() for table in phase.tables]
 
     def _loop(self, phase: Phase) -> Loop:
         """Build the loop of a phase."""

@@ -57,7 +57,7 @@ def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str
     digests = {cell: cell_digest(scope, cell) for cell in cells(scope)}
     results = Results(context.workdir / "results.json", _header(context, bool(own), has_teacher), list(digests.values()))
     # Sets and students that are left out keep the rows that they have.
-    methods = (*controls, *(named or spec.chosen_methods()))
+    methods = (*controls, *(named or context.methods))
     students = (None, *spec.chosen_students())
     missing = [c for c in digests if c.student in students and c.method in methods and digests[c] not in results]
     group_of = {seed: group for group in seed_groups(spec.seeds, spec.seeds_at_once) for seed in group}
@@ -119,6 +119,7 @@ def _header(context: Context, has_own_sets: bool, has_teacher: bool) -> dict[str
         },
         "budget": {"num_pairs": spec.num_pairs, "scalars": context.budget} if has_own_sets else None,
         "teacher": {"repr_width": context.width, "shifts": context.shifts if has_own_sets and has_teacher else {}},
+        "absent": context.absent if has_own_sets else {},
         "protocols": {name: about(PROTOCOLS[name], settings) for name, settings in spec.chosen_protocols().items()},
         "device": device(),
     }

@@ -75,7 +75,7 @@ def complete_sets(context: Context) -> Sets:
         InputError: one of the chosen methods is not distilled for every seed.
     """
     sets = own_sets(context)
-    for name in context.spec.chosen_methods():
+    for name in context.methods:
         for seed in context.spec.seeds:
             if seed not in sets.get(name, {}):
                 where = context.distilled_folder(name, seed)

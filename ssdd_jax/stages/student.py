@@ -15,6 +15,7 @@ from ssdd_jax.core.pool import Learner, init_member
 from ssdd_jax.evals.protocol import Encoded, Trainable
 from ssdd_jax.evals.student import LOSSES, make_augment, make_student_step, make_student_update
 from ssdd_jax.io.pairs import Pairs
+from ssdd_jax.nets import student_learner
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime.encode import in_batches
 from ssdd_jax.runtime.feed import Table
@@ -22,7 +23,6 @@ from ssdd_jax.runtime.loop import Loop, stack, unstack
 from ssdd_jax.settings.spec import NetSpec
 from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.dataset import Data, normalize
-from ssdd_jax.stages.networks import student_learner
 
 
 @dataclass

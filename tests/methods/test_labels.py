@@ -17,13 +17,14 @@ from ssdd_jax.methods.labels import label_targets
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.methods.selection import balanced_rows
 from ssdd_jax.progress import Display
-from ssdd_jax.settings.methods import RandomLabelsSpec, RegressionSpec
+from ssdd_jax.settings.methods import KipSpec, RandomLabelsSpec, RegressionSpec
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.presets import default_config, smoke
 from ssdd_jax.stages.checks import check_sizes
 from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.dataset import load_data
 from ssdd_jax.stages.distill import distill
+from ssdd_jax.stages.sets import complete_sets
 
 LABELS = np.array([2, 0, 1, 2, 2])
 
@@ -133,3 +134,20 @@ def test_data_without_labels_are_refused_in_one_line(tmp_path):
     ) as error:
         check_sizes(spec, data, ("random_labels",))
     assert "\n" not in str(error.value)
+
+
+def test_a_method_that_a_budget_has_no_image_of_each_class_for_is_left_out_with_its_reason(tmp_path, capsys):
+    config = default_config(random_labels=RandomLabelsSpec(), kip=KipSpec())
+    config.data.source = "digits"
+    smoke(config)
+    spec, reason = to_spec(config), "the budget of 320 numbers holds 4 images, expected one of each of the 10 classes"
+    data = load_data(spec.data, "test")
+    check_sizes(spec, data, spec.chosen_methods())
+    context = Context(spec, data, tmp_path, Metrics(tmp_path / "metrics.jsonl"), Display())
+    assert (context.methods, list(context.absent)) == (("random_labels",), ["kip"])
+    distill(context)
+    assert reason in " ".join(capsys.readouterr().out.split())
+    assert list(complete_sets(context)) == ["random_labels"]
+    # A run of nothing else is refused.
+    with pytest.raises(InputError, match=reason):
+        check_sizes(spec, data, ("kip",))

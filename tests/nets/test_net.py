@@ -4,12 +4,11 @@ import pytest
 from flax import linen as nn
 
 from ssdd_jax.errors import InputError
-from ssdd_jax.nets import NETS, Net, make_learner, net_widths
+from ssdd_jax.nets import NETS, Net, make_learner, net_widths, student_learner
 from ssdd_jax.nets.layers import Linear
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.presets import default_config, six_students
 from ssdd_jax.settings.spec import NetSpec
-from ssdd_jax.stages.networks import student_learner
 
 
 class Toy(nn.Module):

@@ -64,6 +64,13 @@ def test_results_table(results):
     assert table["teacher"]["repr_error"] == table["teacher"]["images"] == "–"
 
 
+def test_a_method_that_does_not_exist_at_a_budget_has_an_empty_line(results):
+    results["absent"] = {"dsa": "the budget holds no image of each class", "ours": "of other settings"}
+    header, rows = results_table(results)
+    assert rows[-1] == ["dsa", *["–"] * (len(header) - 1)]
+    assert [row[0] for row in rows].count("ours") == 1
+
+
 def test_a_single_seed_has_no_deviation(results):
     results["rows"] = [row for row in results["rows"] if row["seed"] == 0]
     summary = summarize(results["rows"])
