@@ -12,7 +12,7 @@ def one_of(*choices: Any, **kwargs: Any) -> Any:
 
 
 def within(default: Any, low: float, high: float = float("inf"), *, smoke: Any = None) -> Any:
-    """Declare a number, or a tuple of numbers, in [low, high]; `smoke` is the value in smoke runs of a protocol or a method, if it differs."""
+    """Declare a number, or a tuple of numbers, in [low, high]; `smoke` is the value in smoke runs, if it differs."""
     return field(default=default, metadata={"range": (low, high), **({} if smoke is None else {"smoke": smoke})})
 
 
