@@ -122,8 +122,16 @@ METHODS = Registry(
         "regression": "ssdd_jax.methods.regression:METHOD",
         "kip": "ssdd_jax.methods.kip:METHOD",
         "random_labels": "ssdd_jax.methods.labels:METHOD",
+        "dsa": "ssdd_jax.methods.dsa:METHOD",
+        "idm": "ssdd_jax.methods.idm:METHOD",
     },
-    {"regression": f"{_METHODS}:RegressionSpec", "kip": f"{_METHODS}:KipSpec", "random_labels": f"{_METHODS}:RandomLabelsSpec"},
+    {
+        "regression": f"{_METHODS}:RegressionSpec",
+        "kip": f"{_METHODS}:KipSpec",
+        "random_labels": f"{_METHODS}:RandomLabelsSpec",
+        "dsa": f"{_METHODS}:DsaSpec",
+        "idm": f"{_METHODS}:IdmSpec",
+    },
 )
 """What moves a distilled set: `ssdd_jax.methods.method.Method`."""
 

@@ -25,6 +25,9 @@ class Stream(enum.IntEnum):
     FINETUNE_INIT = 13
     FINETUNE_STEP = 14
     REAL_CROPS = 15
+    MATCHING_INIT = 16
+    MATCHING_STEP = 17
+    MATCHING_DRAW = 18
 
 
 def step_key(seed: int | Int[Array, ""], stream: Stream, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:

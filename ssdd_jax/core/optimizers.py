@@ -16,8 +16,12 @@ from ssdd_jax.settings.spec import PoolSpec, RunSpec
 
 def sgd(spec: PoolSpec | RecipeSpec, rate: float | optax.Schedule | None = None) -> optax.GradientTransformation:
     """Return SGD with momentum and with weight decay added to the gradient of every parameter, as in PyTorch."""
-    rate = spec.learning_rate if rate is None else rate
-    return optax.chain(optax.add_decayed_weights(spec.weight_decay), optax.sgd(rate, spec.momentum))
+    return coupled_sgd(spec.learning_rate if rate is None else rate, spec.momentum, spec.weight_decay)
+
+
+def coupled_sgd(rate: float | optax.Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """Return the same from numbers."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum))
 
 
 def student_schedule(spec: RecipeSpec, updates: int, updates_per_epoch: int) -> optax.Schedule:

@@ -45,19 +45,25 @@ def mean_squared_error(outputs: Float[Array, "n d"], targets: Float[Array, "n d"
 def train_member(
     member: MemberState,
     images: Float[Array, "n H W C"],
-    targets: Float[Array, "n d"],
+    targets: Array,
     learner: Learner,
     optimizer: optax.GradientTransformation,
     loss: Callable[..., Any] = mean_squared_error,
-) -> tuple[MemberState, Float[Array, ""]]:
-    """Do one training-mode step on loss(outputs, targets); return the member, one update older, and its loss before the step."""
+    has_aux: bool = False,
+) -> tuple[MemberState, Any]:
+    """Do one training-mode step on loss(outputs, targets); return the member, one update older, and its loss before the step.
+
+    Targets are "n d", or whatever the loss takes.
+    With `has_aux` the loss returns a pair, as for `jax.grad`, and so is what is returned of it.
+    """
 
     def loss_fn(params):
         outputs, batch_stats = learner.apply_train({**member.variables, "params": params}, images)
-        return loss(outputs, targets), batch_stats
+        value = loss(outputs, targets)
+        return value[0] if has_aux else value, (value, batch_stats)
 
     params = member.variables["params"]
-    (value, batch_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    (_, (value, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, member.opt_state, params)
     variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
     return MemberState(variables=variables, opt_state=opt_state, age=member.age + 1), value

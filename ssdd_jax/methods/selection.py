@@ -31,9 +31,12 @@ def select_images(selection: str, seed: int, count: int, num_rows: int, reprs: C
     return np.asarray(jax.random.permutation(step_key(seed, Stream.DISTILLED_INIT), num_rows)[:count])
 
 
-def balanced_rows(seed: int, count: int, labels: np.ndarray) -> np.ndarray:
-    """Return `count` distinct random rows, of every class as many as of any other, or all that there are; `labels` are integers "n"."""
-    order = np.asarray(jax.random.permutation(step_key(seed, Stream.DISTILLED_INIT), len(labels)))
+def balanced_rows(seed: int, count: int, labels: np.ndarray, draw: int = 0) -> np.ndarray:
+    """Return `count` distinct random rows, of every class as many as of any other, or all that there are.
+
+    `labels` are integers "n"; draws with different numbers are independent.
+    """
+    order = np.asarray(jax.random.permutation(step_key(seed, Stream.DISTILLED_INIT, draw), len(labels)))
     # A row's place among those of its class: first all firsts, then all seconds, and so on.
     place = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
@@ -42,7 +45,7 @@ def balanced_rows(seed: int, count: int, labels: np.ndarray) -> np.ndarray:
     return order[np.argsort(place, kind="stable")[:count]]
 
 
-def balanced_images(where: str, seed: int, count: int, labels: np.ndarray, num_classes: int) -> np.ndarray:
+def balanced_images(where: str, seed: int, count: int, labels: np.ndarray, num_classes: int, draw: int = 0) -> np.ndarray:
     """Return `count` random distinct rows, equally many of each class, class after class.
 
     Args:
@@ -51,6 +54,7 @@ def balanced_images(where: str, seed: int, count: int, labels: np.ndarray, num_c
         count: number of rows to choose, a multiple of `num_classes`.
         labels: labels "n" of the training images.
         num_classes: number of classes.
+        draw: draws with different numbers are independent.
 
     Raises:
         InputError: a class has too few training images.
@@ -61,7 +65,7 @@ def balanced_images(where: str, seed: int, count: int, labels: np.ndarray, num_c
             f"{where} has {count} images, {each} of each class, but class {available.argmin()} has {available.min()} training images; "
             f"lower {where}.images to at most {available.min() * num_classes}, or leave that class out of the data"
         )
-    rows = balanced_rows(seed, count, labels)
+    rows = balanced_rows(seed, count, labels, draw)
     return rows[np.argsort(labels[rows], kind="stable")]
 
 

@@ -1,16 +1,16 @@
 """The sections of config.methods: a dataclass per kind of method."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 from ssdd_jax.registry import KERNELS, STORES
-from ssdd_jax.settings.fields import named, one_of, within
+from ssdd_jax.settings.augment import WITH_FLIP, WITHOUT_FLIP
+from ssdd_jax.settings.fields import PRECISIONS, named, one_of, within
 from ssdd_jax.settings.spec import NetSpec
 
-
-def label_net() -> Any:
-    """Declare the network of a method of labels: that of the literature, `ssdd_jax.nets.convnet_in`."""
-    return field(default_factory=lambda: NetSpec("convnet_in"), metadata={"smoke": {"widths": (4,)}})
+# The network of methods of labels.
+_LABEL_NET = partial(NetSpec, "convnet_in")
+_SMALL = {"smoke": {"widths": (4,)}}
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,88 @@ class KipSpec:
     images: int = within(0, 0)
     steps: int = within(-1, -1)
     learning_rate: float = within(4e-2, 0.0)
+
+
+@dataclass(frozen=True)
+class DsaSpec:
+    """Gradient matching under differentiable Siamese augmentation (Zhao and Bilen, 2021), class by class; DC without augmentation.
+
+    Attributes:
+        kind: among `ssdd_jax.registry.METHODS`; it picks the settings that a section has.
+        net: the network whose gradients are matched; one without batch norm.
+        precision: of its products, see `OuterSpec`.
+        networks: how many fresh networks, one after the other, images are moved with.
+        image_steps: T, steps of the images with each network; 0 takes DSA's, by the images of a class: 1: 1, 10: 10, 20: 20, ..., 50: 50.
+        network_epochs: zeta, epochs that a network is trained on the images between two of these steps; -1 takes DSA's: 1: 1, 10: 50,
+            20: 25, 30: 20, 40: 15, 50: 10.
+        batch_per_class: real images of a class in a step, drawn without replacement.
+        learning_rate: of the images, for the sum of the classes' distances.
+        momentum: of the images; it lives through all networks.
+        network_rate: of SGD, constant, that trains a network.
+        network_batch: distilled images in one of its updates.
+        augment: strategy of `ssdd_jax.core.diff_augment`, equal for the real and the distilled images of a class in a step; '' is none.
+        align_corners: see `RecipeSpec`.
+        images: m, a multiple of the number of classes; 0 takes as many as the budget holds.
+    """
+
+    kind: str = one_of("dsa")
+    net: NetSpec = field(default_factory=_LABEL_NET, metadata=_SMALL)
+    precision: str = one_of(*PRECISIONS)
+    networks: int = within(1001, 0, smoke=2)
+    image_steps: int = within(0, 0, smoke=2)
+    network_epochs: int = within(-1, -1, smoke=1)
+    batch_per_class: int = within(256, 1, smoke=8)
+    learning_rate: float = within(0.1, 0.0)
+    momentum: float = within(0.5, 0.0, 1.0)
+    network_rate: float = within(0.01, 0.0)
+    network_batch: int = within(256, 1)
+    augment: str = one_of("", WITH_FLIP, WITHOUT_FLIP, default=WITH_FLIP)
+    align_corners: bool = False
+    images: int = within(0, 0)
+
+
+@dataclass(frozen=True)
+class IdmSpec:
+    """Matching of mean features in a queue of networks that are trained meanwhile (IDM; Zhao et al., 2023).
+
+    A distilled image is a mosaic of four, which its views enlarge; they share its label.
+
+    Attributes:
+        kind: among `ssdd_jax.registry.METHODS`; it picks the settings that a section has.
+        net: the network whose features are matched.
+        precision: of its products, see `OuterSpec`.
+        partition: whether images are mosaics; otherwise each is one image.
+        steps: steps, in each of which the classes are matched one after the other.
+        batch_per_class: real images of a class in a step, drawn without replacement.
+        learning_rate: of the images, SGD.
+        momentum: of the images.
+        ce_weight: weight of the cross-entropy of a class's distilled images, times the network's training accuracy in percent.
+        queue: how many networks there are at most; the oldest makes room for a fresh one.
+        push_every: steps after which a fresh network joins.
+        reset_every: steps after which all training accuracies are measured anew; until a network is trained then, its weight is 0.
+        network_updates: updates that two random networks get in a step, on real images.
+        network_batch: real images in one of them.
+        network_rate: of SGD with momentum .9 and weight decay 5e-4.
+        augment: strategy of `ssdd_jax.core.diff_augment`, equal for the real and the distilled images of a class in a step; '' is none.
+        align_corners: see `RecipeSpec`.
+        images: m, a multiple of the number of classes; 0 takes as many as the budget holds.
+    """
+
+    kind: str = one_of("idm")
+    net: NetSpec = field(default_factory=_LABEL_NET, metadata=_SMALL)
+    precision: str = one_of(*PRECISIONS)
+    partition: bool = True
+    steps: int = within(20_000, 0, smoke=4)
+    batch_per_class: int = within(256, 1, smoke=8)
+    learning_rate: float = within(0.2, 0.0)
+    momentum: float = within(0.5, 0.0, 1.0)
+    ce_weight: float = within(0.5, 0.0)
+    queue: int = within(100, 3, smoke=4)
+    push_every: int = within(30, 1, smoke=2)
+    reset_every: int = within(100, 1)
+    network_updates: int = within(10, 1, smoke=2)
+    network_batch: int = within(256, 1, smoke=16)
+    network_rate: float = within(0.01, 0.0)
+    augment: str = one_of("", WITH_FLIP, WITHOUT_FLIP, default=WITH_FLIP)
+    align_corners: bool = False
+    images: int = within(0, 0)
