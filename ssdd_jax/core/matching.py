@@ -65,7 +65,7 @@ def class_gradient_distance(
         real: images of the class, normalized and augmented.
         synthetic: distilled images of the class, likewise.
         label: the class.
-        weights: 0 for real images that are none, see `ssdd_jax.core.class_rows.ClassRows`; 1 for the others.
+        weights: 0 for real images that are none, see `ssdd_jax.methods.class_rows.ClassRows`; 1 for the others.
     """
     gradient = jax.grad(class_loss, argnums=1)
     wanted = jax.lax.stop_gradient(gradient(apply, params, real, label, weights))

@@ -11,7 +11,6 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ssdd_jax.core.batching import batch_schedule, batches_per_epoch
-from ssdd_jax.core.class_rows import ClassRows, by_class, class_keys
 from ssdd_jax.core.diff_augment import diff_augment
 from ssdd_jax.core.distilled import DistilledSet, Layout, expand
 from ssdd_jax.core.learner import Learner
@@ -20,6 +19,7 @@ from ssdd_jax.core.pool import MemberState, init_member, train_member
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.classes import hard_labels
 from ssdd_jax.errors import InputError
+from ssdd_jax.methods.class_rows import ClassRows, by_class, class_keys
 from ssdd_jax.methods.labels import balanced_start
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.network import check_no_batch_norm, own_learner
@@ -90,7 +90,7 @@ def make_image_step(spec: DsaSpec, learner: Learner, weights: Float[Array, "k b"
     Args:
         spec: settings of the method.
         learner: the network.
-        weights: which of the real images count, see `ssdd_jax.core.class_rows.ClassRows`.
+        weights: which of the real images count, see `ssdd_jax.methods.class_rows.ClassRows`.
         shard: how a class's real images lie on devices.
 
     `real` are normalized images "k b H W C" by class. The real and the distilled images of a class are augmented with equal draws.

@@ -12,7 +12,6 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ssdd_jax.core import pool as pools
-from ssdd_jax.core.class_rows import ClassRows, by_class, class_keys
 from ssdd_jax.core.diff_augment import diff_augment
 from ssdd_jax.core.distilled import DistilledSet, Layout, init_distilled
 from ssdd_jax.core.learner import Learner
@@ -23,6 +22,7 @@ from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.classes import hard_labels
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import InputError
+from ssdd_jax.methods.class_rows import ClassRows, by_class, class_keys
 from ssdd_jax.methods.labels import balanced_start, label_targets
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.network import own_learner
@@ -158,7 +158,7 @@ def make_image_steps(spec: IdmSpec, layout: Layout, learner: Learner, weights: F
         spec: settings of the method.
         layout: layout of the set; its views are those of a mosaic.
         learner: the network.
-        weights: which of the real images count, see `ssdd_jax.core.class_rows.ClassRows`.
+        weights: which of the real images count, see `ssdd_jax.methods.class_rows.ClassRows`.
         shard: how a class's real images lie on devices.
     """
     optimizer, classes = image_optimizer(spec), len(weights)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from oracles.krr import finite_difference
 
-from ssdd_jax.core.class_rows import ClassRows, by_class
 from ssdd_jax.core.matching import class_gradient_distance, class_loss, gradient_distance, mean_distance
 
 REAL = np.sin(0.7 * np.arange(18)).reshape(6, 3)
@@ -93,19 +92,3 @@ def test_the_gradient_of_a_mean_distance_is_in_closed_form(float64):
     expected = 2 / len(ours) * (ours.mean(0) - real.mean(0))
     np.testing.assert_allclose(jax.grad(mean_distance, argnums=1)(real, ours), np.tile(expected, (3, 1)), rtol=1e-12)
     np.testing.assert_array_equal(jax.grad(mean_distance)(real, ours), 0)
-
-
-def test_rows_are_drawn_class_by_class_without_replacement():
-    labels = np.array([1, 0, 1, 2, 1, 1, 0, 1])
-    rows = ClassRows(labels, 3, 4)
-    np.testing.assert_array_equal(rows.weights, [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
-    seen = set()
-    for seed in range(8):
-        drawn = np.asarray(rows.draw(jax.random.key(seed)))
-        for label, (own, weights) in enumerate(zip(drawn, np.asarray(rows.weights, bool), strict=True)):
-            assert len(set(own[weights])) == weights.sum()
-            assert (labels[own[weights]] == label).all()
-        seen |= set(drawn[1])
-    assert seen == {0, 2, 4, 5, 7}
-    assert ClassRows(labels, 3, 100).size == 5
-    np.testing.assert_array_equal(by_class(jnp.arange(6.0), 3), [[0, 1], [2, 3], [4, 5]])

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssdd_jax.core.class_rows import by_class
 from ssdd_jax.core.distilled import Layout, init_distilled
 from ssdd_jax.core.matching import class_gradient_distance
 from ssdd_jax.core.pool import init_member
 from ssdd_jax.core.stores.classes import hard_labels
 from ssdd_jax.errors import BudgetError, InputError
 from ssdd_jax.methods import dsa
+from ssdd_jax.methods.class_rows import by_class
 from ssdd_jax.methods.network import own_learner
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.settings.augment import WITHOUT_FLIP

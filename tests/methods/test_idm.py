@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssdd_jax.core.class_rows import by_class
 from ssdd_jax.core.distilled import Layout
 from ssdd_jax.core.learner import Learner
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import BudgetError, InputError
 from ssdd_jax.methods import idm
+from ssdd_jax.methods.class_rows import by_class
 from ssdd_jax.methods.network import own_learner
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.settings.augment import WITHOUT_FLIP

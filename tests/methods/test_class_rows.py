@@ -1,0 +1,21 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssdd_jax.methods.class_rows import ClassRows, by_class
+
+
+def test_rows_are_drawn_class_by_class_without_replacement():
+    labels = np.array([1, 0, 1, 2, 1, 1, 0, 1])
+    rows = ClassRows(labels, 3, 4)
+    np.testing.assert_array_equal(rows.weights, [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    seen = set()
+    for seed in range(8):
+        drawn = np.asarray(rows.draw(jax.random.key(seed)))
+        for label, (own, weights) in enumerate(zip(drawn, np.asarray(rows.weights, bool), strict=True)):
+            assert len(set(own[weights])) == weights.sum()
+            assert (labels[own[weights]] == label).all()
+        seen |= set(drawn[1])
+    assert seen == {0, 2, 4, 5, 7}
+    assert ClassRows(labels, 3, 100).size == 5
+    np.testing.assert_array_equal(by_class(jnp.arange(6.0), 3), [[0, 1], [2, 3], [4, 5]])
