@@ -15,7 +15,14 @@ Row = Mapping[str, Any]
 TextTable = tuple[list[str], list[list[str]]]
 
 # score -> its column heading, where results.json does not name it; scores of the few-label probe are named few_PERCENT.
-SCORES = {"repr_error": "repr_error", "linear": "linear probe", "few": "{} % of labels", "knn": "k-NN", "finetune": "fine-tuned"}
+SCORES = {
+    "repr_error": "repr_error",
+    "accuracy": "accuracy",
+    "linear": "linear probe",
+    "few": "{} % of labels",
+    "knn": "k-NN",
+    "finetune": "fine-tuned",
+}
 SIZES = ("num_images", "num_views", "stored_scalars", "steps")
 CONTROL_LABELS = {
     "none": "no pretraining",

@@ -145,10 +145,12 @@ def _definitions(results: Mapping[str, Any]) -> str:
     split = results["dataset"]["split"]
     # Older files do not say which protocols they have.
     protocols = "; ".join(about["definition"] for about in results.get("protocols", {}).values()) or _PROTOCOLS
+    has_accuracy = any("accuracy" in row for row in results["rows"])
+    accuracy = "that of a student's own outputs, where its set has labels; " if has_accuracy else ""
     return (
         f"All are of a student pretrained on the distilled set alone and measured on the {split} split. repr_error is its mean squared "
         f"error in predicting the teacher's representations of the {split} images, divided by their variance (0 is perfect, 1 no better "
-        f"than their mean). The others are accuracies in percent: {protocols}. Values are "
+        f"than their mean). The others are accuracies in percent: {accuracy}{protocols}. Values are "
         "the mean over seeds ± the sample standard deviation; pairs are images × views, numbers "
         "stored counts all that is needed to rebuild the set, with its share of the budget, and seconds are those of distilling one seed."
     )

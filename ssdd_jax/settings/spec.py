@@ -169,6 +169,8 @@ class EvaluationSpec:
         controls: none (an untrained student), teacher_init (the untrained teacher's network; both with features of
             standard deviation 1, since theirs is arbitrary, as the teacher's are then read), teacher, and full (a student
             pretrained on all training images with the teacher's representations, as many updates as `updates`, or epochs).
+        teacher_targets: whether the images of every label set are read once more, with the teacher's representations of them as targets
+            (rows NAME-teacher), which tells what is in the images from what is in the labels.
         epochs: epochs of student pretraining; exactly one of `epochs` and `updates` is positive.
         updates: updates of student pretraining, the same number whatever the size of the set.
         recipes: recipes of student pretraining, by what the set's targets are.
@@ -181,6 +183,7 @@ class EvaluationSpec:
     only: str = ""
     protocols: tuple[str, ...] = field(default=("linear", "few", "knn"), metadata={"registry": PROTOCOLS})
     controls: tuple[str, ...] = one_of(*CONTROLS, default=("none", "teacher_init", "teacher"))
+    teacher_targets: bool = False
     epochs: int = within(0, 0)
     updates: int = within(300, 0)
     batch_size: int = within(256, 1)

@@ -70,6 +70,12 @@ def was_made_with_teacher(scope: Scope, cell: Cell) -> bool:
     return cell.method == "full" if stored is None else stored.made_with(scope.context.teacher_digest)
 
 
+def has_accuracy(scope: Scope, cell: Cell) -> bool:
+    """Return whether a cell's student predicts the classes of its dataset itself, so that it has an accuracy without any protocol."""
+    labelled = scope.context.targets[cell.dataset].eval_labels is not None
+    return cell.dataset == scope.context.data.name and labelled and target_kind(scope, cell) != "representation"
+
+
 def protocols_of(scope: Scope, cell: Cell) -> dict[str, Any]:
     """Return the settings of the protocols that read a cell, by name in the order of the table."""
     chosen = scope.context.spec.chosen_protocols()
@@ -97,5 +103,7 @@ def cell_digest(scope: Scope, cell: Cell) -> str:
         parts.append(context.width if cell.method == "none" else [recipe, evaluation.epochs, evaluation.updates, evaluation.batch_size])
     if cell.method in (*TEACHER_CONTROLS, "full") or was_made_with_teacher(scope, cell):
         parts.append(context.teacher_digest)
+    if has_accuracy(scope, cell):
+        parts.append("accuracy")
     stored = set_of(scope, cell)
     return digest(*parts, *([] if stored is None else stored.identity))

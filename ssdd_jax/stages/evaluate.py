@@ -27,6 +27,7 @@ from ssdd_jax.stages.cells import (
     Scope,
     cell_digest,
     cells,
+    has_accuracy,
     protocols_of,
     set_of,
     target_kind,
@@ -37,7 +38,7 @@ from ssdd_jax.stages.dataset import Data
 from ssdd_jax.stages.networks import teacher_learner
 from ssdd_jax.stages.provenance import device
 from ssdd_jax.stages.results import Results
-from ssdd_jax.stages.sets import Sets
+from ssdd_jax.stages.sets import Sets, with_teacher
 from ssdd_jax.stages.student import Compiled, Student, encode, get_student, pretrain, pretrain_on_all, trainable, untrained
 
 
@@ -52,12 +53,13 @@ def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str
     spec, has_teacher, named = context.spec, teacher_is_there(context), named or {}
     if not has_teacher:
         context.display.print("no teacher in the workdir: its rows and repr_error are left out; --task=teacher pretrains it")
+    again: Sets = with_teacher(context, named or own) if has_teacher and spec.evaluation.teacher_targets else {}
     controls = tuple(name for name in spec.evaluation.controls if has_teacher or name == "none")
-    scope, compiled = Scope(context, {**own, **named}, controls, has_teacher), Compiled()
+    scope, compiled = Scope(context, {**own, **named, **again}, controls, has_teacher), Compiled()
     digests = {cell: cell_digest(scope, cell) for cell in cells(scope)}
     results = Results(context.workdir / "results.json", _header(context, bool(own), has_teacher), list(digests.values()))
     # Sets and students that are left out keep the rows that they have.
-    methods = (*controls, *(named or context.methods))
+    methods = (*controls, *(named or context.methods), *again)
     students = (None, *spec.chosen_students())
     missing = [c for c in digests if c.student in students and c.method in methods and digests[c] not in results]
     group_of = {seed: group for group in seed_groups(spec.seeds, spec.seeds_at_once) for seed in group}
@@ -164,6 +166,8 @@ def _rows(scope: Scope, compiled: Compiled, group: Sequence[Cell]) -> Iterator[d
             if dataset == context.data.name and was_made_with_teacher(scope, cell):
                 reprs = jnp.asarray(context.reprs(context.spec.evaluation.split))
                 row["repr_error"] = float(repr_error(jnp.asarray(encoded[i].eval_reprs), reprs))
+            if has_accuracy(scope, cell) and encoded[i].eval_reprs.shape[1] == target.num_classes:
+                row["accuracy"] = float(np.mean(np.argmax(encoded[i].eval_reprs, 1) == target.eval_labels))
             found = {key: values[i] for key, values in scores.items()}
             bad = [key for key, value in {**row, **found}.items() if isinstance(value, float) and not np.isfinite(value)]
             if bad:

@@ -109,7 +109,8 @@ def _run(
     if task == "evaluate":
         return on_writer_only(lambda: show_report(workdir, evaluate(context, own, named), display))
     # Methods ask for a teacher if they need one; its controls need one whatever the methods.
-    if task == "teacher" or (task == "all" and set(spec.evaluation.controls) - {"none"}):
+    wants_teacher = set(spec.evaluation.controls) - {"none"} or spec.evaluation.teacher_targets
+    if task == "teacher" or (task == "all" and wants_teacher):
         _ = context.teacher
     if task == "teacher":
         return {}

@@ -1,17 +1,19 @@
 """Which distilled sets there are: the run's own, complete or not, and those that the user names."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.artifacts import MANIFEST, read_manifest
 from ssdd_jax.io.files import sha256
-from ssdd_jax.io.pairs import PAIRS_KIND, Pairs, read_pairs
+from ssdd_jax.io.pairs import PAIRS_KIND, Pairs, normalization_of, read_pairs
 from ssdd_jax.settings.fields import CONTROLS
 from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.context import Context
@@ -64,6 +66,43 @@ class StoredSet:
         return {**found, "views": layout.get("views"), "view_targets": layout.get("view_targets"), "target_kind": self.target_kind}
 
 
+@dataclass(frozen=True, eq=False)
+class WithTeacher(StoredSet):
+    """A label set's images, with a teacher's representations of them as targets."""
+
+    context: Context
+
+    @property
+    def target_kind(self) -> str:
+        """Return what its targets are."""
+        return "representation"
+
+    @property
+    def identity(self) -> list[Any]:
+        """Return what its pairs depend on."""
+        return [*StoredSet(self.folder).identity, "represented by", self.context.teacher_digest]
+
+    def made_with(self, teacher_digest: str) -> bool:
+        """Return whether its targets are representations of this teacher."""
+        return teacher_digest == self.context.teacher_digest
+
+    def pairs(self, image_shape: tuple[int, int, int]) -> Pairs:
+        """Return its pairs, whose images must be of this shape."""
+        pairs, data = super().pairs(image_shape), self.context.data
+        # The teacher sees images as its own data are normalized; the student those that the set was made for.
+        mean, std = normalization_of(self.folder, pairs.manifest, image_shape[2])
+        images = (pairs.images * std + mean - data.mean) / data.std
+        return replace(pairs, targets=self.context.represent(jnp.asarray(images, jnp.float32)))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the manifest says about its size and its making; its numbers are counted with the representations."""
+        found = super().describe()
+        images, views = found["num_images"], found["num_views"]
+        if images and views:
+            found["stored_scalars"] = images * prod(self.context.data.image_shape) + images * views * self.context.width
+        return found
+
+
 # By their names and seeds.
 Sets = dict[str, dict[int, StoredSet]]
 
@@ -81,6 +120,16 @@ def complete_sets(context: Context) -> Sets:
                 where = context.distilled_folder(name, seed)
                 raise InputError(f"no distilled set of these settings at {where}; run --task=distill with them first")
     return sets
+
+
+def with_teacher(context: Context, sets: Sets) -> Sets:
+    """Return the label sets among some, with the teacher's representations as targets, under the names of their further rows."""
+    found: Sets = {}
+    for name, by_seed in sets.items():
+        labelled = {seed: WithTeacher(stored.folder, context) for seed, stored in by_seed.items() if stored.target_kind != "representation"}
+        if labelled:
+            found[f"{name}-teacher"] = labelled
+    return found
 
 
 def own_sets(context: Context) -> Sets:
