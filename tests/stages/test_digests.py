@@ -23,7 +23,7 @@ from ssdd_jax.stages.sets import StoredSet
 # Names, places, what is logged or saved, which rows there are, how work is divided; and the online probe, which only observes.
 NOTHING = re.compile(
     r"name|seeds|seeds_at_once|steps_per_dispatch|log_every|logger|only|checkpoints\..*|devices\..*|memory\..*|teacher\.probe_learning_rate"
-    r"|evaluation\.(controls|only)|(data|evaluation\.datasets\.\w+)\.(data_dir|cache|memory_gb)"
+    r"|evaluation\.(controls|only|teacher_targets)|(data|evaluation\.datasets\.\w+)\.(data_dir|cache|memory_gb)"
     # Data go by their content: these change nothing where all images are alike and can be used.
     r"|(data|evaluation\.datasets\.\w+)\.(fit|on_bad_image|ground|overlap)"
 )
