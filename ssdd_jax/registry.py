@@ -109,6 +109,8 @@ KERNELS = Registry(
         "fc_nngp": f"{_INFINITE}:fc_nngp",
         "conv_ntk": f"{_INFINITE}:conv_ntk",
         "conv_nngp": f"{_INFINITE}:conv_nngp",
+        "convnet_ntk": "ssdd_jax.kernels.pooled:convnet_ntk",
+        "convnet_nngp": "ssdd_jax.kernels.pooled:convnet_nngp",
         "empirical_ntk": "ssdd_jax.kernels.empirical:empirical_ntk",
     },
 )

@@ -1,10 +1,10 @@
 """Kernels of infinitely wide networks in closed form: fully connected, and convolutional without pooling.
 
-Of a convolutional network without pooling only covariances of equal pixels are ever needed, N1 N2 H W numbers; pooling would need those of
-all pairs of pixels. Products run in full float32, as those of the regression do; float64 stays float64.
+Of a convolutional network without pooling only covariances of equal pixels are ever needed, N1 N2 H W numbers; pooling needs those of all
+pairs of pixels, see `ssdd_jax.kernels.pooled`. Products run in full float32, as those of the regression do; float64 stays float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Literal, NamedTuple, get_args
@@ -69,18 +69,22 @@ class _Layer(NamedTuple):
 
 def _dense(layer: _Layer, size: int) -> _Layer:
     """Return the layer after a convolution with windows of size x size pixels, which for size 1 is a dense layer on every pixel."""
-    covariance = lambda before: WEIGHT_VARIANCE * _window_mean(before, size) + BIAS_VARIANCE
+    covariance = lambda before: WEIGHT_VARIANCE * window_mean(before, size) + BIAS_VARIANCE
     cross = covariance(layer.cross)
-    tangent = cross + WEIGHT_VARIANCE * _window_mean(layer.tangent, size)
+    tangent = cross + WEIGHT_VARIANCE * window_mean(layer.tangent, size)
     return _Layer(cross, tangent, covariance(layer.left), covariance(layer.right))
 
 
-def _window_mean(pixels: Array, size: int) -> Array:
-    """Return the mean over windows of size x size pixels, the two leading axes, with zeros outside."""
-    for axis in (0, 1) if size > 1 else ():
-        length = pixels.shape[axis]
-        padded = jnp.pad(pixels, [(size // 2,) * 2 if i == axis else (0, 0) for i in range(pixels.ndim)])
-        shifted = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(size)]
+def window_mean(pixels: Array, size: int, sides: Sequence[tuple[int, ...]] = ((0,), (1,))) -> Array:
+    """Return the mean over windows of size x size pixels, with zeros outside.
+
+    `sides` are the axes along which windows move, those of one side jointly.
+    """
+    shape = pixels.shape
+    for axes in sides if size > 1 else ():
+        padded = jnp.pad(pixels, [(size // 2,) * 2 if axis in axes else (0, 0) for axis in range(len(shape))])
+        starts = [[i if axis in axes else 0 for axis in range(len(shape))] for i in range(size)]
+        shifted = [jax.lax.slice(padded, start, [a + b for a, b in zip(start, shape, strict=True)]) for start in starts]
         pixels = sum(shifted[1:], shifted[0]) / size
     return pixels
 
@@ -114,7 +118,12 @@ def _infinite(x1: Array, x2: Array, *, depth: int, kind: Kind, size: int, max_nu
     return map_in_chunks(lambda rows: _block(rows, x2, depth, kind, size), x1, chunk_size, remat=chunk_size < len(x1))
 
 
-def _check(where: str, x1: Array, x2: Array, ndim: int, depth: int, kind: Kind) -> None:
+def check_inputs(where: str, x1: Array, x2: Array, ndim: int, depth: int, kind: Kind) -> None:
+    """Refuse what a kernel of images cannot be computed of; `ndim` is that of both arrays, 0 any.
+
+    Raises:
+        ValueError: shapes do not match, depth is negative, or kind is unknown.
+    """
     if (ndim and ndim != x1.ndim) or x1.ndim < 2 or x1.shape[1:] != x2.shape[1:]:
         expected = "(n, H, W, C)" if ndim == 4 else "(n, ...)"
         raise ValueError(f"{where}: shapes {x1.shape} and {x2.shape}, expected two batches {expected} of inputs of one shape")
@@ -145,7 +154,7 @@ def fc_kernel(x1: Array, x2: Array, *, depth: int = 1, kind: Kind = "ntk", max_n
         >>> fc_kernel(jnp.zeros((3, 8, 8, 1)), jnp.zeros((2, 8, 8, 1)), depth=3).shape
         (3, 2)
     """
-    _check("fc_kernel", x1, x2, 0, depth, kind)
+    check_inputs("fc_kernel", x1, x2, 0, depth, kind)
     flat = lambda x: at_least_float32(x).reshape(len(x), -1)
     return _infinite(flat(x1), flat(x2), depth=depth, kind=kind, size=1, max_numbers=max_numbers)
 
@@ -173,7 +182,7 @@ def conv_kernel(
         >>> conv_kernel(jnp.zeros((3, 8, 8, 1)), jnp.zeros((2, 8, 8, 1))).shape
         (3, 2)
     """
-    _check("conv_kernel", x1, x2, 4, depth, kind)
+    check_inputs("conv_kernel", x1, x2, 4, depth, kind)
     if size < 1 or size % 2 == 0:
         raise ValueError(f"conv_kernel: size is {size}, expected an odd number")
     images = at_least_float32(x1), at_least_float32(x2)
@@ -202,7 +211,9 @@ def matrix_kernel(
     return Kernel(predict, None)
 
 
-def _maker(matrix: Callable[..., Array], kind: Kind, default_depth: int) -> Callable[..., Kernel]:
+def maker(matrix: Callable[..., Array], kind: Kind, default_depth: int) -> Callable[..., Kernel]:
+    """Return what `ssdd_jax.registry.KERNELS` has of a function (x1, x2, depth=, kind=) -> K "n1 n2"."""
+
     def make(
         learner: Learner | None = None,
         *,
@@ -220,7 +231,7 @@ def _maker(matrix: Callable[..., Array], kind: Kind, default_depth: int) -> Call
     return make
 
 
-fc_ntk = _maker(fc_kernel, "ntk", 1)
-fc_nngp = _maker(fc_kernel, "nngp", 1)
-conv_ntk = _maker(conv_kernel, "ntk", 3)
-conv_nngp = _maker(conv_kernel, "nngp", 3)
+fc_ntk = maker(fc_kernel, "ntk", 1)
+fc_nngp = maker(fc_kernel, "nngp", 1)
+conv_ntk = maker(conv_kernel, "ntk", 3)
+conv_nngp = maker(conv_kernel, "nngp", 3)

@@ -10,6 +10,7 @@ from oracles.krr import finite_difference
 from ssdd_jax.core.distilled import Layout, init_distilled
 from ssdd_jax.core.outer import outer_loss
 from ssdd_jax.kernels.infinite import conv_kernel, fc_kernel, matrix_kernel
+from ssdd_jax.kernels.pooled import pooled_kernel
 from ssdd_jax.registry import KERNELS
 
 pytestmark = pytest.mark.core
@@ -167,11 +168,13 @@ def networks():
     stax = pytest.importorskip("neural_tangents").stax
     dense = lambda: stax.Dense(1, W_std=2**0.5, b_std=0.1)
     conv = lambda: stax.Conv(1, (3, 3), padding="SAME", W_std=2**0.5, b_std=0.1)
+    pool = lambda: stax.AvgPool((2, 2), (2, 2))
     stack = lambda layer, depth: [part for _ in range(depth) for part in (layer(), stax.Relu())]
     network = lambda *layers: stax.serial(*layers)[2]
     return [
         (network(stax.Flatten(), *stack(dense, 3), dense()), partial(fc_kernel, depth=3)),
         (network(*stack(conv, 2), stax.Flatten(), dense()), partial(conv_kernel, depth=2)),
+        (network(conv(), stax.Relu(), pool(), stax.Flatten(), dense()), partial(pooled_kernel, depth=1)),
     ]
 
 

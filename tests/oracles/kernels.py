@@ -40,3 +40,42 @@ def conv(x, y, depth):
         k, t, v, w = relu(k, k + WEIGHTS * window_mean(t), v, w)
     k, t = k.mean(), t.mean()
     return WEIGHTS * k + BIASES, WEIGHTS * k + BIASES + WEIGHTS * t
+
+
+def convnet(x, y, depth):
+    """Return (NNGP, NTK) of two images "H W C" for blocks of a 3 x 3 convolution, ReLU and 2 x 2 average pooling."""
+
+    def window_mean(k):
+        h, w, h2, w2 = k.shape
+        out = np.zeros_like(k)
+        for i, j, a, b in np.ndindex(*k.shape):
+            for di in (-1, 0, 1):
+                for dj in (-1, 0, 1):
+                    if 0 <= i + di < h and 0 <= j + dj < w and 0 <= a + di < h2 and 0 <= b + dj < w2:
+                        out[i, j, a, b] += k[i + di, j + dj, a + di, b + dj] / 9
+        return out
+
+    def pool(k):
+        h, w = k.shape[0] // 2, k.shape[1] // 2
+        out = np.empty((h, w, h, w))
+        for i, j, a, b in np.ndindex(*out.shape):
+            out[i, j, a, b] = k[2 * i : 2 * i + 2, 2 * j : 2 * j + 2, 2 * a : 2 * a + 2, 2 * b : 2 * b + 2].mean()
+        return out
+
+    variances = lambda k: np.einsum("ijij->ij", k)
+    pairs = {"xy": (x, y), "xx": (x, x), "yy": (y, y)}
+    k = {name: np.einsum("ijc,abc->ijab", *pair) / x.shape[-1] for name, pair in pairs.items()}
+    t = np.zeros_like(k["xy"])
+    for _ in range(depth):
+        k = {name: WEIGHTS * window_mean(part) + BIASES for name, part in k.items()}
+        t = k["xy"] + WEIGHTS * window_mean(t)
+        v = {name: variances(k[name * 2]) for name in "xy"}
+        for name in k:
+            sides = v[name[0]][:, :, None, None], v[name[1]][None, None]
+            value, slope, *_ = relu(k[name], t if name == "xy" else k[name], *np.broadcast_arrays(*sides))
+            k[name] = pool(value)
+            if name == "xy":
+                t = pool(slope)
+    flat = lambda part: np.einsum("ijij->", part) / (part.shape[0] * part.shape[1])
+    last = WEIGHTS * flat(k["xy"]) + BIASES
+    return last, last + WEIGHTS * flat(t)
