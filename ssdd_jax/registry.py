@@ -85,6 +85,8 @@ NETS = Registry(
         "mobilenet": "ssdd_jax.nets.mobilenet:NET",
         "vit": "ssdd_jax.nets.vit:NET",
         "convnet_in": "ssdd_jax.nets.convnet_in:NET",
+        "convnet_frepo": "ssdd_jax.nets.convnet_frepo:NET",
+        "convnet_no_norm": "ssdd_jax.nets.convnet_frepo:NO_NORM",
     },
 )
 """Students and teachers' networks: `ssdd_jax.nets.net.Net`."""
