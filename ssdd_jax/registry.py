@@ -123,9 +123,15 @@ METHODS = Registry(
     {
         "regression": "ssdd_jax.methods.regression:METHOD",
         "kip": "ssdd_jax.methods.kip:METHOD",
+        "frepo": "ssdd_jax.methods.frepo:METHOD",
         "random_labels": "ssdd_jax.methods.labels:METHOD",
     },
-    {"regression": f"{_METHODS}:RegressionSpec", "kip": f"{_METHODS}:KipSpec", "random_labels": f"{_METHODS}:RandomLabelsSpec"},
+    {
+        "regression": f"{_METHODS}:RegressionSpec",
+        "kip": f"{_METHODS}:KipSpec",
+        "frepo": f"{_METHODS}:FrepoSpec",
+        "random_labels": f"{_METHODS}:RandomLabelsSpec",
+    },
 )
 """What moves a distilled set: `ssdd_jax.methods.method.Method`."""
 
