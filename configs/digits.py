@@ -6,16 +6,22 @@ Images this small leave little for bases to factor out, and a rotation turns a 6
 `digits:kip` has kernel inducing points instead: ten images, one of each class, from which an infinitely wide network predicts classes, with
 real images (`kip_init`) and a label solve of these as controls. The protocols read students that were trained on the sets;
 `python experiments/kip_accuracy.py WORKDIR` prints the accuracy of the kernel regression. The two must not be compared.
+
+`digits:frepo` has FRePo, likewise with ten images and with real images (`frepo_init`) as the control. The table's accuracy is that of students
+which were trained on nothing but the set.
 """
 
 from dataclasses import replace
 
-from ssdd_jax.settings.methods import KipSpec
-from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke
+from ssdd_jax.settings.augment import FREPO_WITHOUT_FLIP
+from ssdd_jax.settings.evaluation import LABEL_RECIPES
+from ssdd_jax.settings.methods import FrepoSpec, KipSpec
+from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke, to_config
+from ssdd_jax.settings.spec import NetSpec
 
 
 def get_config(variant=""):
-    check_variant(variant, ("smoke", "kip"))
+    check_variant(variant, ("smoke", "kip", "frepo"))
     bases = dict(base_size=8, image_bases=16, repr_bases=12)
     methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=0.02) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=4)
@@ -27,6 +33,9 @@ def get_config(variant=""):
             kip=KipSpec(images=10),
             kip_labels=KipSpec(images=10, learn_labels=True),
         )
+    if variant == "frepo":
+        moved = FrepoSpec(images=10, net=NetSpec("convnet_frepo", (16, 32, 64)), learning_rate=1e-3, pool_size=5)
+        methods = dict(frepo_init=replace(moved, steps=0), frepo=moved)
     config = default_config(**methods)
     config.name = "digits"
     config.num_pairs = 20
@@ -40,11 +49,18 @@ def get_config(variant=""):
     config.evaluation.updates = 200
     config.protocols.linear.steps = 1000
     config.protocols.finetune.update(padding=1, flip=0.0)
-    if variant == "kip":
+    if variant in ("kip", "frepo"):
         # As little as holds an image and a label of every class.
         config.num_pairs = 6
-        config.outer.update(steps=200, batch_size=512)
         config.evaluation.update(protocols=("knn",), controls=("none",))
+    if variant == "kip":
+        config.outer.update(steps=200, batch_size=512)
+    if variant == "frepo":
+        config.outer.update(steps=500, batch_size=256)
+        nets = ("convnet_no_norm", "convnet_frepo")
+        recipes = {"labels": replace(LABEL_RECIPES["frepo"], augment=FREPO_WITHOUT_FLIP)}
+        config.evaluation.update(students=to_config({net: NetSpec(net, (16, 32, 64)) for net in nets}), updates=1000)
+        config.evaluation.recipes.update(to_config(recipes))
     if variant == "smoke":
         smoke(config)
     return config

@@ -85,6 +85,8 @@ NETS = Registry(
         "mobilenet": "ssdd_jax.nets.mobilenet:NET",
         "vit": "ssdd_jax.nets.vit:NET",
         "convnet_in": "ssdd_jax.nets.convnet_in:NET",
+        "convnet_frepo": "ssdd_jax.nets.convnet_frepo:NET",
+        "convnet_no_norm": "ssdd_jax.nets.convnet_frepo:NO_NORM",
     },
 )
 """Students and teachers' networks: `ssdd_jax.nets.net.Net`."""
@@ -123,6 +125,7 @@ METHODS = Registry(
     {
         "regression": "ssdd_jax.methods.regression:METHOD",
         "kip": "ssdd_jax.methods.kip:METHOD",
+        "frepo": "ssdd_jax.methods.frepo:METHOD",
         "random_labels": "ssdd_jax.methods.labels:METHOD",
         "dsa": "ssdd_jax.methods.dsa:METHOD",
         "idm": "ssdd_jax.methods.idm:METHOD",
@@ -130,6 +133,7 @@ METHODS = Registry(
     {
         "regression": f"{_METHODS}:RegressionSpec",
         "kip": f"{_METHODS}:KipSpec",
+        "frepo": f"{_METHODS}:FrepoSpec",
         "random_labels": f"{_METHODS}:RandomLabelsSpec",
         "dsa": f"{_METHODS}:DsaSpec",
         "idm": f"{_METHODS}:IdmSpec",

@@ -1,10 +1,12 @@
 """The differentiable augmentation of label sets (Zhao and Bilen, 2021, "Dataset Condensation with Differentiable Siamese Augmentation").
 
-One of six operations is drawn per call. In Siamese mode all images share the operation and its parameters, so that equal keys change a
-real and a synthetic batch alike, whatever their sizes; otherwise they share the operation alone. Images are normalized: zero, which fills
-what lies outside, is the mean colour.
+One of the operations of a strategy is drawn per call: of the six published there, or of the six of FRePo (Zhou et al., 2022), of which two
+are the same. In Siamese mode all images share the operation and its parameters, so that equal keys change a real and a synthetic batch
+alike, whatever their sizes; otherwise they share the operation alone. Images are normalized: zero, which fills what lies outside, is the
+mean colour.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,8 +19,11 @@ from ssdd_jax.settings.augment import OPERATIONS
 Image = Float[Array, "H W C"]
 Shape = tuple[int, ...]
 
-MAX_SCALE = 1.2
+MAX_SCALE, MAX_ZOOM = 1.2, 1.25
 MAX_DEGREES = 15.0
+MAX_LOG_FACTOR = 0.25
+MAX_TRANSLATION = 0.125
+HOLE = 0.25
 
 
 def color(image: Image, draws: Float[Array, "3"]) -> Image:
@@ -27,11 +32,22 @@ def color(image: Image, draws: Float[Array, "3"]) -> Image:
     x + (u - 1/2), then 2u times the distance to the pixel's mean colour, then (u + 1/2) times the distance to the image's mean. The mean
     of a single channel is the channel: its saturation does not change.
     """
-    image = image + (draws[0] - 0.5)
+    return _stretch_colors(image + (draws[0] - 0.5), 2 * draws[1], draws[2] + 0.5)
+
+
+def jitter(image: Image, factors: Float[Array, "3"]) -> Image:
+    """Multiply brightness, saturation and contrast, in this order, by a factor each, of which 1 changes nothing (FRePo).
+
+    The factors are e^u with u in +-1/4: of the image, of the distance to the pixel's mean colour, and of that to the image's mean.
+    """
+    return _stretch_colors(image * factors[0], factors[1], factors[2])
+
+
+def _stretch_colors(image: Image, saturation: Float[Array, ""], contrast: Float[Array, ""]) -> Image:
     gray = image.mean(-1, keepdims=True)
-    image = (image - gray) * (2 * draws[1]) + gray
+    image = (image - gray) * saturation + gray
     mean = image.mean()
-    return (image - mean) * (draws[2] + 0.5) + mean
+    return (image - mean) * contrast + mean
 
 
 def crop_radius(side: int) -> int:
@@ -47,21 +63,22 @@ def crop(image: Image, shift: Int[Array, "2"]) -> Image:
     return jax.lax.dynamic_slice(padded, (row, column, jnp.zeros_like(row)), image.shape)
 
 
-def cutout_size(side: int) -> int:
-    """Return the side of the box that is cut out: half the image's, rounded half up."""
-    return int(0.5 * side + 0.5)
+def cutout_size(side: int, share: float = 0.5) -> int:
+    """Return the side of the box that is cut out: a share of the image's, rounded half up."""
+    return int(share * side + 0.5)
 
 
-def cutout(image: Image, centre: Int[Array, "2"]) -> Image:
+def cutout(image: Image, centre: Int[Array, "2"], share: float = 0.5) -> Image:
     """Set a box to zero, whose indices are clamped to the image: a box that hangs over takes the border along and shrinks.
 
-    Along an axis the box of size s goes from centre - s // 2 to centre - s // 2 + s - 1; centres are in [0, side] where s is even,
-    otherwise in [0, side - 1].
+    Its sides are a share of the image's: a half, or for the operation "hole" a quarter (FRePo). Along an axis the box of size s goes from
+    centre - s // 2 to centre - s // 2 + s - 1; centres are in [0, side] where s is even, otherwise in [0, side - 1].
     """
 
     def inside(side: int, middle: Int[Array, ""]) -> Array:
-        first = middle - cutout_size(side) // 2
-        first, last = (jnp.clip(index, 0, side - 1) for index in (first, first + cutout_size(side) - 1))
+        size = cutout_size(side, share)
+        first = middle - size // 2
+        first, last = (jnp.clip(index, 0, side - 1) for index in (first, first + size - 1))
         position = jnp.arange(side)
         return (first <= position) & (position <= last)
 
@@ -75,8 +92,8 @@ def flip(image: Image, coin: Float[Array, ""]) -> Image:
     return jnp.where(coin < 0.5, image[:, ::-1], image)
 
 
-def warp(image: Image, theta: Float[Array, "2 2"], align_corners: bool) -> Image:
-    """Sample the image at theta (x, y), bilinearly and with zeros outside; theta = I changes nothing.
+def warp(image: Image, theta: Float[Array, "2 2"], align_corners: bool, shift: Float[Array, "2"] | None = None) -> Image:
+    """Sample the image at theta (x, y), bilinearly and with zeros outside, and `shift` pixels (rows, columns) on; theta = I moves nothing.
 
     (x, y) in [-1, 1]^2 are the output's pixels, x along the width. The ends are the outer edges of the border pixels, pixel i of W being
     (2i + 1) / W - 1, or with `align_corners` their centres, 2i / (W - 1) - 1.
@@ -94,6 +111,8 @@ def warp(image: Image, theta: Float[Array, "2 2"], align_corners: bool) -> Image
     x = ((jnp.arange(width, dtype=image.dtype) - mid_x) / (half_x or 1.0))[None]
     column = (theta[0, 0] * x + theta[0, 1] * y) * half_x + mid_x
     row = (theta[1, 0] * x + theta[1, 1] * y) * half_y + mid_y
+    if shift is not None:
+        row, column = row + shift[0], column + shift[1]
     top, left = jnp.floor(row), jnp.floor(column)
 
     def tap(down: int, right: int) -> Array:
@@ -104,6 +123,17 @@ def warp(image: Image, theta: Float[Array, "2 2"], align_corners: bool) -> Image
         return jnp.where(inside[..., None], weight[..., None] * pixels, jnp.zeros_like(pixels))
 
     return tap(0, 0) + tap(0, 1) + tap(1, 0) + tap(1, 1)
+
+
+def zoom(image: Image, factor: Float[Array, ""], align_corners: bool) -> Image:
+    """Stretch the grid by one factor for both axes, between 1 / 1.25 and 1.25, as likely above 1 as below (FRePo)."""
+    return warp(image, factor * jnp.eye(2, dtype=image.dtype), align_corners)
+
+
+def translate(image: Image, shares: Float[Array, "2"], align_corners: bool) -> Image:
+    """Move the window by shares (rows, columns) of the sides, up to an eighth; unlike `crop` by parts of a pixel, too (FRePo)."""
+    sides = jnp.array(image.shape[:2], image.dtype)
+    return warp(image, jnp.eye(2, dtype=image.dtype), align_corners, shares * sides)
 
 
 def scale(image: Image, factors: Float[Array, "2"], align_corners: bool) -> Image:
@@ -135,23 +165,35 @@ def _uniform(count: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Cal
     return lambda key, shape: jax.random.uniform(key, count, jnp.float32, low, high)
 
 
+def _log_uniform(count: tuple[int, ...], most: float) -> Callable[[PRNGKeyArray, Shape], Array]:
+    draw = _uniform(count, -most, most)
+    return lambda key, shape: jnp.exp(draw(key, shape))
+
+
 def _shift(key: PRNGKeyArray, shape: Shape) -> Array:
     radius = jnp.array([crop_radius(side) for side in shape[:2]])
     return jax.random.randint(key, (2,), -radius, radius + 1)
 
 
-def _centre(key: PRNGKeyArray, shape: Shape) -> Array:
-    end = jnp.array([side + 1 - cutout_size(side) % 2 for side in shape[:2]])
-    return jax.random.randint(key, (2,), 0, end)
+def _centre(share: float = 0.5) -> Callable[[PRNGKeyArray, Shape], Array]:
+    def draw(key: PRNGKeyArray, shape: Shape) -> Array:
+        end = jnp.array([side + 1 - cutout_size(side, share) % 2 for side in shape[:2]])
+        return jax.random.randint(key, (2,), 0, end)
+
+    return draw
 
 
 _BY_NAME = {
     "color": Operation(_uniform((3,)), lambda image, drawn, _: color(image, drawn)),
     "crop": Operation(_shift, lambda image, drawn, _: crop(image, drawn)),
-    "cutout": Operation(_centre, lambda image, drawn, _: cutout(image, drawn)),
+    "cutout": Operation(_centre(), lambda image, drawn, _: cutout(image, drawn)),
     "flip": Operation(_uniform(()), lambda image, drawn, _: flip(image, drawn)),
     "scale": Operation(_uniform((2,), 1 / MAX_SCALE, MAX_SCALE), scale),
     "rotate": Operation(_uniform((), -MAX_DEGREES, MAX_DEGREES), rotate),
+    "jitter": Operation(_log_uniform((3,), MAX_LOG_FACTOR), lambda image, drawn, _: jitter(image, drawn)),
+    "zoom": Operation(_log_uniform((), math.log(MAX_ZOOM)), zoom),
+    "translate": Operation(_uniform((2,), -MAX_TRANSLATION, MAX_TRANSLATION), translate),
+    "hole": Operation(_centre(HOLE), lambda image, drawn, _: cutout(image, drawn, HOLE)),
 }
 
 

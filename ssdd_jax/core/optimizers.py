@@ -10,7 +10,7 @@ import optax
 
 from ssdd_jax.core.distilled import DistilledSet, Layout, compress
 from ssdd_jax.settings.evaluation import RecipeSpec
-from ssdd_jax.settings.methods import KipSpec, RegressionSpec
+from ssdd_jax.settings.methods import FrepoSpec, KipSpec, RegressionSpec
 from ssdd_jax.settings.spec import PoolSpec, RunSpec
 
 
@@ -112,6 +112,6 @@ def continue_with_networks(
     return {**fresh, "stores": stores}
 
 
-def num_steps(spec: RunSpec, method: RegressionSpec | KipSpec) -> int:
+def num_steps(spec: RunSpec, method: RegressionSpec | KipSpec | FrepoSpec) -> int:
     """Return the number of outer steps of a method."""
     return spec.outer.steps if method.steps < 0 else method.steps

@@ -44,6 +44,10 @@ def support_rows(distilled: DistilledSet) -> tuple[Float[Array, "n H W C"], Floa
 
 Loss = Callable[[Array, Array], Array]
 """(predictions "b d", targets "b d") -> a scalar."""
+Regularizer = Callable[[DistilledSet], Array]
+"""The set, of which perhaps only some images take part -> a scalar that the outer loss adds."""
+Rows = Callable[[PRNGKeyArray, DistilledSet], tuple[Array, Array]]
+"""(key, set) -> images "n H W C" and targets "n d" that a member is trained on."""
 
 
 def outer_loss(
@@ -54,6 +58,7 @@ def outer_loss(
     *,
     kernel: Kernel,
     loss: Loss = mean_squared_error,
+    regularizer: Regularizer | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return mean((P - T(x_t))^2) on real images x_t (KRR-ST; all views are support rows), and how often the ridge was increased.
 
@@ -64,9 +69,11 @@ def outer_loss(
         reprs: the teacher's representations of them, or their labels, "b d".
         kernel: predicts P from the set's rows, such as `ssdd_jax.kernels.feature.feature_kernel(learner)`.
         loss: of the predictions, if it is another.
+        regularizer: a term of the set itself that is added, if there is one.
     """
     predicted, increases = kernel.predict(variables, *support_rows(distilled), images)
-    return loss(predicted, reprs), increases
+    value = loss(predicted, reprs)
+    return value if regularizer is None else value + regularizer(distilled), increases
 
 
 def init_outer(
@@ -77,8 +84,11 @@ def init_outer(
     optimizer: optax.GradientTransformation,
     inner_optimizer: optax.GradientTransformation | None = None,
     pool_size: int = 0,
+    ages: Int[Array, " L"] | None = None,
 ) -> OuterState:
     """Return the state before the first step, with an untrained pool (see `make_warm_up_step`) where the kernel has members.
+
+    The members' ages are `ages`, see `staggered_ages`, or 0.
 
     Raises:
         ValueError: the kernel has members and there is no `inner_optimizer`.
@@ -87,6 +97,7 @@ def init_outer(
     if learner is not None:
         inner_optimizer = _required(inner_optimizer)
         members = jax.vmap(lambda k: pools.init_member(k, learner, inner_optimizer))(jax.random.split(key, pool_size))
+        members = members if ages is None else replace(members, age=ages)
     # Every number in a buffer of its own, which nobody else holds, so that the state can be donated: a set may hold its caller's images,
     # or the bases of a PCA that is used again.
     distilled = jax.tree.map(jnp.copy, distilled)
@@ -117,6 +128,9 @@ def make_outer_step(
     members_per_step: int = 1,
     support_images: int = 0,
     loss: Loss = mean_squared_error,
+    regularizer: Regularizer | None = None,
+    member_loss: Loss = mean_squared_error,
+    member_rows: Rows | None = None,
     shard: Shard = unsharded,
 ) -> Callable[[OuterState, Float[Array, "b H W C"], Float[Array, "b d"], PRNGKeyArray], tuple[OuterState, dict[str, Array]]]:
     """Build the outer step: a pure function, not yet jitted.
@@ -133,6 +147,9 @@ def make_outer_step(
         members_per_step: number of members K.
         support_images: how many distilled images take part in a step, drawn afresh each time; 0 takes all.
         loss: see `outer_loss`.
+        regularizer: see `outer_loss`.
+        member_loss: what members are trained on.
+        member_rows: the rows that they are trained on, drawn afresh each time; by default all views of the images that take part.
         shard: how real rows, support rows and members lie on devices, see `Shard`.
 
     Returns:
@@ -146,6 +163,7 @@ def make_outer_step(
     """
     learner = kernel.learner
     inner_optimizer = inner_optimizer if learner is None else _required(inner_optimizer)
+    settings = dict(kernel=kernel, loss=loss, regularizer=regularizer)
 
     def step(state: OuterState, images, reprs, key):
         member_key, reset_key, support_key = jax.random.split(key, 3)
@@ -157,7 +175,7 @@ def make_outer_step(
             members = shard("pool", pools.take(state.pool, chosen))
 
         def loss_fn(distilled):
-            one = lambda variables: outer_loss(select(distilled), variables, images, reprs, kernel=kernel, loss=loss)
+            one = lambda variables: outer_loss(select(distilled), variables, images, reprs, **settings)
             if members is None:
                 return one(None)
             losses, increases = over_leading_axis(one)(members.variables)
@@ -168,14 +186,16 @@ def make_outer_step(
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         pool = state.pool
         if pool is not None:
-            rows, targets = replicate_then_shard(shard, jax.lax.stop_gradient(support_rows(select(state.distilled))))
-            update_member = lambda k, member: pools.train_or_reset(
-                k, member, rows, targets, learner=learner, optimizer=inner_optimizer, max_age=max_age
-            )
-            members, member_loss = over_leading_axis(update_member)(jax.random.split(reset_key, members_per_step), members)
+            # A key of its own, so that the other draws are the same whatever the members are trained on.
+            taken = select(state.distilled)
+            found = support_rows(taken) if member_rows is None else member_rows(jax.random.fold_in(key, 3), taken)
+            rows, targets = replicate_then_shard(shard, jax.lax.stop_gradient(found))
+            of_members = dict(learner=learner, optimizer=inner_optimizer, max_age=max_age, loss=member_loss)
+            update_member = lambda k, member: pools.train_or_reset(k, member, rows, targets, **of_members)
+            members, losses = over_leading_axis(update_member)(jax.random.split(reset_key, members_per_step), members)
             pool = pools.put(pool, chosen, members)
             metrics |= {
-                "member_loss": jnp.mean(member_loss),
+                "member_loss": jnp.mean(losses),
                 "member_norm": optax.tree.norm(members.variables),
                 "mean_age": jnp.mean(pool.age.astype(jnp.float32)),
             }
@@ -194,6 +214,19 @@ def make_outer_step(
 def warm_up_ages(key: PRNGKeyArray, pool_size: int, max_age: int) -> Int[Array, " L"]:
     """Draw how many updates each member has had when distillation starts: U{1, ..., max_age - 1} (KRR-ST)."""
     return jax.random.randint(key, (pool_size,), 1, max(max_age, 2))
+
+
+def staggered_ages(pool_size: int, max_age: int) -> Int[Array, " L"]:
+    """Return 0, 1/L, 2/L, ... of `max_age`, rounded down: how many updates each untrained member counts at the start (FRePo)."""
+    return max_age * jnp.arange(pool_size, dtype=jnp.int32) // pool_size
+
+
+def without_pool(state: OuterState) -> OuterState:
+    """Return the part of a state that is checked to be finite.
+
+    The members that a step trains are finite if their `member_norm` is; the pool itself is changed in place, and reading it would copy it.
+    """
+    return replace(state, pool=None)
 
 
 def make_warm_up_step(

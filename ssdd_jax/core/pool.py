@@ -42,6 +42,11 @@ def mean_squared_error(outputs: Float[Array, "n d"], targets: Float[Array, "n d"
     return jnp.mean((outputs - targets) ** 2)
 
 
+def half_squared_error(outputs: Float[Array, "n d"], targets: Float[Array, "n d"]) -> Float[Array, ""]:
+    """Return the mean over rows of half the squared distance, a sum over the width (FRePo)."""
+    return jnp.mean(jnp.sum((outputs - targets) ** 2, -1)) / 2
+
+
 def train_member(
     member: MemberState,
     images: Float[Array, "n H W C"],
@@ -78,15 +83,16 @@ def train_or_reset(
     learner: Learner,
     optimizer: optax.GradientTransformation,
     max_age: int,
+    loss: Callable[..., Any] = mean_squared_error,
 ) -> tuple[MemberState, Float[Array, ""]]:
-    """Train a member for one step, or replace it by a fresh one once it has had `max_age` updates.
+    """Train a member for one step on loss(outputs, targets), or replace it by a fresh one once it has had `max_age` updates.
 
     A fresh member has age 0 and trains from the next time it is drawn: the intent of KRR-ST, whose released code leaves
     the counter at its limit and so never trains a replaced member.
     """
-    trained, loss = train_member(member, images, reprs, learner, optimizer)
+    trained, value = train_member(member, images, reprs, learner, optimizer, loss)
     # Initializing a network takes a good part of an update's time, so it is done only when needed, unless this is vmapped.
-    return jax.lax.cond(member.age >= max_age, lambda: init_member(key, learner, optimizer), lambda: trained), loss
+    return jax.lax.cond(member.age >= max_age, lambda: init_member(key, learner, optimizer), lambda: trained), value
 
 
 def take(pool: MemberState, index: Int[Array, " K"]) -> MemberState:

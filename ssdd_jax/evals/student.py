@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ssdd_jax.core.diff_augment import diff_augment
-from ssdd_jax.core.pool import Learner, MemberState, mean_squared_error, train_member
+from ssdd_jax.core.pool import Learner, MemberState, half_squared_error, mean_squared_error, train_member
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.evaluation import RecipeSpec
 
@@ -31,6 +31,11 @@ LOSSES: dict[str, Callable[..., Any]] = {"representation": mean_squared_error, "
 """(outputs, targets) -> what a student is trained on, by `ssdd_jax.settings.spec.TARGET_KINDS`."""
 
 
+def student_loss(recipe: RecipeSpec, kind: str) -> Callable[..., Any]:
+    """Return what a student is trained on: the loss that a recipe names, or that of its targets' kind."""
+    return {"": LOSSES[kind], "squared_error": half_squared_error}[recipe.loss]
+
+
 def make_augment(recipe: RecipeSpec) -> Augment | None:
     """Return (key, normalized images) -> images, as a recipe changes every batch; None if it does not."""
     if not recipe.augment:
@@ -47,7 +52,7 @@ def make_student_update(
 ) -> Callable[..., tuple[MemberState, dict[str, Array]]]:
     """Build update(member, step, images "b H W C", targets "b d") -> (member, metrics), one update on a minibatch.
 
-    Images are normalized; `loss` is among `LOSSES`. With `augment`, of `make_augment`, the update takes a seed last, and what happens to
+    Images are normalized; `loss` is of `student_loss`. With `augment`, of `make_augment`, the update takes a seed last, and what happens to
     the images is a function of seed and step.
     """
 

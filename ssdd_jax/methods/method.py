@@ -43,7 +43,7 @@ class Inputs:
         image_pca: (base shape, number of components) -> principal components of flattened training images of that size.
         repr_pca: number of components -> principal components of the representations.
         shard: how arrays of a step are sharded over devices.
-        chunk_size: () -> how many images pass through `learner` together, see `ssdd_jax.core.batching.map_in_chunks`.
+        chunk_size: learner -> how many images pass through it together, see `ssdd_jax.core.batching.map_in_chunks`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Inputs:
     image_pca: Callable[[tuple[int, int, int], int], PCA]
     repr_pca: Callable[[int], PCA]
     shard: Shard
-    chunk_size: Callable[[], int]
+    chunk_size: Callable[[Learner], int]
 
     def class_labels(self) -> np.ndarray:
         """Return the labels.

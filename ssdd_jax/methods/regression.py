@@ -17,7 +17,7 @@ from ssdd_jax.core.batching import MIN_CHUNK
 from ssdd_jax.core.distilled import DistilledSet, Layout, compress, finished_shapes, init_distilled
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.optimizers import continue_with_networks, num_steps, outer_optimizer, sgd
-from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_warm_up_step, warm_up_ages
+from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_warm_up_step, warm_up_ages, without_pool
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.store import Start, StoreSizes
 from ssdd_jax.core.views import apply_views
@@ -40,12 +40,9 @@ class State:
     r2: Array | None
 
 
-def without_pool(state: State) -> OuterState:
-    """Return the part of a state that is checked to be finite.
-
-    The members that a step trains are finite if their `member_norm` is; the pool itself is changed in place, and reading it would copy it.
-    """
-    return replace(state.outer, pool=None)
+def watched(state: State) -> OuterState:
+    """Return the part of a state that is checked to be finite."""
+    return without_pool(state.outer)
 
 
 def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
@@ -159,7 +156,7 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
     networks = layout.count("network") > 0
     joint = round(spec.joint * total) if networks else 0
     free = total - joint
-    kernel = make_kernel(spec, run, inputs.learner, chunk_size=inputs.chunk_size(), shard=inputs.shard)
+    kernel = make_kernel(spec, run, inputs.learner, chunk_size=inputs.chunk_size(inputs.learner), shard=inputs.shard)
 
     def begin(seed: Array, distilled: DistilledSet) -> State:
         """Return the state before the first step; without free steps the networks are fitted first."""
@@ -180,7 +177,7 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
     go_on = lambda seed, state: state
     steps = partial(_steps, spec, plan, inputs)
     if not total:
-        return (Phase("joint", 0, begin, go_on, watch=without_pool, causes=_causes(spec, inputs)),) if networks else ()
+        return (Phase("joint", 0, begin, go_on, watch=watched, causes=_causes(spec, inputs)),) if networks else ()
     warm = kernel.learner is not None
     found = [steps("free", free, go_on if warm else begin)] if free else []
     if networks:
@@ -218,13 +215,13 @@ def _warm_up(spec: RegressionSpec, inputs: Inputs, kernel: Kernel, init: Any) ->
         return replace(state, outer=outer), metrics
 
     length = lambda seeds: max(int(ages_of(seed).sum()) for seed in seeds)
-    return Phase("warm_up", length, init, step, preparatory=True, watch=without_pool, causes=_causes(spec, inputs))
+    return Phase("warm_up", length, init, step, preparatory=True, watch=watched, causes=_causes(spec, inputs))
 
 
 def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: int, init: Any, first: int = 0) -> Phase:
     """Return a phase of outer steps; the schedule goes on from its step `first`."""
     real, shard = inputs.real, inputs.shard
-    kernel = make_kernel(spec, inputs.run, inputs.learner, chunk_size=inputs.chunk_size(), shard=shard)
+    kernel = make_kernel(spec, inputs.run, inputs.learner, chunk_size=inputs.chunk_size(inputs.learner), shard=shard)
     outer_step = make_outer_step(**step_settings(spec, inputs.run, kernel, first=first, shard=shard))
     advance = on_batches(outer_step, real, inputs.represent_in_step)
 
@@ -235,7 +232,7 @@ def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: i
     def smaller() -> Iterator[tuple[str, Phase]]:
         """Yield settings that take less and less memory, nearest to the present ones first, each with the phase built from them."""
         memory = replace(inputs.run.memory, remat=True, chunk_size=MIN_CHUNK)
-        less = replace(inputs, run=replace(inputs.run, memory=memory), chunk_size=lambda: MIN_CHUNK)
+        less = replace(inputs, run=replace(inputs.run, memory=memory), chunk_size=lambda learner: MIN_CHUNK)
         flags = f"--config.memory.remat=True --config.memory.chunk_size={MIN_CHUNK}"
         images = spec.support_images or plan.num_images
         while images:
@@ -252,7 +249,7 @@ def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: i
         tables=("images", "targets") if real.names else ("images",),
         shared=(lambda: None) if real.names else inputs.teacher_variables,
         first=first,
-        watch=without_pool,
+        watch=watched,
         causes=_causes(spec, inputs),
         smaller=smaller,
     )

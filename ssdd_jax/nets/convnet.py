@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, average_pool
+from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, average_pool, halving_problem
 from ssdd_jax.nets.net import Net
 
 
@@ -36,9 +36,7 @@ def _published_widths(image_shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _problem(widths: tuple[int, ...], image_shape: Sequence[int]) -> str:
-    if min(image_shape[:2]) >= 2 ** len(widths):
-        return ""
-    return f"a convnet of {len(widths)} blocks halves {tuple(image_shape)} images to nothing; give fewer widths"
+    return halving_problem("convnet", widths, image_shape)
 
 
 def _torch_name(name: str) -> str:

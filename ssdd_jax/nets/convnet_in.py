@@ -5,19 +5,14 @@ from collections.abc import Sequence
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssdd_jax.nets.layers import Conv, InstanceNorm, Linear, average_pool
+from ssdd_jax.nets.layers import Conv, InstanceNorm, Linear, average_pool, grey_margin, halving_problem
 from ssdd_jax.nets.net import Net
-
-
-def _margin(channels: int) -> int:
-    """Return by how many pixels on every side the first convolution makes an image larger."""
-    return 2 if channels == 1 else 0
 
 
 class ConvNetIN(nn.Module):
     """ConvNet with instance norm (Zhao et al., 2021): one block per width, three of 128 as published.
 
-    The first convolution pads images of one channel by 3, so that 28 pixels become 32 (and 32 become 36, which three poolings make 4, too).
+    The first convolution pads images of one channel by 3, see `ssdd_jax.nets.layers.grey_margin`.
     Features are the flattened output of the last block; with `pooled`, its spatial mean. It is the same in training and evaluation.
     """
 
@@ -27,7 +22,7 @@ class ConvNetIN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W C"], train: bool = False) -> tuple[Float[Array, "n q"], Float[Array, "n d"]]:
-        margin = _margin(x.shape[-1])
+        margin = grey_margin(x.shape[-1])
         for width in self.widths:
             x = average_pool(nn.relu(InstanceNorm()(Conv(width, padding=1 + margin)(x))))
             margin = 0
@@ -36,10 +31,7 @@ class ConvNetIN(nn.Module):
 
 
 def _problem(widths: tuple[int, ...], image_shape: Sequence[int]) -> str:
-    height, width, channels = image_shape
-    if min(height, width) + 2 * _margin(channels) >= 2 ** len(widths):
-        return ""
-    return f"a convnet_in of {len(widths)} blocks halves {tuple(image_shape)} images to nothing; give fewer widths"
+    return halving_problem("convnet_in", widths, image_shape, grey_margin(image_shape[2]))
 
 
 def _torch_name(name: str) -> str:

@@ -27,7 +27,7 @@ def torch_bias_init(fan_in: int) -> Callable:
 
 
 class Conv(nn.Module):
-    """Convolution with explicit symmetric padding (flax's SAME pads differently at stride 2)."""
+    """Convolution with explicit symmetric padding (flax's SAME pads differently at stride 2); the bias starts as that of `Linear`."""
 
     width: int
     kernel: int = 3
@@ -35,6 +35,7 @@ class Conv(nn.Module):
     padding: int = 1
     use_bias: bool = True
     kernel_init: Callable = torch_kernel_init
+    bias_init: Callable | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W c"]) -> Float[Array, "n h w C"]:
@@ -45,7 +46,7 @@ class Conv(nn.Module):
             [(self.padding, self.padding)] * 2,
             use_bias=self.use_bias,
             kernel_init=self.kernel_init,
-            bias_init=torch_bias_init(self.kernel**2 * x.shape[-1]),
+            bias_init=self.bias_init or torch_bias_init(self.kernel**2 * x.shape[-1]),
             conv_general_dilated=convolve,
         )(x)
 
@@ -141,6 +142,21 @@ def conv_stack(
         x = max_pool(x) if followed_by_pool else x
         index += 4 if followed_by_pool else 3
     return x
+
+
+def grey_margin(channels: int) -> int:
+    """Return by how many pixels on every side the first convolution of a network of label sets makes an image larger.
+
+    It pads images of one channel by 3, so that 28 pixels become 32 (and 32 become 36, which three poolings make 4, too).
+    """
+    return 2 if channels == 1 else 0
+
+
+def halving_problem(net: str, widths: Sequence[int], image_shape: Sequence[int], margin: int = 0) -> str:
+    """Return why images, larger by a margin on every side, cannot be halved once per width, or ''."""
+    if min(image_shape[:2]) + 2 * margin >= 2 ** len(widths):
+        return ""
+    return f"a {net} of {len(widths)} blocks halves {tuple(image_shape)} images to nothing; give fewer widths"
 
 
 def average_pool(x: Float[Array, "n H W C"]) -> Float[Array, "n h w C"]:

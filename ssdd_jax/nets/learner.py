@@ -23,8 +23,8 @@ def net_widths(net: str, widths: Sequence[int], image_shape: Sequence[int], widt
 
     Args:
         net: a name in `NETS`.
-        widths: one per block of a convnet, convnet_in or vit (a vit's all equal), per stage of a resnet (4), per convolution of vgg11
-            (8) and alexnet (5); for mobilenet: stem, seven stages and last convolution. Empty: those published for the image size.
+        widths: one per block of a convnet, of whatever kind, or vit (a vit's all equal), per stage of a resnet (4), per convolution of
+            vgg11 (8) and alexnet (5); for mobilenet: stem, seven stages and last convolution. Empty: those published for the image size.
         image_shape: (H, W, C).
         width_factor: multiplies every width; the result is rounded, and is at least 1.
 

@@ -123,11 +123,12 @@ def variables_from_torch(net: str, state_dict: Mapping[str, Any], template_varia
     Args:
         net: a name in `NETS`.
         state_dict: name -> array, as `{key: tensor.numpy() for key, tensor in module.state_dict().items()}`. The names are
-            those of KRR-ST's released code for convnet, vgg11, alexnet and mobilenet, DC's for convnet_in, torchvision's for the
-            resnets and timm's for vit. Parts 'module' and '_orig_mod' (of DataParallel and torch.compile) are dropped wherever they
-            stand. In front of the names there may be any prefix, such as 'model.' or 'backbone.', behind which the arrays
-            are the network's and no others; entries without that prefix (a projector, say) are left out. Of several
-            prefixes that fit, 'backbone.', 'backbone.encoder.', 'encoder.' or 'encoder_q.' is taken, the first that there is.
+            those of KRR-ST's released code for convnet, vgg11, alexnet and mobilenet, DC's for convnet_in and convnet_no_norm and of
+            that kind for convnet_frepo, torchvision's for the resnets and timm's for vit. Parts 'module' and '_orig_mod' (of
+            DataParallel and torch.compile) are dropped wherever they stand. In front of the names there may be any prefix, such as
+            'model.' or 'backbone.', behind which the arrays are the network's and no others; entries without that prefix (a projector,
+            say) are left out. Of several prefixes that fit, 'backbone.', 'backbone.encoder.', 'encoder.' or 'encoder_q.' is taken, the
+            first that there is.
         template_variables: arrays or `jax.ShapeDtypeStruct`s of the variables wanted, as from
             `jax.eval_shape(learner.init, key)`. If they have no linear layer, that of the state dict is ignored.
 
@@ -144,14 +145,14 @@ def variables_from_torch(net: str, state_dict: Mapping[str, Any], template_varia
     left_out = () if HEAD in template_variables["params"] else (f"{about.torch_head}.",)
     found = _own_arrays(net, wanted, state_dict, left_out)
 
-    # The last feature map has as many channels as the last norm, be it of batches or of images.
-    norms = sorted((key for key, path in zip(keys, paths, strict=True) if path[-1] == "scale"), key=_natural)
+    # The last feature map of a network that flattens it has as many channels as the last convolution.
+    convolutions = sorted((key for key, (_, leaf) in zip(keys, leaves, strict=True) if len(leaf.shape) == 4), key=_natural)
     arrays = []
     for path, key, (_, leaf) in zip(paths, keys, leaves, strict=True):
         array = np.asarray(found[key])
         if path[-1] == "kernel":
             if path[0] == HEAD and about.flattens:
-                channels = found[norms[-1]].shape[0]
+                channels = found[convolutions[-1]].shape[0]
                 array = array.reshape(len(array), channels, -1).transpose(0, 2, 1).reshape(len(array), -1)
             array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
         arrays.append(jnp.asarray(array, leaf.dtype))

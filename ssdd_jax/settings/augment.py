@@ -48,9 +48,17 @@ def crop_and_flip(padding: int, flip: float) -> AugmentSpec:
     return AugmentSpec(1.0, padding=padding, flip=flip, jitter=0.0, gray=0.0)
 
 
-OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+_DSA = ("color", "crop", "cutout", "flip", "scale", "rotate")
+_FREPO = ("flip", "jitter", "zoom", "rotate", "translate", "hole")
+OPERATIONS = tuple(dict.fromkeys((*_DSA, *_FREPO)))
 """What the differentiable augmentation of label sets draws from, see `ssdd_jax.core.diff_augment`."""
-WITH_FLIP = "_".join(OPERATIONS)
-"""Its strategy for natural images, CIFAR and FashionMNIST among them."""
-WITHOUT_FLIP = "_".join(name for name in OPERATIONS if name != "flip")
-"""Its strategy where left and right matter: MNIST, SVHN and other digits."""
+
+
+def _without_flip(operations: tuple[str, ...]) -> str:
+    return "_".join(name for name in operations if name != "flip")
+
+
+WITH_FLIP, WITHOUT_FLIP = "_".join(_DSA), _without_flip(_DSA)
+"""Its strategies for natural images, CIFAR and FashionMNIST among them, and where left and right matter: MNIST, SVHN and other digits."""
+FREPO_WITH_FLIP, FREPO_WITHOUT_FLIP = "_".join(_FREPO), _without_flip(_FREPO)
+"""FRePo's, likewise."""

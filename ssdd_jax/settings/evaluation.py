@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ssdd_jax.registry import PROTOCOLS
-from ssdd_jax.settings.augment import WITH_FLIP, WITHOUT_FLIP
+from ssdd_jax.settings.augment import FREPO_WITH_FLIP, FREPO_WITHOUT_FLIP, WITH_FLIP, WITHOUT_FLIP
 from ssdd_jax.settings.fields import one_of, within
 
 
@@ -24,6 +24,8 @@ class RecipeSpec:
         epochs: epochs of pretraining; 0 takes `epochs` or `updates` of config.evaluation.
         batch_size: rows of a batch, at most all; 0 takes that of config.evaluation.
         augment: strategy of `ssdd_jax.core.diff_augment` on every batch, one operation per batch and parameters per image; '' is none.
+        loss: 'squared_error', half the squared distance to the targets as they are, which KIP and FRePo read their labels with; '' takes
+            that of what the targets are, see `ssdd_jax.evals.student.LOSSES`.
         align_corners: what its grid ends at: the centres of the border pixels, or their outer edges.
     """
 
@@ -39,7 +41,8 @@ class RecipeSpec:
     reset_momentum: bool = False
     epochs: int = within(0, 0)
     batch_size: int = within(0, 0)
-    augment: str = one_of("", WITH_FLIP, WITHOUT_FLIP)
+    augment: str = one_of("", WITH_FLIP, WITHOUT_FLIP, FREPO_WITH_FLIP, FREPO_WITHOUT_FLIP)
+    loss: str = one_of("", "squared_error")
     align_corners: bool = False
 
 
@@ -77,13 +80,14 @@ LABEL_RECIPES = {
         warmup_updates=500,
         final_rate=0.01,
         batch_size=500,
-        augment=WITH_FLIP,
+        augment=FREPO_WITH_FLIP,
+        loss="squared_error",
         align_corners=True,
     ),
 }
 """Recipes that label sets of the literature are read with, by name: config.evaluation.recipes.labels = to_config(LABEL_RECIPES["dc"]).
 
-Where left and right matter, set `augment` to `ssdd_jax.settings.augment.WITHOUT_FLIP`."""
+Where left and right matter, set `augment` to `ssdd_jax.settings.augment.WITHOUT_FLIP`, for "frepo" to `FREPO_WITHOUT_FLIP`."""
 
 
 @dataclass(frozen=True)

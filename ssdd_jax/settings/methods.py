@@ -8,7 +8,7 @@ from ssdd_jax.settings.augment import WITH_FLIP, WITHOUT_FLIP
 from ssdd_jax.settings.fields import PRECISIONS, named, one_of, within
 from ssdd_jax.settings.spec import NetSpec
 
-# The network of methods of labels.
+# The network of most methods of labels, and its widths in smoke runs.
 _LABEL_NET = partial(NetSpec, "convnet_in")
 _SMALL = {"smoke": {"widths": (4,)}}
 
@@ -194,3 +194,39 @@ class IdmSpec:
     augment: str = one_of("", WITH_FLIP, WITHOUT_FLIP, default=WITH_FLIP)
     align_corners: bool = False
     images: int = within(0, 0)
+
+
+@dataclass(frozen=True)
+class FrepoSpec:
+    """FRePo (Zhou et al., 2022): images and labels from which the features of a pool of networks predict labels; published defaults.
+
+    Attributes:
+        kind: among `ssdd_jax.registry.METHODS`; it picks the settings that a section has.
+        net: network of the pool's members, with one output per class.
+        flip: whether every image also takes part mirrored, with the same label; the set then has two views and stores no more.
+        ridge: lambda of the kernel ridge regression; `outer.ridge` is that of other methods.
+        ridge_scale: see `ssdd_jax.core.krr.krr_predict`.
+        images: m, a multiple of the number of classes; 0 takes as many as the budget holds, in which a label is one number per class.
+        steps: outer steps; -1 takes `outer.steps`.
+        learning_rate: of LAMB, for images and labels alike.
+        final_rate: share of it that a cosine leaves at the end.
+        pool_size: L, the number of members, of which each step draws one. Member i starts untrained, as if it had had i / L of `max_age`
+            updates, so that not all are replaced at once.
+        max_age: number of updates after which a member is replaced by a fresh one.
+        member_learning_rate: of the members' Adam.
+        member_images: images, not mirrored, that a member is trained on in one step, drawn afresh; 0 takes all.
+    """
+
+    kind: str = one_of("frepo")
+    net: NetSpec = field(default_factory=partial(NetSpec, "convnet_frepo"), metadata=_SMALL)
+    flip: bool = False
+    ridge: float = within(1e-6, 0.0)
+    ridge_scale: str = one_of("mean_trace", "trace", "absolute")
+    images: int = within(0, 0)
+    steps: int = within(-1, -1)
+    learning_rate: float = within(3e-4, 0.0)
+    final_rate: float = within(0.1, 0.0, 1.0)
+    pool_size: int = within(10, 1, smoke=2)
+    max_age: int = within(100, 1, smoke=3)
+    member_learning_rate: float = within(3e-4, 0.0)
+    member_images: int = within(1000, 0)

@@ -73,7 +73,7 @@ def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
         image_pca=lambda base_shape, count: context.pca(base_shape, count, name),
         repr_pca=lambda count: context.pca(None, count, name),
         shard=shard,
-        chunk_size=cache(lambda: chunk_size(spec.memory, context.learner, shape)),
+        chunk_size=cache(lambda learner: chunk_size(spec.memory, learner, shape)),
     )
 
 
@@ -177,7 +177,8 @@ class MethodRun:
             except TooLarge:
                 continue
             return f"what fits is {flags}"
-        return "lower config.outer.batch_size, or take a smaller config.student"
+        network = f"config.methods.{self.name}.net" if hasattr(self.spec, "net") else "config.student"
+        return f"lower config.outer.batch_size, or take a smaller {network}"
 
     def _tables(self, phase: Phase) -> list[Table]:
         named = {

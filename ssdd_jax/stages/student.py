@@ -13,7 +13,7 @@ from ssdd_jax.core.batching import batch_schedule, batches_per_epoch
 from ssdd_jax.core.optimizers import student_optimizer
 from ssdd_jax.core.pool import Learner, init_member
 from ssdd_jax.evals.protocol import Encoded, Trainable
-from ssdd_jax.evals.student import LOSSES, make_augment, make_student_step, make_student_update
+from ssdd_jax.evals.student import make_augment, make_student_step, make_student_update, student_loss
 from ssdd_jax.io.pairs import Pairs
 from ssdd_jax.nets import student_learner
 from ssdd_jax.rng import Stream, step_key
@@ -156,7 +156,7 @@ def _pretrain(
 
     def make() -> tuple[Loop, optax.GradientTransformation]:
         optimizer = student_optimizer(recipe, updates, per_epoch)
-        settings = dict(learner=student.learner, optimizer=optimizer, loss=LOSSES[student.kind], augment=augment)
+        settings = dict(learner=student.learner, optimizer=optimizer, loss=student_loss(recipe, student.kind), augment=augment)
         return make_loop(settings, (0,) * len(args)), optimizer
 
     # Of the student itself: its width and kind are in its loop.

@@ -6,11 +6,11 @@ from oracles import diff_augment as oracle
 
 from ssdd_jax.core import diff_augment as module
 from ssdd_jax.core.diff_augment import diff_augment, parse_strategy
-from ssdd_jax.settings.augment import OPERATIONS, WITH_FLIP, WITHOUT_FLIP
+from ssdd_jax.settings.augment import FREPO_WITH_FLIP, FREPO_WITHOUT_FLIP, OPERATIONS, WITH_FLIP, WITHOUT_FLIP
 
 pytestmark = pytest.mark.core
 
-BY_NAME = dict(zip(OPERATIONS, parse_strategy(WITH_FLIP), strict=True))
+BY_NAME = dict(zip(OPERATIONS, parse_strategy("_".join(OPERATIONS)), strict=True))
 # Not square, one side odd; a crop of this side moves by one pixel.
 SHAPE = (6, 9, 3)
 
@@ -30,6 +30,8 @@ def draws(name, shape, count=12):
 def test_the_strategies_are_those_of_the_literature():
     assert WITH_FLIP == "color_crop_cutout_flip_scale_rotate"
     assert WITHOUT_FLIP == "color_crop_cutout_scale_rotate"
+    assert FREPO_WITH_FLIP == "flip_jitter_zoom_rotate_translate_hole"
+    assert FREPO_WITHOUT_FLIP == "jitter_zoom_rotate_translate_hole"
 
 
 def test_an_unknown_operation_is_named():
@@ -37,10 +39,11 @@ def test_an_unknown_operation_is_named():
         parse_strategy("color_blur")
 
 
-CASES = [(name, align, SHAPE) for name in OPERATIONS for align in ((False, True) if name in ("scale", "rotate") else (False,))]
+WARPS = ("scale", "rotate", "zoom", "translate")
+CASES = [(name, align, SHAPE) for name in OPERATIONS for align in ((False, True) if name in WARPS else (False,))]
 
 
-@pytest.mark.parametrize(("name", "align_corners", "shape"), [*CASES, ("color", False, (4, 4, 1))])
+@pytest.mark.parametrize(("name", "align_corners", "shape"), [*CASES, ("color", False, (4, 4, 1)), ("jitter", False, (4, 4, 1))])
 def test_an_operation_is_that_of_its_formula(name, align_corners, shape):
     images, drawn = draw_images(12, *shape), draws(name, shape)
     found = jax.jit(jax.vmap(lambda image, own: BY_NAME[name].apply(image, own, align_corners)))(images, drawn)
@@ -48,9 +51,11 @@ def test_an_operation_is_that_of_its_formula(name, align_corners, shape):
         np.testing.assert_allclose(out, oracle.apply(name, image, own, align_corners), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("side", "radius", "size"), [(32, 4, 16), (28, 4, 14), (64, 8, 32), (16, 2, 8), (8, 1, 4), (9, 1, 5)])
-def test_a_crop_moves_by_an_eighth_and_a_cutout_takes_half_of_the_side(side, radius, size):
-    assert (module.crop_radius(side), module.cutout_size(side)) == (radius, size)
+@pytest.mark.parametrize(
+    ("side", "radius", "size", "hole"), [(32, 4, 16, 8), (28, 4, 14, 7), (64, 8, 32, 16), (16, 2, 8, 4), (8, 1, 4, 2), (9, 1, 5, 2)]
+)
+def test_a_crop_moves_by_an_eighth_and_a_cutout_takes_half_of_the_side_or_a_hole_a_quarter(side, radius, size, hole):
+    assert (module.crop_radius(side), module.cutout_size(side), module.cutout_size(side, module.HOLE)) == (radius, size, hole)
 
 
 def test_parameters_cover_their_ranges_and_no_more():
@@ -64,6 +69,17 @@ def test_parameters_cover_their_ranges_and_no_more():
     assert 1 / 1.2 <= limits["scale"].min() < 0.85 < 1.18 < limits["scale"].max() <= 1.2
     assert -15 <= limits["rotate"].min() < -14 < 14 < limits["rotate"].max() <= 15
     assert 0.4 < np.mean(limits["flip"] < 0.5) < 0.6
+    logs = np.log(limits["jitter"])
+    assert logs.shape == (400, 3)
+    assert -0.25 <= logs.min() < -0.24 < 0.24 < logs.max() <= 0.25
+    assert abs(np.corrcoef(logs.T)[np.triu_indices(3, 1)]).max() < 0.2
+    # As likely to zoom out as in.
+    assert 0.8 <= limits["zoom"].min() < 0.81 < 1.23 < limits["zoom"].max() <= 1.25
+    assert 0.4 < np.mean(limits["zoom"] < 1) < 0.6
+    assert limits["translate"].shape == (400, 2)
+    assert -0.125 <= limits["translate"].min() < -0.12 < 0.12 < limits["translate"].max() <= 0.125
+    # A box of 2 of 8 and of 9 pixels.
+    assert [sorted(set(column)) for column in limits["hole"].T] == [list(range(9)), list(range(10))]
 
 
 def test_a_half_changes_no_colour_and_one_channel_has_no_saturation():
@@ -99,22 +115,23 @@ def test_an_image_of_one_pixel_stays_finite():
         np.testing.assert_allclose(warp(jnp.ones((1, 1, 1)), jnp.eye(2), align_corners), 1.0, rtol=1e-6)
 
 
-def test_every_operation_is_drawn_and_all_images_share_it_and_its_parameters():
-    shape, names = (4, 5, 2), set()
+@pytest.mark.parametrize("strategy", [WITH_FLIP, FREPO_WITH_FLIP])
+def test_every_operation_is_drawn_and_all_images_share_it_and_its_parameters(strategy):
+    shape, names, operations = (4, 5, 2), set(), strategy.split("_")
     images = draw_images(2, *shape)
-    parameters = jax.jit(lambda key: {name: BY_NAME[name].draw(jax.random.split(key)[1], shape) for name in OPERATIONS})
-    augment = jax.jit(lambda key: diff_augment(key, images, WITH_FLIP, siamese=True, align_corners=True))
+    parameters = jax.jit(lambda key: {name: BY_NAME[name].draw(jax.random.split(key)[1], shape) for name in operations})
+    augment = jax.jit(lambda key: diff_augment(key, images, strategy, siamese=True, align_corners=True))
     for seed in range(30):
         drawn, found = parameters(jax.random.key(seed)), augment(jax.random.key(seed))
         same = lambda name: all(
             np.allclose(out, oracle.apply(name, np.asarray(image), np.asarray(drawn[name]), True), atol=1e-5)  # noqa: B023
             for image, out in zip(images, found, strict=True)  # noqa: B023
         )
-        matching = {name for name in OPERATIONS if same(name)}
+        matching = {name for name in operations if same(name)}
         assert matching
         # Where several match, as where nothing is moved and nothing flipped, it says nothing.
         names |= matching if len(matching) == 1 else set()
-    assert names == set(OPERATIONS)
+    assert names == set(operations)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -139,7 +156,7 @@ def test_in_siamese_mode_all_images_flip_or_none_and_otherwise_each_on_its_own()
 
 
 @pytest.mark.parametrize("siamese", [True, False])
-@pytest.mark.parametrize("strategy", [WITH_FLIP, WITHOUT_FLIP])
+@pytest.mark.parametrize("strategy", [WITH_FLIP, WITHOUT_FLIP, FREPO_WITH_FLIP, FREPO_WITHOUT_FLIP])
 def test_types_and_shapes_stay(key, strategy, siamese):
     for shape in ((2, 8, 8, 1), (1, 7, 5, 3)):
         images = jax.ShapeDtypeStruct(shape, jnp.float32)

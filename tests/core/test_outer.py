@@ -22,6 +22,7 @@ from ssdd_jax.core.outer import (
     make_outer_step,
     make_warm_up_step,
     outer_loss,
+    staggered_ages,
     support_rows,
     warm_up_ages,
 )
@@ -325,6 +326,55 @@ def test_members_start_untrained_and_different(key):
     assert int(state.step) == 0
     kernels = np.asarray(state.pool.variables["params"]["Conv_0"]["Conv_0"]["kernel"])
     assert len({kernel.tobytes() for kernel in kernels}) == 3
+
+
+def test_members_may_start_as_if_they_had_aged(key):
+    np.testing.assert_array_equal(staggered_ages(10, 100), np.arange(0, 100, 10))
+    np.testing.assert_array_equal(staggered_ages(3, 10), [0, 3, 6])
+    np.testing.assert_array_equal(staggered_ages(4, 2), [0, 0, 1, 1])
+    settings = dict(kernel=KERNEL, optimizer=OUTER, inner_optimizer=INNER, pool_size=3)
+    aged = init_outer(key, make_set(), **settings, ages=staggered_ages(3, 10))
+    # Nothing else of them differs: they are untrained.
+    np.testing.assert_array_equal(aged.pool.age, [0, 3, 6])
+    assert_equal(dataclasses.replace(aged.pool, age=0), dataclasses.replace(start(key).pool, age=0))
+
+
+def test_a_term_of_the_set_is_added_to_the_loss_and_moves_the_images_that_take_part(key):
+    state = start(key)
+    term = lambda distilled: 3 * jnp.sum(distilled.images.coefficients**2)
+    sgd = optax.sgd(1.0)
+    state = dataclasses.replace(state, opt_state=sgd.init(state.distilled))
+    plain, plain_metrics = jitted(optimizer=sgd, support_images=2)(state, REAL_IMAGES, REAL_REPRS, key)
+    found, metrics = jitted(optimizer=sgd, support_images=2, regularizer=term)(state, REAL_IMAGES, REAL_REPRS, key)
+    before = np.asarray(state.distilled.images.coefficients)
+    by_term = np.asarray(plain.distilled.images.coefficients) - np.asarray(found.distilled.images.coefficients)
+    chosen = np.abs(by_term).max(1) > 1e-2
+    assert chosen.sum() == 2
+    np.testing.assert_allclose(by_term, 6 * before * chosen[:, None], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(metrics["loss"] - plain_metrics["loss"], 3 * np.sum(before[chosen] ** 2), rtol=1e-3)
+    assert_equal(found.pool, plain.pool)
+
+
+def test_members_train_on_the_rows_and_the_loss_that_are_given_and_the_set_moves_as_before(key):
+    state = start(key, pool_size=1)
+
+    def last_image(key, distilled):
+        views, targets = expand(distilled)
+        return views[0, -1:] + jax.random.uniform(key), targets[0, -1:]
+
+    plain, plain_metrics = jitted()(state, REAL_IMAGES, REAL_REPRS, key)
+    twice = lambda outputs, targets: 2 * jnp.mean((outputs - targets) ** 2)
+    step = jitted(member_rows=last_image, member_loss=twice)
+    found, metrics = step(state, REAL_IMAGES, REAL_REPRS, key)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, found.distilled, plain.distilled)
+    close(metrics["loss"], plain_metrics["loss"])
+    rows = last_image(jax.random.fold_in(key, 3), state.distilled)
+    expected, value = train_member(member_of(state.pool, 0), *rows, LEARNER, INNER, twice)
+    close(metrics["member_loss"], value)
+    jax.tree.map(close, member_of(found.pool, 0), expected)
+    _, other = step(state, REAL_IMAGES, REAL_REPRS, jax.random.key(5))
+    assert not np.isclose(other["member_loss"], value, rtol=1e-3)
 
 
 def test_several_members_a_step_average_their_losses_and_gradients(key):

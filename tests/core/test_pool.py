@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from ssdd_jax.core.pool import init_member, over_leading_axis, put, take, train_member, train_or_reset
+from ssdd_jax.core.pool import half_squared_error, init_member, over_leading_axis, put, take, train_member, train_or_reset
 from ssdd_jax.nets import make_learner
 
 pytestmark = pytest.mark.core
@@ -72,6 +72,20 @@ def test_training_moves_every_parameter_the_batch_statistics_and_the_momentum(ke
     member = start(key)
     trained, _ = train(member)
     assert all(moved(member, trained))
+
+
+def test_half_the_squared_error_is_a_sum_over_the_width_and_a_mean_over_rows():
+    x, y = (np.asarray(array, np.float64) for array in (REPRS, REPRS[::-1]))
+    np.testing.assert_allclose(half_squared_error(REPRS, REPRS[::-1]), sum(sum((x - y) ** 2).tolist()) / 2 / 12, rtol=1e-5)
+
+
+def test_members_train_on_another_loss_where_one_is_given(key):
+    settings = dict(learner=LEARNER, optimizer=SGD, max_age=MAX_AGE, loss=half_squared_error)
+    found, value = jax.jit(lambda member: train_or_reset(key, member, IMAGES, REPRS, **settings))(start(key))
+    expected, loss = jax.jit(lambda member: train_member(member, IMAGES, REPRS, LEARNER, SGD, half_squared_error))(start(key))
+    assert_close(found, expected)
+    # The mean over a width of 3, times 3 / 2.
+    np.testing.assert_allclose([value, loss], 1.5 * float(train(start(key))[1]), rtol=1e-4)
 
 
 def test_vmapped_members_equal_a_loop(pool, key):

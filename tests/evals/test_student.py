@@ -7,7 +7,7 @@ import pytest
 from ssdd_jax.core.batching import batch_schedule
 from ssdd_jax.core.diff_augment import diff_augment
 from ssdd_jax.core.pool import init_member, train_member
-from ssdd_jax.evals.student import LOSSES, make_augment, make_student_step, repr_error
+from ssdd_jax.evals.student import LOSSES, make_augment, make_student_step, repr_error, student_loss
 from ssdd_jax.nets import make_learner
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.evaluation import LABEL_RECIPES, RECIPES, RecipeSpec
@@ -66,6 +66,22 @@ def test_the_losses_are_those_of_numpy_in_float64():
     # Centred as kernel methods take them, and scaled.
     for labels in (np.eye(5)[classes], np.eye(5)[classes] - 0.2, 3 * np.eye(5)[classes] - 1):
         np.testing.assert_allclose(LOSSES["labels"](outputs, jnp.asarray(labels, jnp.float32)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+def test_a_recipe_may_name_a_loss_of_its_own_that_reads_targets_as_they_are(kind):
+    outputs, targets = draw(7, 5), 2 * draw(7, 5, seed=1)
+    x, y = np.asarray(outputs, np.float64), np.asarray(targets, np.float64)
+    assert student_loss(RecipeSpec(), kind) is LOSSES[kind]
+    found = student_loss(RecipeSpec(loss="squared_error"), kind)(outputs, targets)
+    np.testing.assert_allclose(found, np.mean([np.sum((a - b) ** 2) / 2 for a, b in zip(x, y, strict=True)]), rtol=1e-5)
+
+
+def test_the_recipe_of_frepo_reads_labels_by_their_squared_error_under_its_own_augmentation():
+    recipe = LABEL_RECIPES["frepo"]
+    assert recipe.loss == "squared_error"
+    assert recipe.augment == "flip_jitter_zoom_rotate_translate_hole"
+    assert [name for name, other in LABEL_RECIPES.items() if other.loss] == ["frepo"]
 
 
 @pytest.mark.parametrize("kind", TARGET_KINDS)

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from ssdd_jax.nets import NETS, make_learner, net_widths
-from ssdd_jax.nets.layers import HEAD, DepthwiseConv, InstanceNorm, max_pool
+from ssdd_jax.nets.layers import HEAD, Conv, DepthwiseConv, InstanceNorm, max_pool
 from ssdd_jax.nets.vgg import pad_to
 from ssdd_jax.nets.vit import layer_norm
 
@@ -21,6 +21,8 @@ SMALL = {
     "mobilenet": ((), 1 / 16),
     "vit": ((12, 12), 1.0),
     "convnet_in": ((4, 8), 1.0),
+    "convnet_frepo": ((4, 8), 1.0),
+    "convnet_no_norm": ((4, 8), 1.0),
 }
 RESNET = (64, 128, 256, 512)
 
@@ -51,7 +53,8 @@ def images_of(*shape, seed=0):
 
 
 def test_the_networks_and_their_order():
-    assert tuple(NETS) == ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit", "convnet_in") == tuple(SMALL)
+    published = ("convnet", "vgg11", "alexnet", "resnet10", "resnet18", "mobilenet", "vit")
+    assert tuple(NETS) == (*published, "convnet_in", "convnet_frepo", "convnet_no_norm") == tuple(SMALL)
 
 
 @pytest.mark.core
@@ -67,6 +70,9 @@ def test_the_networks_and_their_order():
         ("mobilenet", 32, (32, 16, 24, 32, 64, 96, 160, 320, 1280), 1_079_504, 1280, 1_735_376),
         ("vit", 32, (192,) * 6, 2_691_648, 192, 2_790_464),
         ("convnet_in", 32, (128,) * 3, 299_520, 2048, 1_348_608),
+        # Three convolutions with their biases, 3,584 + 295,168 + 1,180,160; and two norms, of 128 and 256 channels.
+        ("convnet_no_norm", 32, (128, 256, 512), 1_478_912, 8192, 5_673_728),
+        ("convnet_frepo", 32, (128, 256, 512), 1_478_912 + 768, 8192, 5_673_728 + 768),
     ],
 )
 def test_without_widths_a_network_is_the_published_one(net, side, widths, backbone, features, total):
@@ -105,10 +111,11 @@ def test_the_convnet_of_label_sets_has_the_published_number_of_parameters(shape,
         ((64, 64, 3), (4,) * 4, [64, 32, 16, 8]),
     ],
 )
-def test_only_images_of_one_channel_are_padded_to_more_pixels(shape, widths, sides, output_sides):
-    learner = make_learner("convnet_in", widths, shape, 0)
+@pytest.mark.parametrize("net", ["convnet_in", "convnet_frepo", "convnet_no_norm"])
+def test_only_images_of_one_channel_are_padded_to_more_pixels(net, shape, widths, sides, output_sides):
+    learner = make_learner(net, widths, shape, 0)
     images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    assert output_sides(InstanceNorm, learner.features, template(learner), images) == sides
+    assert output_sides(Conv, learner.features, template(learner), images) == sides
     assert jax.eval_shape(learner.features, template(learner), images).shape == (2, widths[-1] * (sides[-1] // 2) ** 2)
 
 
@@ -125,6 +132,31 @@ def test_instance_norm_is_its_formula_and_a_constant_channel_becomes_its_bias():
             expected = (values - values.mean()) / np.sqrt(values.var() + 1e-5) * scale[channel] + bias[channel]
             np.testing.assert_allclose(y[n, :, :, channel], expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(y[1, :, :, 2], np.full((5, 4), bias[2]), atol=1e-6)
+
+
+@pytest.mark.core
+def test_in_the_network_of_frepo_nine_tenths_of_a_running_statistic_are_the_latest_batch_of_a_blocks_input():
+    learner, images = make_learner("convnet_frepo", (4, 5, 6), (8, 8, 3), 0), images_of(5, 8, 8, 3)
+    variables = filled(learner)
+    assert set(variables["batch_stats"]) == {"BatchNorm_0", "BatchNorm_1"}
+    _, stats = learner.apply_train(variables, images)
+    # The first block, which has no norm, is the network of one block.
+    inputs = make_learner("convnet_frepo", (4,), (8, 8, 3), 0).features({**variables, "batch_stats": {}}, images)
+    rows, old, new = (np.asarray(inputs, np.float64).reshape(-1, 4), variables["batch_stats"]["BatchNorm_0"], stats["BatchNorm_0"])
+    np.testing.assert_allclose(new["mean"], 0.1 * old["mean"] + 0.9 * rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(new["var"], 0.1 * old["var"] + 0.9 * rows.var(0), rtol=1e-4)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("net", ["convnet_frepo", "convnet_no_norm"])
+def test_the_networks_of_frepo_start_lecun_normal_without_biases(net):
+    params = make_learner(net, (32, 32), (8, 8, 3), 40).init(jax.random.key(0))["params"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path)
+        if "kernel" in name:
+            assert float(leaf.std()) == pytest.approx((leaf.size / leaf.shape[-1]) ** -0.5, rel=0.1), name
+        else:
+            np.testing.assert_array_equal(leaf, 1.0 if "scale" in name else 0.0)
 
 
 @pytest.mark.core
@@ -173,7 +205,7 @@ def test_every_parameter_gets_a_finite_gradient_and_training_moves_every_statist
     assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
     for before, after in zip(jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(stats), strict=True):
         assert not np.array_equal(before, after)
-    assert (stats == {}) == (net in ("vit", "convnet_in"))
+    assert (stats == {}) == (net in ("vit", "convnet_in", "convnet_no_norm"))
 
 
 @pytest.mark.core
@@ -236,6 +268,8 @@ def test_the_width_factor_multiplies_published_and_given_widths(net, widths, sid
         (("convnet", (), (4, 4, 3), 0), 1.0, "a convnet of 3 blocks halves"),
         (("convnet_in", (), (7, 7, 3), 0), 1.0, "a convnet_in of 3 blocks halves"),
         (("convnet_in", (), (3, 8, 1), 0), 1.0, "a convnet_in of 3 blocks halves"),
+        (("convnet_frepo", (), (3, 8, 1), 0), 1.0, "a convnet_frepo of 3 blocks halves"),
+        (("convnet_no_norm", (), (7, 7, 3), 0), 1.0, "a convnet_no_norm of 3 blocks halves"),
         (("convnet", (), (32, 32, 3), 0), 0.0, "width_factor is 0.0, expected a positive number"),
         (("convnet", (), (32, 32, 3), 0), math.nan, "width_factor is nan"),
     ],

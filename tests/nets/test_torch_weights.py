@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.recipe import CASES, NUM_OUTPUTS, draw_images, draw_state_dict
-from oracles.convnet_in import convnet_in
+from oracles.convnet_in import convnet_frepo, convnet_in
 
 from ssdd_jax.nets import NETS, make_learner, variables_from_torch
 from ssdd_jax.nets.resnet import BasicBlock
@@ -33,7 +33,7 @@ def assert_same(one, other):
 
 def test_every_network_has_a_case():
     # PyTorch's outputs, or the network written from its formula.
-    assert {case[0] for case in CASES.values()} | {"convnet_in"} == set(NETS)
+    assert {case[0] for case in CASES.values()} | {"convnet_in", "convnet_frepo", "convnet_no_norm"} == set(NETS)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (9, 8, 1)])
@@ -55,6 +55,29 @@ def test_the_convnet_of_label_sets_with_the_weights_of_pytorch_gives_the_feature
     features, outputs = convnet_in(state_dict, images.transpose(0, 3, 1, 2))
     flattened = features.transpose(0, 2, 3, 1).reshape(4, -1)
     np.testing.assert_allclose(found[0], flattened, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[1], outputs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("net", "places"), [("convnet_frepo", (0, 4)), ("convnet_no_norm", (0, 3))])
+@pytest.mark.parametrize("shape", [(8, 8, 3), (9, 8, 1)])
+def test_the_networks_of_frepo_give_the_features_and_outputs_of_their_formula(net, places, shape):
+    widths, norm = (4, 5), net == "convnet_frepo"
+    learner = make_learner(net, widths, shape, NUM_OUTPUTS)
+    channels, shapes = (shape[2], *widths), []
+    for block, place in enumerate(places):
+        if norm and block:
+            leaves = ("weight", "bias", "running_mean", "running_var")
+            shapes += [(f"features.{place - 1}.{leaf}", (channels[block],)) for leaf in leaves]
+        shapes += [(f"features.{place}.weight", (channels[block + 1], channels[block], 3, 3))]
+        shapes += [(f"features.{place}.bias", (channels[block + 1],))]
+    margin = 4 if shape[2] == 1 else 0
+    pixels = (shape[0] + margin) // 4 * ((shape[1] + margin) // 4)
+    shapes += [("classifier.weight", (NUM_OUTPUTS, widths[-1] * pixels)), ("classifier.bias", (NUM_OUTPUTS,))]
+    state_dict, images = draw_state_dict(shapes, 11), draw_images(shape, 11)
+    variables = variables_from_torch(net, state_dict, template(learner))
+    found = jax.jit(lambda *args: (learner.features(*args), learner.apply(*args)))(variables, images)
+    features, outputs = convnet_frepo(state_dict, images.transpose(0, 3, 1, 2), norm)
+    np.testing.assert_allclose(found[0], features.transpose(0, 2, 3, 1).reshape(4, -1), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found[1], outputs, rtol=1e-4, atol=1e-4)
 
 

@@ -7,12 +7,19 @@ import numpy as np
 
 def color(image, draws):
     brightness, saturation, contrast = draws
-    out = np.array(image, np.float64) + (brightness - 0.5)
+    return stretch(np.array(image, np.float64) + (brightness - 0.5), 2 * saturation, contrast + 0.5)
+
+
+def jitter(image, factors):
+    return stretch(np.array(image, np.float64) * factors[0], factors[1], factors[2])
+
+
+def stretch(out, saturation, contrast):
     for pixel in out.reshape(-1, out.shape[-1]):
         gray = sum(pixel) / len(pixel)
-        pixel[:] = [(value - gray) * 2 * saturation + gray for value in pixel]
+        pixel[:] = [(value - gray) * saturation + gray for value in pixel]
     mean = out.sum() / out.size
-    return (out - mean) * (contrast + 0.5) + mean
+    return (out - mean) * contrast + mean
 
 
 def crop(image, shift):
@@ -25,8 +32,12 @@ def crop(image, shift):
     return out
 
 
-def cutout(image, centre):
-    sizes = [math.floor(side / 2 + 0.5) for side in image.shape[:2]]
+def hole(image, centre):
+    return cutout(image, centre, 0.25)
+
+
+def cutout(image, centre, share=0.5):
+    sizes = [math.floor(share * side + 0.5) for side in image.shape[:2]]
     out = np.array(image, np.float64)
     for a in range(sizes[0]):
         for b in range(sizes[1]):
@@ -39,7 +50,7 @@ def flip(image, coin):
     return np.array([row[::-1] if coin < 0.5 else row for row in image], np.float64)
 
 
-def warp(image, theta, align_corners):
+def warp(image, theta, align_corners, shift=(0, 0)):
     height, width, _ = image.shape
     to_grid = lambda i, side: 2 * i / (side - 1) - 1 if align_corners else (2 * i + 1) / side - 1
     to_pixel = lambda g, side: (g + 1) * (side - 1) / 2 if align_corners else ((g + 1) * side - 1) / 2
@@ -47,8 +58,8 @@ def warp(image, theta, align_corners):
     for i in range(height):
         for j in range(width):
             gx, gy = to_grid(j, width), to_grid(i, height)
-            x = to_pixel(theta[0][0] * gx + theta[0][1] * gy, width)
-            y = to_pixel(theta[1][0] * gx + theta[1][1] * gy, height)
+            x = to_pixel(theta[0][0] * gx + theta[0][1] * gy, width) + shift[1]
+            y = to_pixel(theta[1][0] * gx + theta[1][1] * gy, height) + shift[0]
             for row in range(height):
                 for column in range(width):
                     out[i, j] += max(0, 1 - abs(y - row)) * max(0, 1 - abs(x - column)) * image[row, column]
@@ -59,12 +70,21 @@ def scale(image, factors, align_corners):
     return warp(image, [[factors[0], 0], [0, factors[1]]], align_corners)
 
 
+def zoom(image, factor, align_corners):
+    return warp(image, [[factor, 0], [0, factor]], align_corners)
+
+
+def translate(image, shares, align_corners):
+    return warp(image, [[1, 0], [0, 1]], align_corners, [share * side for share, side in zip(shares, image.shape[:2], strict=True)])
+
+
 def rotate(image, degrees, align_corners):
     a = math.pi * degrees / 180
     return warp(image, [[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]], align_corners)
 
 
 def apply(name, image, drawn, align_corners):
-    if name in ("scale", "rotate"):
-        return {"scale": scale, "rotate": rotate}[name](image, drawn, align_corners)
-    return {"color": color, "crop": crop, "cutout": cutout, "flip": flip}[name](image, drawn)
+    warps = {"scale": scale, "rotate": rotate, "zoom": zoom, "translate": translate}
+    if name in warps:
+        return warps[name](image, drawn, align_corners)
+    return {"color": color, "crop": crop, "cutout": cutout, "flip": flip, "jitter": jitter, "hole": hole}[name](image, drawn)

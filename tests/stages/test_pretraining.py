@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from ssdd_jax.core.batching import batch_schedule
 from ssdd_jax.core.optimizers import student_optimizer
-from ssdd_jax.core.pool import init_member
+from ssdd_jax.core.pool import half_squared_error, init_member
 from ssdd_jax.evals.student import label_loss, make_augment, make_student_step
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.io.pairs import Pairs
@@ -69,11 +69,14 @@ def by_hand(learner, loss, images, targets):
     return member.variables
 
 
-def test_epochs_batches_augmentation_and_the_optimizer_are_those_of_the_recipe(context):
+@pytest.mark.parametrize(("name", "loss"), [("", label_loss), ("squared_error", half_squared_error)])
+def test_epochs_batches_augmentation_loss_and_the_optimizer_are_those_of_the_recipe(context, name, loss):
+    recipes = {"labels": replace(RECIPE, loss=name)}
+    context.spec = replace(context.spec, evaluation=replace(context.spec.evaluation, recipes=recipes))
     targets = np.eye(3, dtype=np.float32)[np.arange(7) % 3]
     student = get_student(context, Compiled(), "line", 3, "labels")
     images = context.normalized_images(np.arange(7))
-    expected = by_hand(student.learner, label_loss, images, jnp.asarray(targets))
+    expected = by_hand(student.learner, loss, images, jnp.asarray(targets))
     (on_set,) = pretrain(context, student, "set", context.workdir / "set", [SEED], [Pairs(np.asarray(images), targets, {})])
     (on_all,) = pretrain_on_all(context, student, "full", context.workdir / "all", [SEED], context.train_images, jnp.asarray(targets))
     for variables in (on_set, on_all):
