@@ -7,8 +7,8 @@ Images this small leave little for bases to factor out, and a rotation turns a 6
 real images (`kip_init`) and a label solve of these as controls. The protocols read students that were trained on the sets;
 `python experiments/kip_accuracy.py WORKDIR` prints the accuracy of the kernel regression. The two must not be compared.
 
-`digits:frepo` has FRePo, likewise with ten images and with real images (`frepo_init`) as the control. The table's accuracy is that of students
-which were trained on nothing but the set.
+`digits:frepo` has FRePo, likewise with ten images and with real images (`frepo_init`) as the control. The table's accuracy is that of
+students which were trained on nothing but the set.
 """
 
 from dataclasses import replace
