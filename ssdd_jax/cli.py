@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -16,6 +16,7 @@ from ssdd_jax.errors import InputError, Status, nearest
 from ssdd_jax.paths import local_path
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.parse import to_spec
+from ssdd_jax.settings.published import NONE, NOTHING_SAID, SetFacts
 from ssdd_jax.settings.spec import RunSpec
 
 USAGE = f"""{__doc__}
@@ -31,7 +32,13 @@ USAGE = f"""{__doc__}
              export    write the sets in the workdir, or those of --set, as plain files; needs no --config
              verify    check every byte of the sets, exports, checkpoints and representations in the workdir, or
                        those of --set, against their digests; needs no --config
---set      folder of a distilled set, or for evaluate and verify also of an export; may be given several times
+--set      folder of a distilled set, or for evaluate and verify also of an export; for evaluate also a published
+           file of DC, DSA, DM, IDM, MTT, DATM, KIP or FRePo (.pt, .npz); may be given several times
+           What a published file does not say:
+--set_normalization  what its images were normalised with: a dataset of the literature (cifar10), pixels, or MEANS/STDS
+--set_targets  what its targets are, unless integers: labels or logits
+--set_views    mosaic for images that stand for their four quadrants (IDM), or none
+--set_zca      none, or an .npz file with the mean and the inverse of the whitening of its images
 --format   format of the export: safetensors (the default), npz, png or pt (PyTorch)
 --accept_changes  go on in a workdir that was begun with other settings; whatever depends on them is made again
 --distributed  start one process per host (or device) with the same command: auto on a TPU pod, under Slurm or Open MPI,
@@ -60,6 +67,7 @@ class Command:
     format: str
     accept_changes: bool = False
     distributed: Address | Literal["auto"] | None = None
+    facts: SetFacts = NOTHING_SAID
 
 
 def usage() -> str:
@@ -153,6 +161,7 @@ def parse(argv: Sequence[str]) -> Command:
     workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
     task_flag = flags.DEFINE_string("task", "all", "task", flag_values=values)
     set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
+    fact_flags = {field.name: flags.DEFINE_string(f"set_{field.name}", None, "set", flag_values=values) for field in fields(SetFacts)}
     format_flag = flags.DEFINE_string("format", None, "format", flag_values=values)
     accept_flag = flags.DEFINE_bool("accept_changes", False, "accept_changes", flag_values=values)
     distributed_flag = flags.DEFINE_string("distributed", None, "distributed", flag_values=values)
@@ -179,6 +188,9 @@ def parse(argv: Sequence[str]) -> Command:
         raise InputError(f"--task is {task!r}, expected one of {', '.join(TASKS)}{nearest(str(task), TASKS)}")
     if set_flag.value and task not in WITH_SETS:
         raise InputError(f"--set is for --task={', '.join(WITH_SETS)}, the task is {task}; drop one of them")
+    facts = _facts({name: flag.value for name, flag in fact_flags.items()})
+    if facts.given and (task != "evaluate" or not set_flag.value):
+        raise InputError(f"--set_{facts.given[0]} is for --task=evaluate with --set, the task is {task}; drop it, or add --set")
     if format_flag.value and task != "export":
         raise InputError(f"--format is for --task=export, the task is {task}; drop one of them")
     distributed = None if distributed_flag.value is None else _distributed(distributed_flag.value)
@@ -191,7 +203,13 @@ def parse(argv: Sequence[str]) -> Command:
     sets = tuple(_path("--set", path) for path in set_flag.value)
     spec = to_spec(config) if config is not None else None
     workdir, fmt = _path("--workdir", workdir_flag.value), format_flag.value or "safetensors"
-    return Command(spec, workdir, task, sets, fmt, accept_flag.value, distributed)
+    return Command(spec, workdir, task, sets, fmt, accept_flag.value, distributed, facts)
+
+
+def _facts(given: Mapping[str, str | None]) -> SetFacts:
+    zca = given["zca"]
+    path = zca if zca in (None, "", NONE) else str(local_path(zca, "--set_zca"))
+    return SetFacts(**{**given, "zca": path})
 
 
 def _distributed(text: str) -> Address | Literal["auto"]:

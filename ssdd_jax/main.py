@@ -76,7 +76,7 @@ def _execute(command: Command) -> None:
     elif command.spec is None or command.task == "report":
         pipeline.report(command.workdir)
     else:
-        pipeline.run(command.spec, command.workdir, command.task, command.sets, accept_changes=command.accept_changes)
+        pipeline.run(command.spec, command.workdir, command.task, command.sets, facts=command.facts, accept_changes=command.accept_changes)
 
 
 def _report(error: Any, debug: bool, cause: BaseException | None = None) -> int:

@@ -55,6 +55,8 @@ VIEWS = {
     "bright": View(lambda images: 1.3 * images, "normalised values times 1.3"),
 }
 ROTATIONS = ("identity", "rot90", "rot180", "rot270")
+QUADRANTS = ("zoom_tl", "zoom_bl", "zoom_tr", "zoom_br")
+"""The four images of a mosaic, in IDM's order."""
 
 
 def check_views(views: Sequence[str], image_shape: Sequence[int]) -> None:

@@ -1,23 +1,28 @@
-"""What a student is trained on, from any source: our distilled sets, exports of them, and other people's pairs."""
+"""What a student is trained on, from any source: our distilled sets, exports of them, other people's pairs, and published files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from ssdd_jax.core.distilled import expand
+from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.artifacts import load_distilled
 from ssdd_jax.io.files import sha256
 from ssdd_jax.io.manifest import MANIFEST, listed_files, read_manifest
+from ssdd_jax.io.published import is_published, one_hot, read_published
 from ssdd_jax.io.torch_files import read_torch
 from ssdd_jax.settings.fields import TARGET_KINDS
+from ssdd_jax.settings.published import SetFacts
 
 EXPORT_KIND, EXPORT_FORMAT = "ssdd_jax export", 1
 PAIRS_KIND = "pairs"
+_GIVEN = "normalization, targets, views, zca, experiment or num_classes"
 
 
 # eq=False: comparing arrays has no single truth value.
@@ -28,7 +33,8 @@ class Pairs:
     Attributes:
         images: float32 "n H W C", normalised: (pixel in [0, 1] - mean) / std.
         targets: float32 "n d", what the student should output.
-        manifest: what the folder says about them; `manifest["normalization"]` has "mean" and "std", one number per channel.
+        manifest: what the folder says about them; `manifest["normalization"]` has "mean" and "std", one number per channel, and
+            `manifest["learning_rate"]`, where there is one, is the student's rate that the set was made with.
     """
 
     images: np.ndarray
@@ -42,7 +48,16 @@ class Pairs:
         return self.manifest.get("target_kind") or layout.get("target_kind") or TARGET_KINDS[0]
 
 
-def read_pairs(path: str | Path) -> Pairs:
+def read_pairs(
+    path: str | Path,
+    *,
+    normalization: Any = None,
+    targets: str | None = None,
+    views: str | None = None,
+    zca: str | Path | None = None,
+    experiment: int | None = None,
+    num_classes: int | None = None,
+) -> Pairs:
     """Read what a student is trained on, and check it against its manifest.
 
     The folder is one of three, told apart by its manifest.json:
@@ -53,17 +68,38 @@ def read_pairs(path: str | Path) -> Pairs:
       which is then checked) are optional, and everything else is kept. Next to it are images.npy "n H W C", uint8 pixels or normalised
       floats, and targets.npy "n d", floats; or x_syn.pt "n C H W", normalised floats, and y_syn.pt "n d".
 
+    Or it is a published set, which has no manifest: a file of DC, DSA, DM, IDM, MTT, DATM, KIP or FRePo, or a folder with one
+    (`ssdd_jax.io.published.read_published` has the formats). The other arguments say what such a file does not, as the flags of the
+    command line do, `--set_views` being `views`; hard labels become one-hot rows.
+
     Args:
-        path: the folder.
+        path: the folder, or the published file.
+        normalization: what published images were normalised with: a name among `ssdd_jax.settings.published.STATISTICS`, 'pixels' for
+            images in [0, 1] that were not, or {"mean": [...], "std": [...]}.
+        targets: what published targets are that are not integers, 'labels' or 'logits'.
+        views: 'mosaic' for images that stand for their four enlarged quadrants, as IDM's do, or 'none'.
+        zca: 'none', or an .npz file with the whitening that the images went through: `mean` "d" and `inverse` "d d", d being the
+            numbers of an image flattened as the published file has it. What comes out of it is what `normalization` is about.
+        experiment: which set, from 0, of a file with several.
+        num_classes: of hard labels.
 
     Raises:
-        InputError: the folder is none of these, or its files are missing, damaged, of the wrong shape or type, or not finite.
+        InputError: the folder is none of these, or its files are missing, damaged, of the wrong shape or type, or not finite; something
+            that a published set does not say is not given, or something is given for a set that has a manifest.
 
     Example:
         >>> pairs = read_pairs("runs/digits/distilled/ours/seed_0")  # doctest: +SKIP
     """
-    path = Path(path)
+    path, facts = Path(path), SetFacts(normalization, targets, views, None if zca is None else str(zca))
+    if is_published(path):
+        return _read_published(path, facts, experiment, num_classes)
     manifest = read_manifest(path) or {}
+    if manifest and (facts.given or experiment is not None or num_classes is not None):
+        raise InputError(f"{path / MANIFEST} says how to read the set there; give its folder alone, without {_GIVEN}")
+    return _read_with_manifest(path, manifest)
+
+
+def _read_with_manifest(path: Path, manifest: dict[str, Any]) -> Pairs:
     listed_files(path, manifest)
     kind = manifest.get("kind")
     if kind == EXPORT_KIND:
@@ -80,7 +116,7 @@ def read_pairs(path: str | Path) -> Pairs:
         what = f"a {MANIFEST} of kind {kind!r}" if manifest else _listing(path)
         raise InputError(
             f"no training pairs at {path}, found {what}; expected the folder of a distilled set, of an export, "
-            f"or a {MANIFEST} of kind {PAIRS_KIND!r} next to images.npy and targets.npy"
+            f"a {MANIFEST} of kind {PAIRS_KIND!r} next to images.npy and targets.npy, or a published file (.pt, .npz)"
         )
     if images.ndim == 5:
         images, targets = (array.reshape(-1, *array.shape[2:]) for array in (images, targets))
@@ -109,6 +145,33 @@ def normalization_of(path: Path, manifest: Mapping[str, Any], channels: int) -> 
     return mean, std
 
 
+def _read_published(path: Path, facts: SetFacts, experiment: int | None, num_classes: int | None) -> Pairs:
+    sets = read_published(path, facts)
+    if experiment is None and len(sets) > 1:
+        raise InputError(f"{path} has {len(sets)} experiments; give experiment, 0 to {len(sets) - 1}")
+    if not 0 <= (experiment or 0) < len(sets):
+        raise InputError(f"experiment is {experiment}, {path} has {len(sets)}; give 0 to {len(sets) - 1}")
+    found = sets[experiment or 0]
+    hard = found.targets.ndim == 1
+    targets = one_hot(path, found.targets, num_classes) if hard else found.targets
+    if num_classes is not None and targets.shape[1] != num_classes:
+        raise InputError(
+            f"{path} has {found.manifest['target_kind']} of {targets.shape[1]} numbers, expected {num_classes}, one per class; "
+            "evaluate it on its own dataset"
+        )
+    views = found.manifest["layout"]["views"]
+    images = _normalised(path, found.images, found.manifest)
+    if views != ["identity"]:
+        images = np.asarray(apply_views(jnp.asarray(images, jnp.float32), views)).reshape(-1, *images.shape[1:])
+    return _check_pairs(path, images, np.tile(targets, (len(views), 1)), found.manifest)
+
+
+def _normalised(path: Path, images: np.ndarray, manifest: Mapping[str, Any]) -> np.ndarray:
+    """Return images "n H W C" as they are, or uint8 pixels normalised as the manifest says."""
+    mean, std = normalization_of(path, manifest, images.shape[3])
+    return (images.astype(np.float32) / np.float32(255) - mean) / std if images.dtype == np.uint8 else images
+
+
 def _read_export(path: Path, manifest: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     names = _check_files(path, manifest)
     if {"x_syn.pt", "y_syn.pt"} <= names:
@@ -132,10 +195,7 @@ def _read_foreign(path: Path, manifest: Mapping[str, Any]) -> tuple[np.ndarray, 
         raise InputError(
             f"images in {path} have shape {images.shape}, expected (n, H, W, C) in a .npy, (n, C, H, W) in a .pt; reshape them"
         )
-    mean, std = normalization_of(path, manifest, images.shape[3])
-    if images.dtype == np.uint8:
-        images = (images.astype(np.float32) / np.float32(255) - mean) / std
-    return images, targets
+    return _normalised(path, images, manifest), targets
 
 
 def _check_files(path: Path, manifest: Mapping[str, Any]) -> set[str]:

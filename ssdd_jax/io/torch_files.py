@@ -44,6 +44,7 @@ _OTHERS = (
     (b"<", "a web page", "download the file that it links to"),
     (b"\x89HDF", "an HDF5 file", "give the file of PyTorch's weights"),
     (b"\x93NUMPY", "a NumPy array", "give the file of PyTorch's weights"),
+    (b"\x80", "a plain pickle", "load it where it was made and save it with torch.save"),
 )
 # Errors that zipfile, pickle and NumPy raise on bytes that were not meant for them.
 _DAMAGE = (

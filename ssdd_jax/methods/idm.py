@@ -20,7 +20,7 @@ from ssdd_jax.core.optimizers import coupled_sgd
 from ssdd_jax.core.pool import MemberState, init_member, train_member
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.classes import hard_labels
-from ssdd_jax.core.views import apply_views
+from ssdd_jax.core.views import QUADRANTS, apply_views
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.class_rows import ClassRows, by_class, class_keys
 from ssdd_jax.methods.labels import balanced_start, label_targets
@@ -31,8 +31,6 @@ from ssdd_jax.methods.selection import balanced_images
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.methods import IdmSpec
 
-QUADRANTS = ("zoom_tl", "zoom_bl", "zoom_tr", "zoom_br")
-"""The four images of a mosaic as views, in IDM's order."""
 FIRST = 3
 """Networks in the queue before the first step, which adds another."""
 TRAINED = 2

@@ -106,4 +106,6 @@ def cell_digest(scope: Scope, cell: Cell) -> str:
     if has_accuracy(scope, cell):
         parts.append("accuracy")
     stored = set_of(scope, cell)
+    if stored is not None and stored.is_converted(context.data):
+        parts.append("normalised as the data")
     return digest(*parts, *([] if stored is None else stored.identity))

@@ -195,7 +195,7 @@ def _students(scope: Scope, compiled: Compiled, name: str, folder: Path, firsts:
         reprs = context.reprs("train")
         targets = jnp.asarray(reprs) if isinstance(context.train_images, jax.Array) else OnDisk(reprs)
         return student, pretrain_on_all(context, student, name, folder, seeds, context.train_images, targets)
-    pairs = [scope.sets[method][seed].pairs(context.data.image_shape) for seed in seeds]
+    pairs = [scope.sets[method][seed].pairs(context.data) for seed in seeds]
     student = get_student(context, compiled, label, pairs[0].targets.shape[1], target_kind(scope, firsts[0]))
     return student, pretrain(context, student, name, folder, seeds, pairs)
 

@@ -13,11 +13,13 @@ from ssdd_jax.io.files import locked, write_json
 from ssdd_jax.io.loggers import LogFn, make_loggers
 from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files, read_manifest, seal
 from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.io.published import refuse_published
 from ssdd_jax.progress import Display
 from ssdd_jax.report import read_results, results_tables, to_rich, write_report
 from ssdd_jax.runtime import hosts
 from ssdd_jax.runtime.compilation import use_cache
 from ssdd_jax.settings.digest import json_ready
+from ssdd_jax.settings.published import NOTHING_SAID, SetFacts
 from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.checks import check_batches, check_sizes
 from ssdd_jax.stages.context import Context
@@ -38,6 +40,7 @@ def run(
     task: str = "all",
     sets: Sequence[Path] = (),
     *,
+    facts: SetFacts = NOTHING_SAID,
     accept_changes: bool = False,
     logger: LogFn | None = None,
 ) -> dict[str, Any]:
@@ -47,7 +50,8 @@ def run(
         spec: the settings.
         workdir: folder of the run.
         task: 'teacher', 'distill' (after the teacher), 'evaluate' (sets that are there already), or 'all'.
-        sets: folders of distilled sets to evaluate instead of the run's own.
+        sets: folders of distilled sets, or published files, to evaluate instead of the run's own.
+        facts: what the published ones do not say.
         accept_changes: go on in a workdir that was begun with other settings; what they change is made again.
         logger: is called with every line of metrics, in addition to those that the settings name.
 
@@ -60,14 +64,21 @@ def run(
     with locked(workdir) if hosts.is_writer() else nullcontext(), hosts.sharing(workdir):
         display = Display(quiet=not hosts.is_writer())
         with closing(make_loggers(spec.chosen_loggers(), workdir, spec.name, json_ready(spec), logger, display.print)) as loggers:
-            results = _run(spec, workdir, task, sets, accept_changes, Metrics(workdir / "metrics.jsonl", loggers), display)
+            results = _run(spec, workdir, task, sets, facts, accept_changes, Metrics(workdir / "metrics.jsonl", loggers), display)
         if hosts.is_writer():
             seal_run(workdir)
         return results
 
 
 def _run(
-    spec: RunSpec, workdir: Path, task: str, sets: Sequence[Path], accept_changes: bool, metrics: Metrics, display: Display
+    spec: RunSpec,
+    workdir: Path,
+    task: str,
+    sets: Sequence[Path],
+    facts: SetFacts,
+    accept_changes: bool,
+    metrics: Metrics,
+    display: Display,
 ) -> dict[str, Any]:
     off = use_cache(Path(spec.data.cache) if spec.data.cache else default_cache())
     if off:
@@ -94,7 +105,7 @@ def _run(
     if task in ("all", "evaluate"):
         _ = context.targets
     if task == "evaluate":
-        named = named_sets(sets, spec)
+        named = named_sets(sets, spec, facts)
         own = own_sets(context) if named else complete_sets(context)
     now = context.saving["about"]
     statistics = [data.mean.tolist(), data.std.tolist()]
@@ -153,6 +164,7 @@ def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
     Raises:
         InputError: there is no set, or the format is unknown.
     """
+    refuse_published(sets, "export")
     display, own = Display(), workdir / "distilled"
     folders = list(sets) or sorted(file.parent for file in own.rglob(MANIFEST))
     if not folders:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.checkpoints import damage, is_step
 from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files
+from ssdd_jax.io.published import refuse_published
 from ssdd_jax.progress import Display
 from ssdd_jax.runtime.encode import damaged_encoding
 
@@ -16,9 +17,10 @@ def verify(workdir: Path, sets: Sequence[Path] = ()) -> None:
     Of a run that has ended also its settings, metrics, results and report.
 
     Raises:
-        InputError: there is nothing to verify.
+        InputError: there is nothing to verify, or a published set is named, whose digests nobody has written down.
         DataError: something is damaged; the message names all of it.
     """
+    refuse_published(sets, "verify")
     display = Display()
     folders = list(sets) or sorted({file.parent for kind in (SUMS, MANIFEST) for file in workdir.rglob(kind)})
     reasons = {folder: _damaged(folder) for folder in folders}

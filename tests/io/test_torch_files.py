@@ -183,9 +183,11 @@ def test_other_formats_are_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "folder.pth.tar", "w") as archive:
         archive.write(GOLDEN / "bare.pt", "weights/bare.pt")
     assert "without data.pkl, expected what torch.save writes; give the .pt" in refused(tmp_path / "folder.pth.tar")
-    for content in (b"", b"PK", b"PK\x03\x04", b"hello", b"\x80\x02}q\x00.", bytes(1000)):
+    for content in (b"", b"PK", b"PK\x03\x04", b"hello", bytes(1000)):
         (tmp_path / "x.pt").write_bytes(content)
         assert "truncated or not a PyTorch or safetensors file" in refused(tmp_path / "x.pt")
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02}q\x00.")
+    assert "is a plain pickle, expected a PyTorch or safetensors file; load it where it was made" in refused(tmp_path / "x.pt")
 
 
 HOSTILE = [

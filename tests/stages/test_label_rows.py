@@ -54,7 +54,7 @@ def test_its_targets_are_the_teachers_of_the_same_images(finished):
     context = Context(spec, load_data(spec.data, "test"), folder, Metrics(folder / "again.jsonl"), Display(quiet=True))
     sets = own_sets(context)
     again = with_teacher(context, sets)["random_labels-teacher"][0]
-    labels, pairs = sets["random_labels"][0].pairs((8, 8, 1)), again.pairs((8, 8, 1))
+    labels, pairs = sets["random_labels"][0].pairs(context.data), again.pairs(context.data)
     np.testing.assert_array_equal(pairs.images, labels.images)
     np.testing.assert_allclose(pairs.targets, context.represent(jnp.asarray(labels.images)), atol=1e-5)
     assert again.made_with(context.teacher_digest)
