@@ -122,8 +122,14 @@ METHODS = Registry(
         "regression": "ssdd_jax.methods.regression:METHOD",
         "kip": "ssdd_jax.methods.kip:METHOD",
         "random_labels": "ssdd_jax.methods.labels:METHOD",
+        "datm": "ssdd_jax.methods.datm:METHOD",
     },
-    {"regression": f"{_METHODS}:RegressionSpec", "kip": f"{_METHODS}:KipSpec", "random_labels": f"{_METHODS}:RandomLabelsSpec"},
+    {
+        "regression": f"{_METHODS}:RegressionSpec",
+        "kip": f"{_METHODS}:KipSpec",
+        "random_labels": f"{_METHODS}:RandomLabelsSpec",
+        "datm": f"{_METHODS}:DatmSpec",
+    },
 )
 """What moves a distilled set: `ssdd_jax.methods.method.Method`."""
 

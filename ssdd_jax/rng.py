@@ -25,6 +25,9 @@ class Stream(enum.IntEnum):
     FINETUNE_INIT = 13
     FINETUNE_STEP = 14
     REAL_CROPS = 15
+    EXPERT_INIT = 16
+    EXPERT_STEP = 17
+    CORRECT_IMAGES = 18
 
 
 def step_key(seed: int | Int[Array, ""], stream: Stream, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:
