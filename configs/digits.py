@@ -6,16 +6,22 @@ Images this small leave little for bases to factor out, and a rotation turns a 6
 `digits:kip` has kernel inducing points instead: ten images, one of each class, from which an infinitely wide network predicts classes, with
 real images (`kip_init`) and a label solve of these as controls. The protocols read students that were trained on the sets;
 `python experiments/kip_accuracy.py WORKDIR` prints the accuracy of the kernel regression. The two must not be compared.
+
+`digits:datm` has trajectory matching: ten images with soft labels (`datm`), what they start from (`datm_init`) and real images with hard
+labels (`random_labels`). `python experiments/label_accuracy.py WORKDIR` prints how many test images students of them classify correctly.
 """
 
 from dataclasses import replace
 
-from ssdd_jax.settings.methods import KipSpec
-from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke
+from ssdd_jax.settings.augment import WITHOUT_FLIP
+from ssdd_jax.settings.evaluation import LABEL_RECIPES
+from ssdd_jax.settings.methods import DatmSpec, ExpertSpec, KipSpec, RandomLabelsSpec
+from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke, to_config
+from ssdd_jax.settings.spec import NetSpec
 
 
 def get_config(variant=""):
-    check_variant(variant, ("smoke", "kip"))
+    check_variant(variant, ("smoke", "kip", "datm"))
     bases = dict(base_size=8, image_bases=16, repr_bases=12)
     methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=0.02) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=4)
@@ -27,6 +33,11 @@ def get_config(variant=""):
             kip=KipSpec(images=10),
             kip_labels=KipSpec(images=10, learn_labels=True),
         )
+    if variant == "datm":
+        net = NetSpec("convnet_in", (32, 32, 32))
+        experts = ExpertSpec(batch_size=64, learning_rate=0.05, augment=WITHOUT_FLIP, net=net)
+        datm = DatmSpec(experts=experts, images=10)
+        methods = dict(random_labels=RandomLabelsSpec(images=10), datm_init=replace(datm, steps=0), datm=datm)
     config = default_config(**methods)
     config.name = "digits"
     config.num_pairs = 20
@@ -45,6 +56,13 @@ def get_config(variant=""):
         config.num_pairs = 6
         config.outer.update(steps=200, batch_size=512)
         config.evaluation.update(protocols=("knn",), controls=("none",))
+    if variant == "datm":
+        config.num_pairs = 6
+        config.outer.steps = 250
+        config.student = to_config(net)
+        config.evaluation.update(protocols=("knn",), controls=("none",))
+        for kind, recipe in (("labels", "dc"), ("logits", "datm")):
+            config.evaluation.recipes[kind] = to_config(replace(LABEL_RECIPES[recipe], epochs=300, augment=WITHOUT_FLIP))
     if variant == "smoke":
         smoke(config)
     return config

@@ -53,7 +53,7 @@ class Context:
         self.width = repr_width(self.spec.teacher, self.data.image_shape)
         self._pcas: dict[Any, PCA] = {}
         self._reprs: dict[str, np.ndarray] = {}
-        self._experts: dict[str, OnDisk] = {}
+        self._experts: dict[Path, OnDisk] = {}
         self._fingerprints: dict[str, str] = {}
 
     @cached_property
@@ -223,11 +223,14 @@ class Context:
 
     def experts(self, spec: ExpertSpec, where: str) -> OnDisk:
         """Return the parameters of experts, trained or read on first use; their file is verified once per run."""
-        name = f"experts-{digest(self._by_content(spec), self.data.digest)}"
-        if name not in self._experts:
-            file = self.checkpoints / f"{name}.npy"
-            self._experts[name] = get_experts(self.spec, spec, where, self.data, file, self.metrics, self.display)
-        return self._experts[name]
+        file = self.experts_file(spec)
+        if file not in self._experts:
+            self._experts[file] = get_experts(self.spec, spec, where, self.data, file, self.metrics, self.display)
+        return self._experts[file]
+
+    def experts_file(self, spec: ExpertSpec) -> Path:
+        """Return where experts are kept; the name stands for all that they depend on."""
+        return self.checkpoints / f"experts-{digest(self._by_content(spec), self.data.digest)}.npy"
 
     def _by_content(self, spec: ExpertSpec) -> ExpertSpec:
         """Return the settings of experts with the fingerprint of published files in the place of their path."""

@@ -193,10 +193,10 @@ def read_experts(spec: ExpertSpec, where: str, flat: FlatLearner, growing: Growi
         trajectories = read_torch(file)
         refuse = partial(_refuse, file, where)
         if not isinstance(trajectories, list):
-            refuse(f"holds a {type(trajectories).__name__}, expected a list of trajectories")
+            refuse(f"holds an object of type {type(trajectories).__name__}, expected a list of trajectories")
         for trajectory in trajectories[: spec.count - growing.done // rows_each]:
             if not isinstance(trajectory, list) or len(trajectory) != rows_each:
-                found = f"{len(trajectory)} snapshots" if isinstance(trajectory, list) else f"a {type(trajectory).__name__}"
+                found = f"{len(trajectory)} snapshots" if isinstance(trajectory, list) else f"type {type(trajectory).__name__}"
                 refuse(f"has a trajectory of {found}, expected {rows_each}: {where}.epochs ({spec.epochs}) and the beginning; correct it")
             for snapshot in trajectory:
                 growing.append(np.asarray(_flat_snapshot(spec, flat, snapshot, refuse))[None])
@@ -211,11 +211,11 @@ def _flat_snapshot(spec: ExpertSpec, flat: FlatLearner, snapshot: Any, refuse: C
     try:
         names = parameter_names(spec.net.net, flat.shapes)
         if not isinstance(snapshot, list) or len(snapshot) != len(names):
-            found = f"{len(snapshot)} tensors" if isinstance(snapshot, list) else f"a {type(snapshot).__name__}"
-            raise ValueError(f"a snapshot is {found}, expected a list of the {len(names)} parameters of {spec.net.net}")
+            found = f"{len(snapshot)} tensors" if isinstance(snapshot, list) else f"type {type(snapshot).__name__}"
+            raise ValueError(f"it has a snapshot of {found}, expected a list of the {len(names)} parameters of {spec.net.net}")
         params = flat.flatten(variables_from_torch(spec.net.net, dict(zip(names, snapshot, strict=True)), flat.shapes))
         if not np.isfinite(params).all():
-            raise ValueError("a snapshot holds NaN or infinity")
+            raise ValueError("it has a snapshot with NaN or infinity; leave its file out")
         return params
     except ValueError as error:
         refuse(f"does not fit the network: {error}")
