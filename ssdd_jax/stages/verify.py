@@ -11,7 +11,7 @@ from ssdd_jax.runtime.encode import damaged_encoding
 
 
 def verify(workdir: Path, sets: Sequence[Path] = ()) -> None:
-    """Check every distilled set, export, checkpoint and file of representations below `workdir`, or the given folders, and report each.
+    """Check every distilled set, export, checkpoint and file of representations or experts below `workdir`, or the given folders, and report each.
 
     Of a run that has ended also its settings, metrics, results and report.
 
