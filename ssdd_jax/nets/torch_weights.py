@@ -129,8 +129,9 @@ def parameter_names(net: str, template_variables: Any) -> list[str]:
     about: Net = NETS[net]
     paths = [tuple(part.key for part in path) for path, _ in jax.tree_util.tree_leaves_with_path(template_variables["params"])]
     names = [_torch_key(about, path) for path in paths]
-    layers = {name: re.fullmatch(r"(\w+)\.(\d+)\.(weight|bias)", name) for name in names if not name.startswith(f"{about.torch_head}.")}
-    if len({layer and layer[1] for layer in layers.values()}) != 1 or None in layers.values():
+    found = {name: re.fullmatch(r"(\w+)\.(\d+)\.(weight|bias)", name) for name in names if not name.startswith(f"{about.torch_head}.")}
+    layers = {name: match for name, match in found.items() if match is not None}
+    if len(layers) < len(found) or len({match[1] for match in layers.values()}) != 1:
         raise ValueError(f"net is {net!r}, of whose parameters PyTorch's order is not known; expected one such as convnet_in")
     place = lambda name: (int(layers[name][2]) if name in layers else math.inf, name.endswith(".bias"))
     return sorted(names, key=place)

@@ -174,6 +174,8 @@ def test_a_step_starts_in_its_window_and_ends_as_many_epochs_later():
     seen = {}
     for number, limit in ((0, 4), (5, 6), (10, 9), (99, 9)):
         (rows,) = drawn(jnp.full(300, number), jnp.arange(300))
+        # Two rows of the experts are all that a step reads.
+        assert rows.shape == (300, 2)
         np.testing.assert_array_equal(rows[:, 1] - rows[:, 0], 5)
         assert set(np.unique(rows[:, 0] % 21).tolist()) == set(range(2, limit))
         seen[number] = set(np.unique(rows[:, 0] // 21).tolist())
