@@ -9,19 +9,22 @@ real images (`kip_init`) and a label solve of these as controls. The protocols r
 
 `digits:frepo` has FRePo, likewise with ten images and with real images (`frepo_init`) as the control. The table's accuracy is that of
 students which were trained on nothing but the set.
+
+`digits:datm` has trajectory matching: ten images with soft labels (`datm`), what they start from (`datm_init`) and real images with hard
+labels (`random_labels`).
 """
 
 from dataclasses import replace
 
-from ssdd_jax.settings.augment import FREPO_WITHOUT_FLIP
+from ssdd_jax.settings.augment import FREPO_WITHOUT_FLIP, WITHOUT_FLIP
 from ssdd_jax.settings.evaluation import LABEL_RECIPES
-from ssdd_jax.settings.methods import FrepoSpec, KipSpec
+from ssdd_jax.settings.methods import DatmSpec, ExpertSpec, FrepoSpec, KipSpec, RandomLabelsSpec
 from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke, to_config
 from ssdd_jax.settings.spec import NetSpec
 
 
 def get_config(variant=""):
-    check_variant(variant, ("smoke", "kip", "frepo"))
+    check_variant(variant, ("smoke", "kip", "frepo", "datm"))
     bases = dict(base_size=8, image_bases=16, repr_bases=12)
     methods = {name: replace(method, **(bases if method.image_bases else {}), learning_rate=0.02) for name, method in PRESETS.items()}
     methods["raw_small"] = replace(methods["raw_small"], base_size=4)
@@ -36,6 +39,11 @@ def get_config(variant=""):
     if variant == "frepo":
         moved = FrepoSpec(images=10, net=NetSpec("convnet_frepo", (16, 32, 64)), learning_rate=1e-3, pool_size=5)
         methods = dict(frepo_init=replace(moved, steps=0), frepo=moved)
+    if variant == "datm":
+        net = NetSpec("convnet_in", (32, 32, 32))
+        experts = ExpertSpec(batch_size=64, learning_rate=0.05, augment=WITHOUT_FLIP, net=net)
+        datm = DatmSpec(experts=experts, images=10)
+        methods = dict(random_labels=RandomLabelsSpec(images=10), datm_init=replace(datm, steps=0), datm=datm)
     config = default_config(**methods)
     config.name = "digits"
     config.num_pairs = 20
@@ -61,6 +69,13 @@ def get_config(variant=""):
         recipes = {"labels": replace(LABEL_RECIPES["frepo"], augment=FREPO_WITHOUT_FLIP)}
         config.evaluation.update(students=to_config({net: NetSpec(net, (16, 32, 64)) for net in nets}), updates=1000)
         config.evaluation.recipes.update(to_config(recipes))
+    if variant == "datm":
+        config.num_pairs = 6
+        config.outer.steps = 250
+        config.student = to_config(net)
+        config.evaluation.update(protocols=("knn",), controls=("none",))
+        for kind, recipe in (("labels", "dc"), ("logits", "datm")):
+            config.evaluation.recipes[kind] = to_config(replace(LABEL_RECIPES[recipe], epochs=300, augment=WITHOUT_FLIP))
     if variant == "smoke":
         smoke(config)
     return config

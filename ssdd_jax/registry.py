@@ -129,6 +129,7 @@ METHODS = Registry(
         "random_labels": "ssdd_jax.methods.labels:METHOD",
         "dsa": "ssdd_jax.methods.dsa:METHOD",
         "idm": "ssdd_jax.methods.idm:METHOD",
+        "datm": "ssdd_jax.methods.datm:METHOD",
     },
     {
         "regression": f"{_METHODS}:RegressionSpec",
@@ -137,6 +138,7 @@ METHODS = Registry(
         "random_labels": f"{_METHODS}:RandomLabelsSpec",
         "dsa": f"{_METHODS}:DsaSpec",
         "idm": f"{_METHODS}:IdmSpec",
+        "datm": f"{_METHODS}:DatmSpec",
     },
 )
 """What moves a distilled set: `ssdd_jax.methods.method.Method`."""

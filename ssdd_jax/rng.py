@@ -28,6 +28,9 @@ class Stream(enum.IntEnum):
     MATCHING_INIT = 16
     MATCHING_STEP = 17
     MATCHING_DRAW = 18
+    EXPERT_INIT = 19
+    EXPERT_STEP = 20
+    CORRECT_IMAGES = 21
 
 
 def step_key(seed: int | Int[Array, ""], stream: Stream, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:

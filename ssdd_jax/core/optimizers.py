@@ -10,7 +10,7 @@ import optax
 
 from ssdd_jax.core.distilled import DistilledSet, Layout, compress
 from ssdd_jax.settings.evaluation import RecipeSpec
-from ssdd_jax.settings.methods import FrepoSpec, KipSpec, RegressionSpec
+from ssdd_jax.settings.methods import DatmSpec, FrepoSpec, KipSpec, RegressionSpec
 from ssdd_jax.settings.spec import PoolSpec, RunSpec
 
 
@@ -25,16 +25,18 @@ def coupled_sgd(rate: float | optax.Schedule, momentum: float, weight_decay: flo
 
 
 def student_schedule(spec: RecipeSpec, updates: int, updates_per_epoch: int) -> optax.Schedule:
-    """Return the learning rate of a student's pretraining, of the number of updates done, which will be `updates`."""
+    """Return the learning rate of a student's pretraining, of the number of updates done, which will be `updates`.
+
+    For a recipe whose rate is 0, that of the set, it is relative to that rate.
+    """
+    peak = spec.learning_rate or 1.0
     warmup = min(max(spec.warmup_epochs * updates_per_epoch, spec.warmup_updates), max(updates - 1, 0))
     if spec.schedule == "cosine":
-        end = spec.final_rate * spec.learning_rate
-        start = 0.0 if warmup else spec.learning_rate
-        schedule = optax.warmup_cosine_decay_schedule(start, spec.learning_rate, warmup, max(updates, 1), end)
+        end = spec.final_rate * peak
+        start = 0.0 if warmup else peak
+        schedule = optax.warmup_cosine_decay_schedule(start, peak, warmup, max(updates, 1), end)
     else:
-        schedule = (
-            optax.warmup_constant_schedule(0.0, spec.learning_rate, warmup) if warmup else optax.constant_schedule(spec.learning_rate)
-        )
+        schedule = optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
     if not spec.decay_at:
         return schedule
     return lambda done: schedule(done) * jnp.where(jnp.asarray(done) < decay_update(spec, updates), 1.0, 0.1)
@@ -46,13 +48,31 @@ def decay_update(spec: RecipeSpec, updates: int) -> int:
 
 
 def student_optimizer(spec: RecipeSpec, updates: int, updates_per_epoch: int) -> optax.GradientTransformation:
-    """Return the optimizer of a student's pretraining, whose schedule takes `updates` updates."""
+    """Return the optimizer of a student's pretraining, whose schedule takes `updates` updates.
+
+    For a recipe whose rate is 0, it is `at_own_rate`.
+    """
     schedule = student_schedule(spec, updates, updates_per_epoch)
     make = partial(optax.adamw, weight_decay=spec.weight_decay) if spec.optimizer == "adamw" else partial(sgd, spec)
-    if not (spec.decay_at and spec.reset_momentum):
-        return make(schedule)
-    # The rate is kept apart: starting afresh does not take it back to its beginning.
-    return optax.chain(start_afresh(make(1.0), decay_update(spec, updates)), optax.scale_by_schedule(schedule))
+    if spec.decay_at and spec.reset_momentum:
+        # The rate is kept apart: starting afresh does not take it back to its beginning.
+        optimizer = optax.chain(start_afresh(make(1.0), decay_update(spec, updates)), optax.scale_by_schedule(schedule))
+    else:
+        optimizer = make(schedule)
+    return optimizer if spec.learning_rate else at_own_rate(optimizer)
+
+
+def at_own_rate(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return an optimizer whose updates are multiplied by a rate that is part of its state: state["rate"], 1 until it is replaced."""
+
+    def init(params: Any) -> dict[str, Any]:
+        return {"rate": jnp.ones(()), "state": optimizer.init(params)}
+
+    def update(grads: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
+        updates, moved = optimizer.update(grads, state["state"], params)
+        return jax.tree.map(lambda leaf: state["rate"] * leaf, updates), {"rate": state["rate"], "state": moved}
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def start_afresh(optimizer: optax.GradientTransformation, at: int) -> optax.GradientTransformation:
@@ -112,6 +132,6 @@ def continue_with_networks(
     return {**fresh, "stores": stores}
 
 
-def num_steps(spec: RunSpec, method: RegressionSpec | KipSpec | FrepoSpec) -> int:
+def num_steps(spec: RunSpec, method: RegressionSpec | KipSpec | FrepoSpec | DatmSpec) -> int:
     """Return the number of outer steps of a method."""
     return spec.outer.steps if method.steps < 0 else method.steps

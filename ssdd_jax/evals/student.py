@@ -4,27 +4,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ssdd_jax.core.diff_augment import diff_augment
+from ssdd_jax.core.losses import label_loss, logit_loss
 from ssdd_jax.core.pool import Learner, MemberState, half_squared_error, mean_squared_error, train_member
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.evaluation import RecipeSpec
 
 Augment = Callable[[PRNGKeyArray, Float[Array, "n H W C"]], Float[Array, "n H W C"]]
-
-
-def label_loss(outputs: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, ""]:
-    """Return the mean cross-entropy of the classes; a row's class is the place of its largest target, one-hot or centred."""
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.argmax(targets, -1)).mean()
-
-
-def logit_loss(outputs: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, ""]:
-    """Return the mean cross-entropy against softmax(targets), at temperature 1."""
-    return optax.softmax_cross_entropy(outputs, jax.nn.softmax(targets)).mean()
 
 
 LOSSES: dict[str, Callable[..., Any]] = {"representation": mean_squared_error, "labels": label_loss, "logits": logit_loss}

@@ -217,6 +217,8 @@ def _describe(
         "target_kind": layout.target_kind,
         "targets": targets,
         **{key: metadata.get(key) for key in kept},
+        # Of sets that students are trained on at a rate of their own.
+        **{key: metadata[key] for key in ("learning_rate",) if key in metadata},
         "published_protocol": PROTOCOL if of_teacher else None,
         "checksum": {
             "of": "the first view of the first image, normalised: float32, little endian, (H, W, C) in C order",

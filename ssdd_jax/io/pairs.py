@@ -47,6 +47,12 @@ class Pairs:
         layout = self.manifest.get("layout") or {}
         return self.manifest.get("target_kind") or layout.get("target_kind") or TARGET_KINDS[0]
 
+    @property
+    def learning_rate(self) -> float | None:
+        """Return the learning rate that they were made with, for students of theirs; None unless the manifest has one."""
+        rate = self.manifest.get("learning_rate")
+        return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) else None
+
 
 def read_pairs(
     path: str | Path,

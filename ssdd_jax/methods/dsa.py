@@ -14,6 +14,7 @@ from ssdd_jax.core.batching import batch_schedule, batches_per_epoch
 from ssdd_jax.core.diff_augment import diff_augment
 from ssdd_jax.core.distilled import DistilledSet, Layout, expand
 from ssdd_jax.core.learner import Learner
+from ssdd_jax.core.losses import label_loss
 from ssdd_jax.core.matching import class_gradient_distance
 from ssdd_jax.core.pool import MemberState, init_member, train_member
 from ssdd_jax.core.sharding import Shard, unsharded
@@ -22,8 +23,9 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.methods.class_rows import ClassRows, by_class, class_keys
 from ssdd_jax.methods.labels import balanced_start
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
-from ssdd_jax.methods.network import check_no_batch_norm, own_learner
+from ssdd_jax.methods.network import own_learner
 from ssdd_jax.methods.plan import Plan, Sizes, fill_classes
+from ssdd_jax.nets import check_no_batch_norm
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.methods import DsaSpec
 
@@ -54,7 +56,7 @@ def plan(name: str, spec: DsaSpec, sizes: Sizes) -> Plan:
         InputError: a setting does not fit.
     """
     found = fill_classes(name, sizes, Layout(sizes.image_shape, sizes.image_shape, target_kind="labels"), spec.images)
-    check_no_batch_norm(name, spec.net, sizes.image_shape, sizes.num_classes)
+    check_no_batch_norm(spec.net, own_learner(name, spec.net, sizes.image_shape, sizes.num_classes), f"config.methods.{name}.net")
     schedule(name, spec, found.num_images // sizes.num_classes)
     return found
 
@@ -130,7 +132,6 @@ def make_network_epochs(spec: DsaSpec, learner: Learner, num_images: int, epochs
     optimizer = optax.sgd(spec.network_rate)
     augment = partial(diff_augment, strategy=spec.augment, siamese=False, align_corners=spec.align_corners)
     updates = epochs * batches_per_epoch(num_images, spec.network_batch)
-    loss = lambda outputs, targets: optax.softmax_cross_entropy(outputs, targets).mean()
 
     def train(network: MemberState, distilled: DistilledSet, key: PRNGKeyArray) -> MemberState:
         (images, *_), (targets, *_) = expand(distilled)
@@ -140,7 +141,7 @@ def make_network_epochs(spec: DsaSpec, learner: Learner, num_images: int, epochs
             rows, number = batch
             chosen = images[rows]
             chosen = augment(jax.random.fold_in(augment_key, number), chosen) if spec.augment else chosen
-            return train_member(network, chosen, targets[rows], learner, optimizer, loss)[0], None
+            return train_member(network, chosen, targets[rows], learner, optimizer, label_loss)[0], None
 
         rows = batch_schedule(order_key, num_images, spec.network_batch, updates)
         return jax.lax.scan(update, network, (rows, jnp.arange(updates)))[0]
@@ -155,7 +156,7 @@ def phases(spec: DsaSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
     total = spec.networks * image_steps
     if not total:
         return ()
-    learner = own_learner(inputs.name, spec.net, inputs.image_shape, classes, spec.precision)
+    learner = own_learner(inputs.name, spec.net, inputs.image_shape, classes, precision=spec.precision)
     rows = ClassRows(inputs.class_labels(), classes, spec.batch_per_class)
     move = make_image_step(spec, learner, rows.weights, shard=inputs.shard)
     train = make_network_epochs(spec, learner, count, epochs)

@@ -23,8 +23,8 @@ from ssdd_jax.kernels.feature import feature_kernel
 from ssdd_jax.methods.kernel import ridge_warnings
 from ssdd_jax.methods.labels import balanced_start
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
+from ssdd_jax.methods.network import own_learner
 from ssdd_jax.methods.plan import Plan, Sizes, fill_classes
-from ssdd_jax.nets import student_learner
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.methods import FrepoSpec
 from ssdd_jax.settings.spec import RunSpec
@@ -90,14 +90,10 @@ def plan(name: str, spec: FrepoSpec, sizes: Sizes) -> Plan:
         raise InputError(
             f"config.methods.{name}: the data have {sizes.num_classes} class, expected two or more; leave it out of config.only"
         )
-    _network(name, spec, sizes.image_shape, sizes.num_classes)
+    own_learner(name, spec.net, sizes.image_shape, sizes.num_classes)
     views, targets = (("identity", "hflip"), ("stored", "shared")) if spec.flip else (("identity",), ("stored",))
     layout = Layout(sizes.image_shape, sizes.image_shape, views, targets, target_kind="labels")
     return fill_classes(name, sizes, layout, spec.images, label_width=sizes.num_classes)
-
-
-def _network(name: str, spec: FrepoSpec, image_shape: tuple[int, int, int], num_classes: int, **settings: Any) -> Learner:
-    return student_learner(spec.net, image_shape, num_classes, f"config.methods.{name}.net", **settings)
 
 
 def start(spec: FrepoSpec, plan: Plan, inputs: Inputs, seed: int) -> DistilledSet:
@@ -113,7 +109,7 @@ def phases(spec: FrepoSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
 
 def _steps(spec: FrepoSpec, inputs: Inputs) -> Phase:
     run, real, where = inputs.run, inputs.real, f"config.methods.{inputs.name}"
-    learner = _network(inputs.name, spec, inputs.image_shape, inputs.num_classes, precision=run.outer.precision)
+    learner = own_learner(inputs.name, spec.net, inputs.image_shape, inputs.num_classes, precision=run.outer.precision)
     in_memory = dict(chunk_size=inputs.chunk_size(learner), remat=run.memory.remat)
     settings = step_settings(spec, run, learner, **in_memory, shard=inputs.shard)
     outer_step = make_outer_step(**settings)

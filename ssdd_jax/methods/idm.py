@@ -70,7 +70,7 @@ def plan(name: str, spec: IdmSpec, sizes: Sizes) -> Plan:
         BudgetError: the budget does not hold one image of each class.
         InputError: images cannot be mosaics.
     """
-    own_learner(name, spec.net, sizes.image_shape, sizes.num_classes, spec.precision)
+    own_learner(name, spec.net, sizes.image_shape, sizes.num_classes)
     if not spec.partition:
         return fill_classes(name, sizes, Layout(sizes.image_shape, sizes.image_shape, target_kind="labels"), spec.images)
     height, width, _ = sizes.image_shape
@@ -223,7 +223,7 @@ def phases(spec: IdmSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
     if not spec.steps:
         return ()
     classes = inputs.num_classes
-    learner = own_learner(inputs.name, spec.net, inputs.image_shape, classes, spec.precision)
+    learner = own_learner(inputs.name, spec.net, inputs.image_shape, classes, precision=spec.precision)
     rows = ClassRows(inputs.class_labels(), classes, spec.batch_per_class)
     match = make_image_steps(spec, plan.layout, learner, rows.weights, shard=inputs.shard)
     batches = (min(TRAINED, spec.queue), spec.network_updates, spec.network_batch)

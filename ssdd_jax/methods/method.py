@@ -15,6 +15,7 @@ from ssdd_jax.core.real import RealImages
 from ssdd_jax.core.sharding import Shard
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.plan import Plan, Sizes
+from ssdd_jax.settings.methods import ExpertSpec
 from ssdd_jax.settings.spec import RunSpec
 
 TEACHER, LABELS = "teacher", "labels"
@@ -42,6 +43,8 @@ class Inputs:
         teacher_variables: () -> the variables that `represent_in_step` takes.
         image_pca: (base shape, number of components) -> principal components of flattened training images of that size.
         repr_pca: number of components -> principal components of the representations.
+        experts: settings -> the parameters of trained networks after every epoch, rows "count (epochs + 1) p" on disk; row
+            e (epochs + 1) + k is expert e after k epochs.
         shard: how arrays of a step are sharded over devices.
         chunk_size: learner -> how many images pass through it together, see `ssdd_jax.core.batching.map_in_chunks`.
     """
@@ -62,6 +65,7 @@ class Inputs:
     teacher_variables: Callable[[], Any]
     image_pca: Callable[[tuple[int, int, int], int], PCA]
     repr_pca: Callable[[int], PCA]
+    experts: Callable[[ExpertSpec], Any]
     shard: Shard
     chunk_size: Callable[[Learner], int]
 

@@ -12,6 +12,8 @@ from ssdd_jax.rng import Stream, step_key
 # With more distances than this in one pass over the rows, centres are moved by samples of the rows.
 MAX_DISTANCES = 10**7
 SAMPLE = 4096
+# Images that an expert reads at a time: it need not see all of a class.
+READ_AT_ONCE = 256
 
 
 def select_images(selection: str, seed: int, count: int, num_rows: int, reprs: Callable[[], np.ndarray]) -> np.ndarray:
@@ -67,6 +69,51 @@ def balanced_images(where: str, seed: int, count: int, labels: np.ndarray, num_c
         )
     rows = balanced_rows(seed, count, labels, draw)
     return rows[np.argsort(labels[rows], kind="stable")]
+
+
+def correct_images(
+    where: str,
+    seed: int,
+    count: int,
+    labels: np.ndarray,
+    num_classes: int,
+    right: Callable[[int, np.ndarray], np.ndarray],
+    num_experts: int,
+) -> np.ndarray:
+    """Return random distinct rows that an expert classifies correctly, equally many of each class, class after class.
+
+    The rows of a class are of one expert, the first that is right about enough of them.
+
+    Args:
+        where: config.methods.NAME, for messages.
+        seed: seed of the choice.
+        count: number of rows to choose, a multiple of `num_classes`.
+        labels: labels "n" of the training images.
+        num_classes: number of classes.
+        right: (expert, rows "k") -> whether the expert is right about each, booleans "k".
+        num_experts: number of experts.
+
+    Raises:
+        InputError: no expert is right about enough images of a class.
+    """
+    each, order = count // num_classes, np.asarray(jax.random.permutation(step_key(seed, Stream.CORRECT_IMAGES), len(labels)))
+
+    def of_class(label: int) -> np.ndarray:
+        members, most = order[labels[order] == label], 0
+        for expert in range(num_experts):
+            found = np.zeros(0, order.dtype)
+            for start in range(0, len(members), READ_AT_ONCE):
+                part = members[start : start + READ_AT_ONCE]
+                found = np.concatenate([found, part[right(expert, part)]])
+                if len(found) >= each:
+                    return found[:each]
+            most = max(most, len(found))
+        raise InputError(
+            f"{where} starts from {each} images of each class that an expert classifies correctly, but of class {label} there are at most "
+            f"{most}; train experts longer ({where}.experts.epochs), lower {where}.images, or set {where}.init to 'real'"
+        )
+
+    return np.concatenate([of_class(label) for label in range(num_classes)])
 
 
 def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -121,6 +121,16 @@ def student_learner(spec: NetSpec, image_shape: Sequence[int], num_outputs: int,
         raise InputError(f"{where}: {error}") from error
 
 
+def check_no_batch_norm(spec: NetSpec, learner: Learner, where: str) -> None:
+    """Refuse a network with batch statistics, where its parameters must be all of its state, and images must not depend on each other.
+
+    Raises:
+        InputError: the message names the setting and the network.
+    """
+    if jax.tree.leaves(jax.eval_shape(learner.init, jax.random.key(0))["batch_stats"]):
+        raise InputError(f"{where} is {spec.net!r}, which normalizes over a batch; expected a network that does not, such as 'convnet_in'")
+
+
 def _traced(fn: Callable[[Any, Any], Any], precision: str, fast_convolutions: bool) -> Callable[[Any, Any], Any]:
     """Return fn(variables, images), with products at a precision and these convolutions; the result is float32."""
 

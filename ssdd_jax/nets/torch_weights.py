@@ -1,5 +1,6 @@
 """PyTorch weights as our variables; a state dict is taken as NumPy arrays, so torch is not needed here."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -112,6 +113,28 @@ def _own_arrays(
             "safetensors.numpy.save_file({k: v for k, v in read_state_dict(FILE).items() if k.startswith(PREFIX)}, NEW)"
         )
     return behind[chosen]
+
+
+def parameter_names(net: str, template_variables: Any) -> list[str]:
+    """Return the names of a network's parameters in the order of PyTorch's `parameters()`: layer by layer, the weight before the bias.
+
+    Args:
+        net: a name in `NETS`, of a network that in PyTorch is one sequence of layers and a linear layer.
+        template_variables: see `variables_from_torch`.
+
+    Raises:
+        ValueError: the network is another.
+    """
+    NETS.check(net, f"net is {net!r}")
+    about: Net = NETS[net]
+    paths = [tuple(part.key for part in path) for path, _ in jax.tree_util.tree_leaves_with_path(template_variables["params"])]
+    names = [_torch_key(about, path) for path in paths]
+    found = {name: re.fullmatch(r"(\w+)\.(\d+)\.(weight|bias)", name) for name in names if not name.startswith(f"{about.torch_head}.")}
+    layers = {name: match for name, match in found.items() if match is not None}
+    if len(layers) < len(found) or len({match[1] for match in layers.values()}) != 1:
+        raise ValueError(f"net is {net!r}, of whose parameters PyTorch's order is not known; expected one such as convnet_in")
+    place = lambda name: (int(layers[name][2]) if name in layers else math.inf, name.endswith(".bias"))
+    return sorted(names, key=place)
 
 
 def variables_from_torch(net: str, state_dict: Mapping[str, Any], template_variables: Any) -> Any:

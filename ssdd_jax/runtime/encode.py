@@ -19,7 +19,8 @@ from ssdd_jax.runtime.health import NumericalError
 ENCODE_BATCH = 512
 # Number of batches between two records of how far a file has got.
 RECORD_EVERY = 64
-DIGEST_ROWS = 4096
+# Bytes that are read at a time.
+DIGEST_BYTES = 2**24
 
 
 def encode_batch_size(rows: Images | jax.Array) -> int:
@@ -35,6 +36,54 @@ def in_batches(fn: Callable[[jax.Array], Any], rows: Images | jax.Array) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
 
 
+class GrowingFile:
+    """An .npy file of float32 rows "n width", written in order; an interrupted one is resumed, and renamed when complete.
+
+    Args:
+        file: path of the complete file.
+        shape: (n, width).
+
+    Attributes:
+        rows: the array, memory-mapped; rows from `done` on are not written yet.
+        done: number of rows that are there.
+
+    Raises:
+        StorageError: there is not enough space.
+    """
+
+    def __init__(self, file: Path, shape: tuple[int, int]):
+        self.file, self._partial, self._record = file, file.with_suffix(".partial"), file.with_suffix(".rows.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.done, digest = _rows_so_far(self._partial, self._record, shape)
+        if not self.done:
+            try:
+                allocate_npy(self._partial, shape, np.float32)
+            except OSError as error:
+                raise StorageError(f"cannot write {file}: {error.strerror or error}; free space and run the same command again") from error
+        self.rows = np.lib.format.open_memmap(self._partial, mode="r+")
+        self._digest = digest or hashlib.sha256()
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write the next rows; if the run ends before `record`, they are written again."""
+        place = slice(self.done, self.done + len(rows))
+        self.rows[place] = rows
+        self._digest.update(self.rows[place].tobytes())
+        self.done = place.stop
+
+    def record(self) -> None:
+        """Make what has been written last, whenever the run ends."""
+        self.rows.flush()
+        write_json(self._record, {"done": self.done, "sha256": self._digest.hexdigest()})
+
+    def complete(self) -> None:
+        """Give the file its name."""
+        self.rows.flush()
+        # The digest comes first, so that a file under its final name always has one.
+        write_json(_digest_file(self.file), {**_about(self.rows), "sha256": self._digest.hexdigest()})
+        self._partial.replace(self.file)
+        self._record.unlink(missing_ok=True)
+
+
 def encode_to_file(
     fn: Callable[[jax.Array, jax.Array], jax.Array], images: Images, width: int, file: Path, display: Display, name: str
 ) -> None:
@@ -42,45 +91,36 @@ def encode_to_file(
 
     An interrupted file is resumed, and renamed when complete. A file that has changed since it was written is written again.
     """
-    if file.exists():
-        reason = damaged_encoding(file)
-        if not reason:
-            return
-        display.print(f"warning: {file}: {reason}; it is recomputed")
-        file.unlink()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial, record = file.with_suffix(".partial"), file.with_suffix(".rows.json")
-    shape, size = (len(images), width), encode_batch_size(images)
-    done, digest = _encoded_so_far(partial, record, shape)
-    if not done:
-        try:
-            allocate_npy(partial, shape, np.float32)
-        except OSError as error:
-            raise StorageError(f"cannot write {file}: {error.strerror or error}; free space and run the same command again") from error
-    target = np.lib.format.open_memmap(partial, mode="r+")
-    digest = digest or hashlib.sha256()
+    if is_intact(file, display):
+        return
+    growing, size = GrowingFile(file, (len(images), width)), encode_batch_size(images)
     with display.task(name, len(images)) as task:
-        for number, start in enumerate(range(done, len(images), size)):
+        for number, start in enumerate(range(growing.done, len(images), size)):
             rows = np.arange(start, min(start + size, len(images)))
             encoded = _apply(lambda pair: fn(*pair), (images[start : start + size], rows), size)
             if not np.isfinite(encoded).all():
                 bad = start + int(np.argmin(np.isfinite(encoded).all(1)))
                 raise NumericalError(f"{name}: the teacher's output for image {bad} is not finite; pretrain it with a lower learning rate")
-            target[start : start + len(rows)] = encoded
-            digest.update(target[start : start + len(rows)].tobytes())
-            task.advance(start + len(rows))
+            growing.append(encoded)
+            task.advance(growing.done)
             if number % RECORD_EVERY == RECORD_EVERY - 1:
-                target.flush()
-                write_json(record, {"done": start + len(rows), "sha256": digest.hexdigest()})
-    target.flush()
-    # The digest comes first, so that a file under its final name always has one.
-    write_json(_digest_file(file), {**_about(target), "sha256": digest.hexdigest()})
-    partial.replace(file)
-    record.unlink(missing_ok=True)
+                growing.record()
+    growing.complete()
+
+
+def is_intact(file: Path, display: Display) -> bool:
+    """Return whether a file of `GrowingFile` is complete and as it was written; one that has changed is reported and removed."""
+    if not file.exists():
+        return False
+    reason = damaged_encoding(file)
+    if reason:
+        display.print(f"warning: {file}: {reason}; it is recomputed")
+        file.unlink()
+    return not reason
 
 
 def damaged_encoding(file: Path) -> str:
-    """Return what is wrong with a file that `encode_to_file` has written, or "" if nothing is; reads all of it."""
+    """Return what is wrong with a file that `GrowingFile` has written, or "" if nothing is; reads all of it."""
     try:
         expected = json.loads(_digest_file(file).read_bytes())
         rows = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -90,7 +130,7 @@ def damaged_encoding(file: Path) -> str:
     return "" if whole else "it has changed since it was written"
 
 
-def _encoded_so_far(partial: Path, record: Path, shape: tuple[int, int]) -> tuple[int, Any]:
+def _rows_so_far(partial: Path, record: Path, shape: tuple[int, int]) -> tuple[int, Any]:
     """Return how many rows of a file an earlier attempt has left, and their digest to continue; (0, None) if none."""
     try:
         about = json.loads(record.read_bytes())
@@ -110,8 +150,9 @@ def _about(rows: np.ndarray) -> dict[str, Any]:
 def _digest(rows: np.ndarray, count: int) -> Any:
     """Return the sha256 of the first rows, read block by block."""
     digest = hashlib.sha256()
-    for start in range(0, count, DIGEST_ROWS):
-        digest.update(np.ascontiguousarray(rows[start : min(start + DIGEST_ROWS, count)]).tobytes())
+    size = max(1, DIGEST_BYTES // max(1, rows[:1].nbytes))
+    for start in range(0, count, size):
+        digest.update(np.ascontiguousarray(rows[start : min(start + size, count)]).tobytes())
     return digest
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,30 @@ from ssdd_jax.runtime.memory import check_fits, in_words
 ASKED_AGO = 2
 
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
+
+
+class Saves(Protocol):
+    """What a loop saves its state with: `ssdd_jax.io.checkpoints.Checkpoints`, whose attributes and methods these are."""
+
+    every: int
+    notes: dict[str, Any]
+
+    @property
+    def latest(self) -> int | None:
+        """Return the last step that was saved."""
+        ...
+
+    def due(self, step: int) -> bool:
+        """Return whether the state after a step should be saved."""
+        ...
+
+    def save(self, step: int, state: Any, notes: Mapping[str, Any] | None = None) -> None:
+        """Save the state after a step."""
+        ...
+
+    def wait(self) -> None:
+        """Return once all is saved."""
+        ...
 
 
 def seed_groups(seeds: Sequence[int], at_once: int) -> list[tuple[int, ...]]:
@@ -138,7 +162,7 @@ class Loop:
         start: int = 0,
         metrics: Metrics | None = None,
         log_every: int = 50,
-        checkpoints: Checkpoints | None = None,
+        checkpoints: Saves | None = None,
     ) -> Any:
         """Run steps start ... num_steps - 1 and return the last state.
 
@@ -234,7 +258,7 @@ class Loop:
         tables: Sequence[Table],
         args: Sequence[Any],
         metrics: Metrics | None,
-        checkpoints: Checkpoints | None,
+        checkpoints: Saves | None,
     ) -> str:
         """Return what the user should know about a step after which something is not finite, and save its batch."""
         batch = {}

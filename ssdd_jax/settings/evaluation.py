@@ -17,6 +17,7 @@ class RecipeSpec:
 
     Attributes:
         optimizer: sgd, or adamw; the latter without weight decay is Adam.
+        learning_rate: 0 takes the rate that the set was made with, which is in its manifest; of a set that has none it is refused.
         momentum: of SGD.
         final_rate: where a cosine ends, as a share of the learning rate.
         decay_at: share of the updates after which the rate is a tenth; 0 is never. Of 1,001 epochs 502/1001 are exactly 502.
@@ -69,8 +70,8 @@ LABEL_RECIPES = {
     "dc": _DC,
     # KRR-ST's reading of their sets.
     "krr_st_label": replace(_DC, epochs=1000, decay_at=0.5, reset_momentum=False, align_corners=True),
-    # For `logits`; its learning rate is the one that the set was made with, to be set.
-    "datm": replace(_DC, batch_size=128, align_corners=True),
+    # For `logits`, at the rate that the set was made with.
+    "datm": replace(_DC, learning_rate=0.0, batch_size=128, align_corners=True),
     # Its number of updates grows with the set (10: 1000, 100: 2000, 500: 5000, 1000: 10,000): config.evaluation.updates.
     "frepo": RecipeSpec(
         optimizer="adamw",

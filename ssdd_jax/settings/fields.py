@@ -7,8 +7,9 @@ from ssdd_jax.registry import Registry
 
 
 def one_of(*choices: Any, **kwargs: Any) -> Any:
-    """Declare a field whose value is among `choices`; the first is the default."""
-    return field(default=kwargs.pop("default", choices[0]), metadata={"choices": choices})
+    """Declare a field whose value is among `choices`; the first is the default, `smoke` the value in smoke runs, if it differs."""
+    smoke = {"smoke": kwargs["smoke"]} if "smoke" in kwargs else {}
+    return field(default=kwargs.get("default", choices[0]), metadata={"choices": choices, **smoke})
 
 
 def within(default: Any, low: float, high: float = float("inf"), *, smoke: Any = None) -> Any:

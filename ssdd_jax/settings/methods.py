@@ -5,7 +5,7 @@ from functools import partial
 
 from ssdd_jax.registry import KERNELS, STORES
 from ssdd_jax.settings.augment import WITH_FLIP, WITHOUT_FLIP
-from ssdd_jax.settings.fields import PRECISIONS, named, one_of, within
+from ssdd_jax.settings.fields import MAX_SEED, PRECISIONS, named, one_of, within
 from ssdd_jax.settings.spec import NetSpec
 
 # The network of most methods of labels, and its widths in smoke runs.
@@ -230,3 +230,94 @@ class FrepoSpec:
     max_age: int = within(100, 1, smoke=3)
     member_learning_rate: float = within(3e-4, 0.0)
     member_images: int = within(1000, 0)
+
+
+@dataclass(frozen=True)
+class ExpertSpec:
+    """Networks whose training a trajectory method imitates: their parameters after every epoch are kept.
+
+    SGD at a constant rate, without momentum or weight decay, in shuffled batches. Published are 100 experts of 50 (MTT) to 100 epochs.
+
+    Attributes:
+        files: published trajectories to read instead of training any: a PyTorch file replay_buffer_N.pt, or the folder that has them. The
+            settings from `batch_size` to `alpha`, and `seed`, are then without effect.
+        count: number of experts; of those in files, the first.
+        epochs: epochs of each.
+        optimizer: gsam (DATM: SGD on the gradient at a point where the loss is higher, see `ssdd_jax.core.trajectories.gsam_direction`), or
+            sgd (MTT).
+        rho: how far away that point is.
+        alpha: how much of the gradient's part that is orthogonal to the gradient there is taken off.
+        augment: strategy of `ssdd_jax.core.diff_augment` on every batch of theirs and of the distilled set in the steps that imitate them,
+            one operation per batch and parameters per image; '' is none. One without flips where left and right matter.
+        net: the network of the experts and of those steps; one without batch norm.
+        precision: precision of its products, see `OuterSpec`.
+        seed: experts are those of all seeds of a run.
+    """
+
+    files: str = ""
+    count: int = within(5, 1)
+    epochs: int = within(10, 1)
+    batch_size: int = within(256, 1)
+    learning_rate: float = within(0.01, 1e-6)
+    optimizer: str = one_of("gsam", "sgd")
+    rho: float = within(0.01, 0.0)
+    alpha: float = within(0.3, 0.0)
+    augment: str = one_of(WITH_FLIP, WITHOUT_FLIP, "")
+    net: NetSpec = field(default_factory=_LABEL_NET, metadata=_SMALL)
+    precision: str = one_of(*PRECISIONS)
+    seed: int = within(0, 0, MAX_SEED)
+
+
+@dataclass(frozen=True)
+class DatmSpec:
+    """Trajectory matching with difficulty alignment (DATM, Guo et al., 2024); `MTT` has the settings of Cazenavette et al. (2022).
+
+    A step starts where an expert was after some epoch, takes `syn_steps` steps of SGD on the set, and moves the set, its soft labels and
+    the rate of these steps so that they end near where the expert was `expert_epochs` later.
+
+    Attributes:
+        kind: among `ssdd_jax.registry.METHODS`; it picks the settings that a section has.
+        experts: the trajectories.
+        init: the images that the set starts from, equally many of each class: those that an expert classifies correctly, or any.
+        soft_labels: whether labels are logits, which start as the experts' and move; such a label takes one number per class of the
+            budget, a hard one one number.
+        syn_steps: steps on the set.
+        batch_size: images of the set in one of these steps; 0 takes all.
+        expert_epochs: epochs of the expert that they imitate.
+        min_start: earliest epoch to start from.
+        max_start: the epoch before which all start.
+        first_max_start: `max_start` at the first step, which grows from there (difficulty alignment).
+        expand_steps: steps in which it grows; 0 has `max_start` from the beginning.
+        threshold: a step whose loss is larger moves nothing; at a loss of 1 the set leads nowhere nearer to the expert. 0 has none.
+        student_learning_rate: rate of the steps on the set at the beginning. It is learned, and kept in the set's manifest.
+        learning_rate: of SGD with momentum .5 on the images.
+        label_learning_rate: of SGD with momentum .9 on soft labels.
+        rate_learning_rate: of SGD with momentum .5 on the rate.
+        images: m, a multiple of the number of classes; 0 takes as many as the budget holds.
+        steps: steps of the set; -1 takes `outer.steps`.
+    """
+
+    kind: str = one_of("datm")
+    experts: ExpertSpec = field(
+        default_factory=ExpertSpec, metadata={"smoke": {"files": "", "count": 2, "epochs": 2, "net": {"widths": (4,)}}}
+    )
+    init: str = one_of("correct", "real", smoke="real")
+    soft_labels: bool = True
+    syn_steps: int = within(15, 1, smoke=2)
+    batch_size: int = within(0, 0)
+    expert_epochs: int = within(1, 1, smoke=1)
+    min_start: int = within(0, 0, smoke=0)
+    max_start: int = within(4, 1, smoke=1)
+    first_max_start: int = within(2, 1, smoke=1)
+    expand_steps: int = within(200, 0)
+    threshold: float = within(1.0, 0.0)
+    student_learning_rate: float = within(0.01, 0.0)
+    learning_rate: float = within(100.0, 0.0)
+    label_learning_rate: float = within(2.0, 0.0)
+    rate_learning_rate: float = within(1e-5, 0.0)
+    images: int = within(0, 0)
+    steps: int = within(-1, -1)
+
+
+MTT = DatmSpec(experts=ExpertSpec(optimizer="sgd"), init="real", soft_labels=False, expand_steps=0, threshold=0.0)
+"""Trajectory matching without what DATM adds: real images with hard labels, all starts from the beginning, all steps accepted."""

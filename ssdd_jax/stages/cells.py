@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssdd_jax.errors import InputError
 from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.settings.digest import digest
 from ssdd_jax.settings.fields import TEACHER_CONTROLS
@@ -76,6 +77,27 @@ def has_accuracy(scope: Scope, cell: Cell) -> bool:
     return cell.dataset == scope.context.data.name and labelled and target_kind(scope, cell) != "representation"
 
 
+def student_rate(scope: Scope, cell: Cell) -> float | None:
+    """Return the learning rate of a cell's student where it is that of its set; None where the recipe has one.
+
+    Raises:
+        InputError: it should be that of the set, and there is none.
+    """
+    if cell.student is None or cell.method == "none":
+        return None
+    setting, recipe = scope.context.spec.evaluation.recipe(scope.context.spec.students()[cell.student], target_kind(scope, cell))
+    if recipe.learning_rate:
+        return None
+    stored = set_of(scope, cell)
+    rate = None if stored is None else stored.learning_rate
+    if rate is None:
+        raise InputError(
+            f"config.evaluation.{setting}.learning_rate is 0, which takes the rate that a set was made with, but {cell.method} has none; "
+            "give a rate"
+        )
+    return rate
+
+
 def protocols_of(scope: Scope, cell: Cell) -> dict[str, Any]:
     """Return the settings of the protocols that read a cell, by name in the order of the table."""
     chosen = scope.context.spec.chosen_protocols()
@@ -101,6 +123,9 @@ def cell_digest(scope: Scope, cell: Cell) -> str:
         parts.append(net)
         # An untrained student has as many outputs as the teacher.
         parts.append(context.width if cell.method == "none" else [recipe, evaluation.epochs, evaluation.updates, evaluation.batch_size])
+        if recipe.learning_rate == 0 and cell.method != "none":
+            stored = set_of(scope, cell)
+            parts.append(None if stored is None else stored.learning_rate)
     if cell.method in (*TEACHER_CONTROLS, "full") or was_made_with_teacher(scope, cell):
         parts.append(context.teacher_digest)
     if has_accuracy(scope, cell):

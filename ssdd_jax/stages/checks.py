@@ -11,8 +11,9 @@ from ssdd_jax.nets import student_learner
 from ssdd_jax.registry import METHODS
 from ssdd_jax.runtime.devices import pool_axis
 from ssdd_jax.settings.spec import RunSpec
-from ssdd_jax.stages.context import absent_methods
+from ssdd_jax.stages.context import absent_methods, experts_of
 from ssdd_jax.stages.dataset import Data
+from ssdd_jax.stages.experts import trajectory_files
 from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
 
 
@@ -36,6 +37,8 @@ def check_sizes(spec: RunSpec, data: Data, methods: Sequence[str]) -> None:
             raise InputError(
                 f"config.methods.{name} needs labels, {data.name} has none; leave it out of config.only, or take labelled data"
             )
+        if (experts := experts_of(spec.methods[name])) is not None:
+            trajectory_files(experts.files, f"config.methods.{name}.experts.files")
     absent_methods(spec, data, methods)
 
 

@@ -27,8 +27,10 @@ from ssdd_jax.runtime.encode import in_batches
 from ssdd_jax.runtime.feed import Table, to_device
 from ssdd_jax.runtime.loop import resumable
 from ssdd_jax.settings.digest import digest, json_ready
+from ssdd_jax.settings.methods import ExpertSpec
 from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.dataset import Data, data_warnings, load_data
+from ssdd_jax.stages.experts import files_fingerprint, get_experts
 from ssdd_jax.stages.networks import member_learner, repr_width
 from ssdd_jax.stages.provenance import provenance
 from ssdd_jax.stages.teacher import Teacher, cached_representations, checkpoint_fingerprint, get_teacher, teacher_digest, view_shifts
@@ -51,6 +53,8 @@ class Context:
         self.width = repr_width(self.spec.teacher, self.data.image_shape)
         self._pcas: dict[Any, PCA] = {}
         self._reprs: dict[str, np.ndarray] = {}
+        self._experts: dict[Path, OnDisk] = {}
+        self._fingerprints: dict[str, str] = {}
 
     @cached_property
     def learner(self) -> Learner:
@@ -217,6 +221,23 @@ class Context:
             self._pcas[key] = fitted
         return self._pcas[key]
 
+    def experts(self, spec: ExpertSpec, where: str) -> OnDisk:
+        """Return the parameters of experts, trained or read on first use; their file is verified once per run."""
+        file = self.experts_file(spec)
+        if file not in self._experts:
+            self._experts[file] = get_experts(self.spec, spec, where, self.data, file, self.metrics, self.display)
+        return self._experts[file]
+
+    def experts_file(self, spec: ExpertSpec) -> Path:
+        """Return where experts are kept; the name stands for all that they depend on."""
+        return self.checkpoints / f"experts-{digest(self._by_content(spec), self.data.digest)}.npy"
+
+    def _by_content(self, spec: ExpertSpec) -> ExpertSpec:
+        """Return the settings of experts with the fingerprint of published files in the place of their path."""
+        if spec.files not in self._fingerprints:
+            self._fingerprints[spec.files] = files_fingerprint(spec.files, "files of experts")
+        return replace(spec, files=self._fingerprints[spec.files])
+
     def sizes(self, shifts: Mapping[str, float]) -> Sizes:
         """Return what plans depend on, given the teacher's shifts."""
         return Sizes(self.spec.num_pairs, self.data.image_shape, self.width, self.data.num_classes, shifts)
@@ -243,6 +264,8 @@ class Context:
         method = METHODS[spec.kind]
         made_from = self.teacher_digest if TEACHER in method.needs else self.data.digest
         sections = [getattr(self.spec, section) for section in method.sections]
+        if (experts := experts_of(spec)) is not None:
+            spec = replace(spec, experts=self._by_content(experts))
         return digest(made_from, self.budget, sections, spec, method.version)
 
 
@@ -266,6 +289,11 @@ def absent_methods(spec: RunSpec, data: Data, names: Sequence[str]) -> dict[str,
             if len(found) == len(names):
                 raise
     return found
+
+
+def experts_of(method: Any) -> ExpertSpec | None:
+    """Return the settings of a method's experts, if it has any."""
+    return getattr(method, "experts", None)
 
 
 def views_of(method: Any) -> tuple[str, ...]:

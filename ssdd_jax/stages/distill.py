@@ -72,6 +72,7 @@ def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
         teacher_variables=lambda: context.teacher.variables,
         image_pca=lambda base_shape, count: context.pca(base_shape, count, name),
         repr_pca=lambda count: context.pca(None, count, name),
+        experts=lambda settings: context.experts(settings, f"config.methods.{name}.experts"),
         shard=shard,
         chunk_size=cache(lambda learner: chunk_size(spec.memory, learner, shape)),
     )

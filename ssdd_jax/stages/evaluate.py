@@ -30,6 +30,7 @@ from ssdd_jax.stages.cells import (
     has_accuracy,
     protocols_of,
     set_of,
+    student_rate,
     target_kind,
     was_made_with_teacher,
 )
@@ -62,6 +63,9 @@ def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str
     methods = (*controls, *(named or context.methods), *again)
     students = (None, *spec.chosen_students())
     missing = [c for c in digests if c.student in students and c.method in methods and digests[c] not in results]
+    # What cannot be trained is refused before anything is.
+    for cell in missing:
+        student_rate(scope, cell)
     group_of = {seed: group for group in seed_groups(spec.seeds, spec.seeds_at_once) for seed in group}
     # A student is pretrained once for all datasets.
     key = lambda cell: (cell.student, cell.method, group_of[cell.seed])
@@ -197,7 +201,8 @@ def _students(scope: Scope, compiled: Compiled, name: str, folder: Path, firsts:
         return student, pretrain_on_all(context, student, name, folder, seeds, context.train_images, targets)
     pairs = [scope.sets[method][seed].pairs(context.data) for seed in seeds]
     student = get_student(context, compiled, label, pairs[0].targets.shape[1], target_kind(scope, firsts[0]))
-    return student, pretrain(context, student, name, folder, seeds, pairs)
+    rates = [student_rate(scope, cell) for cell in firsts]
+    return student, pretrain(context, student, name, folder, seeds, pairs, rates)
 
 
 @dataclass(kw_only=True)

@@ -39,6 +39,11 @@ class StoredSet:
         # Told by the manifest alone: the pairs may be large, and are not read for it.
         return Pairs(np.empty(0), np.empty(0), self.manifest).target_kind
 
+    @property
+    def learning_rate(self) -> float | None:
+        """Return the learning rate that it was made with, if it says so."""
+        return Pairs(np.empty(0), np.empty(0), self.manifest).learning_rate
+
     @cached_property
     def identity(self) -> list[Any]:
         """Return what its pairs depend on."""

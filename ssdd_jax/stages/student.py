@@ -1,7 +1,7 @@
 """The student of a label: its network, its pretraining, and what it makes of a dataset."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ssdd_jax.nets import student_learner
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime.encode import in_batches
 from ssdd_jax.runtime.feed import Table
+from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.runtime.loop import Loop, stack, unstack
 from ssdd_jax.settings.spec import NetSpec
 from ssdd_jax.stages.context import Context
@@ -84,17 +85,29 @@ def untrained(student: Student, seeds: Sequence[int]) -> list[Any]:
     return [student.learner.init(step_key(seed, Stream.STUDENT_INIT)) for seed in seeds]
 
 
-def pretrain(context: Context, student: Student, name: str, folder: Path, seeds: Sequence[int], sets: Sequence[Pairs]) -> list[Any]:
+def pretrain(
+    context: Context,
+    student: Student,
+    name: str,
+    folder: Path,
+    seeds: Sequence[int],
+    sets: Sequence[Pairs],
+    rates: Sequence[float | None] = (),
+) -> list[Any]:
     """Pretrain one fresh student per seed on its own set and return their variables.
 
-    `folder` is that of its checkpoints, of which a student that is pretrained in a few minutes makes none.
+    `folder` is that of its checkpoints, of which a student that is pretrained in a few minutes makes none. `rates` are the learning rates
+    of the sets where the recipe's is 0.
+
+    Raises:
+        NumericalError: a rate is not positive.
     """
     images, targets = (stack([jnp.asarray(getattr(pairs, part)) for pairs in sets]) for part in ("images", "targets"))
 
     def loop(settings: dict[str, Any], axes: tuple[int, ...]) -> Loop:
         return Loop(make_student_step(**settings), axes, causes=_causes(context, student))
 
-    return _pretrain(context, student, name, folder, seeds, images.shape[1], loop, (images, targets))
+    return _pretrain(context, student, name, folder, seeds, images.shape[1], loop, (images, targets), rates=rates)
 
 
 def pretrain_on_all(
@@ -131,7 +144,8 @@ def trainable(student: Student, variables: Sequence[Any], target: Data) -> Train
 
 def _causes(context: Context, student: Student) -> dict[str, str]:
     setting, recipe = context.spec.evaluation.recipe(student.net, student.kind)
-    return {"loss": f"config.evaluation.{setting}.learning_rate ({recipe.learning_rate}); lower it"}
+    value = recipe.learning_rate or "0, that of the set"
+    return {"loss": f"config.evaluation.{setting}.learning_rate ({value}); lower it"}
 
 
 def _pretrain(
@@ -144,9 +158,13 @@ def _pretrain(
     make_loop: Callable[[dict[str, Any], tuple[int, ...]], Loop],
     args: tuple[Any, ...],
     tables: tuple[Table, ...] = (),
+    rates: Sequence[float | None] = (),
 ) -> list[Any]:
     spec = context.spec.evaluation
     _, recipe = spec.recipe(student.net, student.kind)
+    bad = [rate for rate in rates if rate is not None and not rate > 0]
+    if bad:
+        raise NumericalError(f"{name}: the learning rate that the set was made with is {bad[0]:.3g}, at which nothing can be trained")
     batch_size = recipe.batch_size or spec.batch_size
     per_epoch = batches_per_epoch(num_rows, batch_size)
     updates = recipe.epochs * per_epoch or spec.updates or spec.epochs * per_epoch
@@ -162,6 +180,8 @@ def _pretrain(
     # Of the student itself: its width and kind are in its loop.
     loop, optimizer = student.compiled.once(student.label, (student, per_epoch, bool(tables)), make)
     students = stack([init_member(step_key(seed, Stream.STUDENT_INIT), student.learner, optimizer) for seed in seeds])
+    if not recipe.learning_rate:
+        students = replace(students, opt_state={**students.opt_state, "rate": jnp.asarray(rates, jnp.float32)})
     checkpoints, start, students = context.resumable(folder / "pretraining", students, every=0)
     with checkpoints:
         students = loop.run(

@@ -12,9 +12,9 @@ from ssdd_jax.runtime.encode import damaged_encoding
 
 
 def verify(workdir: Path, sets: Sequence[Path] = ()) -> None:
-    """Check every distilled set, export, checkpoint and file of representations below `workdir`, or the given folders, and report each.
+    """Check every distilled set, export, checkpoint and file of representations or experts below `workdir`, or the given folders.
 
-    Of a run that has ended also its settings, metrics, results and report.
+    Each is reported. Of a run that has ended also its settings, metrics, results and report.
 
     Raises:
         InputError: there is nothing to verify, or a published set is named, whose digests nobody has written down.

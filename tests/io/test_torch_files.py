@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_pickles import named, plain, tensor, write
 
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.stand_in import StandIn
@@ -51,32 +52,6 @@ def refused(path, read=read_torch):
     assert text.isprintable()
     assert text.startswith(str(path))
     return text
-
-
-def write(path, content, members=(), compression=zipfile.ZIP_STORED, root="archive"):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, data in {"data.pkl": content, "byteorder": b"little", **dict(members)}.items():
-            archive.writestr(f"{root}/{name}", data)
-    return path
-
-
-def plain(value):
-    """Return the opcodes of a plain value."""
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def named(module, name):
-    """Return the opcodes of a global: GLOBAL, or STACK_GLOBAL for names that this cannot hold."""
-    if name.isidentifier():
-        return f"c{module}\n{name}\n".encode()
-    return plain(module) + plain(name) + b"\x93"
-
-
-def tensor(size, stride, offset=0, kind="FloatStorage", length=6, key="0", rest=()):
-    """Return the opcodes of a tensor."""
-    storage = b"(" + plain("storage") + named("torch", kind) + plain(key) + plain("cpu") + plain(length) + b"tQ"
-    arguments = storage + b"".join(plain(value) for value in (offset, size, stride, False, None, *rest))
-    return named("torch._utils", "_rebuild_tensor_v2") + b"(" + arguments + b"tR"
 
 
 STORAGE = {"data/0": np.arange(6, dtype="<f4").tobytes()}

@@ -44,7 +44,7 @@ def test_the_schedule_is_that_of_the_paper_unless_it_is_given():
     [
         ({}, r"config\.methods\.mine: DSA says nothing about 32 images of a class, only about 1, 10, 20, 30, 40, 50; give image_steps"),
         ({"images": 31}, r"config\.methods\.mine\.images is 31, expected a multiple of the 3 classes"),
-        ({"images": 30, "net": NetSpec("convnet")}, r"net is 'convnet', whose batch norm makes .* expected .* such as 'convnet_in'"),
+        ({"images": 30, "net": NetSpec("convnet")}, r"net is 'convnet', which normalizes over a batch; expected .* such as 'convnet_in'"),
         ({"images": 30, "net": NetSpec("convnet_in", (4,) * 7)}, r"config\.methods\.mine\.net: a convnet_in of 7 blocks"),
     ],
 )
@@ -69,7 +69,7 @@ def state_of(spec, learner):
 
 def test_a_step_sums_over_classes_and_keeps_its_momentum():
     spec = DsaSpec(net=NET, augment="", learning_rate=0.1, momentum=0.5)
-    learner = own_learner("mine", NET, SHAPE, 2, "float32")
+    learner = own_learner("mine", NET, SHAPE, 2)
     state = state_of(spec, learner)
     real = jnp.asarray(np.random.RandomState(1).normal(size=(2, 3, *SHAPE)), jnp.float32)
     apply = lambda params, images: learner.apply({**state.network.variables, "params": params}, images)
@@ -95,7 +95,7 @@ def test_a_step_sums_over_classes_and_keeps_its_momentum():
 
 def test_real_images_that_are_the_distilled_ones_leave_nothing_to_match_whatever_the_augmentation():
     spec = DsaSpec(net=NET, augment=WITHOUT_FLIP)
-    learner = own_learner("mine", NET, SHAPE, 2, "float32")
+    learner = own_learner("mine", NET, SHAPE, 2)
     state = state_of(spec, learner)
     step = jax.jit(dsa.make_image_step(spec, learner, jnp.ones((2, 2))))
     for seed in range(6):
@@ -105,7 +105,7 @@ def test_real_images_that_are_the_distilled_ones_leave_nothing_to_match_whatever
 
 def test_a_network_is_trained_on_the_set():
     spec = DsaSpec(net=NET, augment="", network_rate=0.1, network_batch=3)
-    learner = own_learner("mine", NET, SHAPE, 2, "float32")
+    learner = own_learner("mine", NET, SHAPE, 2)
     state = state_of(spec, learner)
     train = jax.jit(dsa.make_network_epochs(spec, learner, 4, 20))
     trained = train(state.network, state.distilled, jax.random.key(1))

@@ -99,7 +99,7 @@ def queue_of(spec, learner):
 
 def test_networks_join_and_the_oldest_make_room():
     spec = IdmSpec(net=NET, queue=4, push_every=2, reset_every=100)
-    learner = own_learner("mine", NET, SHAPE, 2, "float32")
+    learner = own_learner("mine", NET, SHAPE, 2)
     queue, renew = queue_of(spec, learner), jax.jit(lambda queue, number: idm.renew(queue, jax.random.key(number), number, spec, learner))
     assert int(queue.joined) == 3
     kernels = lambda queue: jax.tree.leaves(queue.networks.variables["params"])[0]
@@ -118,7 +118,7 @@ def test_networks_join_and_the_oldest_make_room():
 
 def test_only_networks_that_have_joined_are_chosen_and_none_twice():
     spec = IdmSpec(net=NET, queue=6)
-    queue = queue_of(spec, own_learner("mine", NET, SHAPE, 2, "float32"))
+    queue = queue_of(spec, own_learner("mine", NET, SHAPE, 2))
     pairs = [idm.choose(jax.random.key(seed), queue, 2).tolist() for seed in range(40)]
     assert {place for pair in pairs for place in pair} == {0, 1, 2}
     assert all(len(set(pair)) == 2 for pair in pairs)
@@ -126,7 +126,7 @@ def test_only_networks_that_have_joined_are_chosen_and_none_twice():
 
 def test_networks_are_trained_and_their_accuracy_is_counted():
     spec = IdmSpec(net=NET, queue=4, network_rate=0.05)
-    learner = own_learner("mine", NET, SHAPE, 2, "float32")
+    learner = own_learner("mine", NET, SHAPE, 2)
     labels = jnp.asarray(RANDOM.randint(0, 2, (1, 30, 16)))
     images = jnp.asarray(RANDOM.normal(size=(1, 30, 16, *SHAPE)) + 2 * np.asarray(labels)[..., None, None, None], jnp.float32)
     train = jax.jit(lambda queue: idm.train_networks(queue, jnp.array([2]), images, labels, spec, learner))

@@ -10,6 +10,7 @@ from oracles.convnet_in import convnet_frepo, convnet_in
 
 from ssdd_jax.nets import NETS, make_learner, variables_from_torch
 from ssdd_jax.nets.resnet import BasicBlock
+from ssdd_jax.nets.torch_weights import parameter_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OUTPUTS = np.load(GOLDEN / "nets.npz")
@@ -79,6 +80,17 @@ def test_the_networks_of_frepo_give_the_features_and_outputs_of_their_formula(ne
     features, outputs = convnet_frepo(state_dict, images.transpose(0, 3, 1, 2), norm)
     np.testing.assert_allclose(found[0], features.transpose(0, 2, 3, 1).reshape(4, -1), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found[1], outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_parameters_of_a_sequence_of_layers_have_pytorchs_order():
+    names = parameter_names("convnet_in", template(make_learner("convnet_in", (4, 5), (8, 8, 3), 2)))
+    layers = [f"features.{number}" for number in (0, 1, 4, 5)] + ["classifier"]
+    assert names == [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+    # Layer 10 comes after layer 9.
+    many = parameter_names("convnet_in", template(make_learner("convnet_in", (2,) * 4, (16, 16, 3), 2)))
+    assert many[-4:-2] == ["features.13.weight", "features.13.bias"]
+    with pytest.raises(ValueError, match="net is 'resnet10', of whose parameters PyTorch's order is not known; expected one such as conv"):
+        parameter_names("resnet10", given("resnet10")[3])
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -13,7 +13,7 @@ from ssdd_jax.progress import Display
 from ssdd_jax.registry import METHODS, PROTOCOLS
 from ssdd_jax.settings import digest as digests
 from ssdd_jax.settings.evaluation import RECIPES, protocol_defaults
-from ssdd_jax.settings.methods import RegressionSpec
+from ssdd_jax.settings.methods import DatmSpec, RegressionSpec
 from ssdd_jax.settings.spec import DataSpec, EvaluationSpec, NetSpec, RunSpec, TeacherSpec
 from ssdd_jax.stages.cells import Cell, Scope, cell_digest
 from ssdd_jax.stages.context import Context
@@ -29,8 +29,10 @@ NOTHING = re.compile(
 )
 # What a change of these digests entails: the teacher of other data is another one, and so are its sets; rows have what they read.
 EXPECTED = [
-    (r"data\..*", {"data", "teacher", "set", "control"}),
+    (r"data\..*", {"data", "teacher", "set", "label set", "experts", "control"}),
     (r"teacher\..*", {"teacher", "set", "control"}),
+    (r"methods\.datm\.experts\..*", {"experts", "label set"}),
+    (r"methods\.datm\..*", {"label set"}),
     (r"(num_pairs|student\..*|pool\..*|outer\..*|methods\.ours\..*)", {"set"}),
     (r"evaluation\.recipes\.(?P<kind>\w+)\..*", {"kind"}),
     (r"evaluation\.vit_recipe\..*", {"vit"}),
@@ -75,7 +77,11 @@ def spec(tmp_path, monkeypatch):
     )
     data = DataSpec("arrays:mine.npz", validation=0.2)
     return RunSpec(
-        data=data, evaluation=evaluation, methods={"ours": RegressionSpec()}, teacher=TeacherSpec(widths=(6,)), student=NetSpec(widths=(6,))
+        data=data,
+        evaluation=evaluation,
+        methods={"ours": RegressionSpec(), "datm": DatmSpec()},
+        teacher=TeacherSpec(widths=(6,)),
+        student=NetSpec(widths=(6,)),
     )
 
 
@@ -94,6 +100,7 @@ def digests_of(spec, folder):
     cells |= {"control": Cell("full", "convnet", own, 0), "vit": Cell("full", "vit", own, 0), "other": Cell("full", "convnet", other, 0)}
     cells |= {"teacher row": Cell("teacher", None, own, 0), "untrained": Cell("none", "convnet", own, 0)}
     made = {"data": data.digest, "teacher": context.teacher_digest, "set": context.distilled_digest("ours")}
+    made |= {"label set": context.distilled_digest("datm"), "experts": context.experts_file(spec.methods["datm"].experts).name}
     return made | {name: cell_digest(scope, cell) for name, cell in cells.items()}
 
 
@@ -140,7 +147,10 @@ def put(spec, path, value):
 
 
 # A single registered kernel has no other value, a file of weights is compared by its content, and a target has the shape of the data.
-ONE_VALUE = re.compile(r"methods\.ours\.(kind|kernel)|teacher\.checkpoint|evaluation\.datasets\.other\.(size|channels)")
+ONE_VALUE = re.compile(
+    r"methods\.(ours|datm)\.kind|methods\.ours\.kernel|(teacher\.checkpoint|methods\.datm\.experts\.files)"
+    r"|evaluation\.datasets\.other\.(size|channels)"
+)
 
 
 def test_every_setting_changes_the_digests_of_what_it_affects_or_is_known_to_affect_nothing(spec, tmp_path):
@@ -171,7 +181,7 @@ def test_other_code_has_other_digests(spec, tmp_path, monkeypatch):
     assert {name for name, old in digests_of(spec, tmp_path).items() if old != before[name]} == {"set"}
     monkeypatch.setitem(PROTOCOLS._objects, "knn", PROTOCOLS["knn"]._replace(version=99))
     moved = {name for name, old in digests_of(spec, tmp_path).items() if old != before[name]}
-    assert moved == set(before) - {"data", "teacher"}
+    assert moved == set(before) - {"data", "teacher", "label set", "experts"}
     # Sets whose images are brought to the data's statistics, which was not done once.
     with monkeypatch.context() as patch:
         unchanged = digests_of(spec, tmp_path)
