@@ -3,14 +3,48 @@
 The default is N = 100 and its six students; n25, n50, n1000 and n5000 are the other budgets of the paper, and downstream evaluates
 the students on CIFAR-10, CUB-200-2011 and Stanford Dogs too, at 32 pixels. Expected, linear evaluation of a ConvNet at N = 100:
 random 43.66, krr_st 47.00, ours 52.41. Not run yet.
+
+`--config.only=` also runs the rows of label sets: random_labels, dsa, idm and datm, which the paper compares with, and mtt, frepo and kip.
+They have the settings published for N images and are read with KRR-ST's label recipe; each has a second row with the teacher's targets.
+N = 25 and 50 hold no image of each class, so that these rows are empty. What differs from the publications: no whitening (ZCA), and so a
+tenth of the trajectory methods' image rate; kip has the kernel of a fully connected network.
 """
 
 from dataclasses import replace
 
+from ssdd_jax.settings.evaluation import LABEL_RECIPES
+from ssdd_jax.settings.methods import MTT, DatmSpec, DsaSpec, ExpertSpec, FrepoSpec, IdmSpec, KipSpec, RandomLabelsSpec
 from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, paper_scale, smoke, to_config
 from ssdd_jax.settings.spec import DataSpec
 
 BUDGETS = {"n25": 25, "n50": 50, "n1000": 1000, "n5000": 5000}
+
+
+def label_methods(per_class):
+    """Return the methods of labels by the names of their rows, as published for CIFAR-100 at 1, 10 or 50 images of a class."""
+    images, experts = 100 * per_class, ExpertSpec(count=100, epochs=100)
+    idm = {
+        1: dict(ce_weight=0.5, push_every=5, batch_per_class=5000),
+        10: dict(ce_weight=0.1, network_updates=50),
+        50: dict(ce_weight=0.1, network_updates=40, reset_every=500),
+    }
+    datm = {
+        1: dict(syn_steps=40, expert_epochs=3, first_max_start=10, max_start=20, expand_steps=1000),
+        10: dict(syn_steps=80, expert_epochs=2, first_max_start=30, max_start=50, expand_steps=2000),
+        50: dict(syn_steps=80, expert_epochs=2, min_start=20, max_start=70, expand_steps=0, init="real"),
+    }
+    mtt = dict(experts=replace(experts, optimizer="sgd", epochs=50), syn_steps=20, expert_epochs=3, max_start=20, steps=5000)
+    return {
+        "random_labels": RandomLabelsSpec(images=images),
+        "dsa": DsaSpec(images=images),
+        "idm": IdmSpec(images=images, **idm[per_class]),
+        "datm": DatmSpec(
+            experts=experts, images=images, learning_rate=100.0, label_learning_rate=10.0, batch_size=1000, steps=10_000, **datm[per_class]
+        ),
+        "mtt": replace(MTT, images=images, learning_rate=100.0, **mtt),
+        "frepo": FrepoSpec(images=images, flip=per_class == 1, steps=500_000),
+        "kip": KipSpec(images=images, steps=10_000),
+    }
 
 
 def get_config(variant=""):
@@ -23,13 +57,18 @@ def get_config(variant=""):
     methods["ours"] = replace(methods["ours"], view_targets=("stored", "network", "network", "network"))
     # One step cannot hold thousands of images.
     methods = {name: replace(method, support_images=512 if num_pairs >= 1000 else 0) for name, method in methods.items()}
-    config = default_config(**methods)
+    per_class = max(1, num_pairs // 100)
+    config = default_config(**methods, **label_methods(per_class))
+    config.only = ",".join(methods)
     config.name = "cifar100"
     config.num_pairs = num_pairs
     config.data.source = "cifar100"
     paper_scale(config, num_train=50_000, epochs=1000)
     config.teacher.standardize = False
     config.outer.real_augment = "fresh"
+    config.evaluation.teacher_targets = True
+    for kind in ("labels", "logits"):
+        config.evaluation.recipes[kind] = to_config(LABEL_RECIPES["krr_st_label"])
     if variant == "downstream":
         small = {name: DataSpec(name, size=32, fit="resize", validation=0.0) for name in ("cifar10", "cub200", "dogs")}
         config.evaluation.datasets = to_config(small)

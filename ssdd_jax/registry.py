@@ -41,7 +41,7 @@ class Registry(Mapping[str, Any]):
 
     def check(self, name: str, where: str = "") -> None:
         """Raise an InputError unless there is an object of this name."""
-        if name not in self._rows:
+        if not isinstance(name, str) or name not in self._rows:
             where = where or f"{self.what} {name!r} is unknown"
             raise InputError(f"{where}, expected one of {', '.join(self)}{nearest(str(name), self)}")
 
@@ -124,21 +124,21 @@ METHODS = Registry(
     "method",
     {
         "regression": "ssdd_jax.methods.regression:METHOD",
-        "kip": "ssdd_jax.methods.kip:METHOD",
-        "frepo": "ssdd_jax.methods.frepo:METHOD",
         "random_labels": "ssdd_jax.methods.labels:METHOD",
         "dsa": "ssdd_jax.methods.dsa:METHOD",
         "idm": "ssdd_jax.methods.idm:METHOD",
         "datm": "ssdd_jax.methods.datm:METHOD",
+        "frepo": "ssdd_jax.methods.frepo:METHOD",
+        "kip": "ssdd_jax.methods.kip:METHOD",
     },
     {
         "regression": f"{_METHODS}:RegressionSpec",
-        "kip": f"{_METHODS}:KipSpec",
-        "frepo": f"{_METHODS}:FrepoSpec",
         "random_labels": f"{_METHODS}:RandomLabelsSpec",
         "dsa": f"{_METHODS}:DsaSpec",
         "idm": f"{_METHODS}:IdmSpec",
         "datm": f"{_METHODS}:DatmSpec",
+        "frepo": f"{_METHODS}:FrepoSpec",
+        "kip": f"{_METHODS}:KipSpec",
     },
 )
 """What moves a distilled set: `ssdd_jax.methods.method.Method`."""

@@ -1,12 +1,17 @@
 import ast
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from published import text, write_tar
 
 from ssdd_jax.cli import config_folder, parse, shipped_configs
 from ssdd_jax.data.sources.idx import FASHION_MNIST_FOLDER
+from ssdd_jax.errors import BudgetError
 from ssdd_jax.main import main
+from ssdd_jax.methods.plan import Sizes
+from ssdd_jax.registry import METHODS
 
 
 @pytest.fixture
@@ -50,3 +55,39 @@ def test_the_smoke_variant_of_colour_images_runs(name, arrays, tmp_path):
     # A ViT has a recipe of its own.
     students = "--config.evaluation.only=convnet,vit"
     run_smoke(name, tmp_path, f"--config.data.source=arrays:{arrays}", "--config.only=raw_small,ours", students)
+
+
+@pytest.mark.parametrize(("variant", "per_class"), [("n25", 0), ("", 1), ("n1000", 10), ("n5000", 50)])
+def test_the_rows_of_label_sets_are_as_published_at_every_budget_of_cifar100(variant, per_class):
+    spec = parse(["--config", f"cifar100:{variant}".rstrip(":"), "--workdir", "x"]).spec
+    rows = {name: method for name, method in spec.methods.items() if method.kind != "regression"}
+    assert list(rows) == ["random_labels", "dsa", "idm", "datm", "frepo", "kip", "mtt"]
+    assert not set(rows) & set(spec.chosen_methods())
+    sizes = Sizes(spec.num_pairs, (32, 32, 3), 512, 100, {})
+    for name, method in rows.items():
+        if not per_class and name != "random_labels":
+            with pytest.raises(BudgetError):
+                METHODS[method.kind].plan(name, method, sizes)
+            continue
+        if per_class:
+            plan = METHODS[method.kind].plan(name, method, sizes)
+            label = 100 if name in ("datm", "frepo") else 1
+            assert (plan.num_images, plan.stored_scalars) == (100 * per_class, 100 * per_class * (3072 + label))
+            assert plan.stored_scalars <= plan.budget
+
+
+@pytest.mark.chaos
+def test_the_smoke_variant_of_cifar100_runs_every_row_of_label_sets_on_files_in_its_format(tmp_path):
+    draw, root = np.random.RandomState(0), "cifar-100-binary"
+    record = lambda label: bytes([0, label]) + draw.randint(0, 256, 3072, np.uint8).tobytes()
+    split = lambda count: b"".join(record(i % 100) for i in range(count))
+    names = {f"{root}/{kind}_label_names.txt": text(*(f"{kind}{i}" for i in range(n))) for kind, n in (("fine", 100), ("coarse", 20))}
+    write_tar(tmp_path / "cifar-100-binary.tar.gz", {**names, f"{root}/train.bin": split(800), f"{root}/test.bin": split(200)})
+    rows = "random_labels,dsa,idm,datm,mtt,frepo,kip,krr_st"
+    # As many pairs as hold an image and a label of every class.
+    args = ("--config.num_pairs=130", "--config.data.limit=0", f"--config.data.data_dir={tmp_path}", f"--config.only={rows}")
+    run_smoke("cifar100", tmp_path, *args)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {row["method"] for row in results["rows"]} >= {*rows.split(","), "dsa-teacher", "datm-teacher"}
+    assert not any("failed" in row for row in results["rows"])
+    assert results["absent"] == {}

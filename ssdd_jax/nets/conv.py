@@ -26,6 +26,8 @@ Kernel = Float[Array, "k l c C"]
 
 # Below this many operations a convolution takes a few milliseconds anyway, and compiles twice as fast unchanged.
 MIN_OPERATIONS = 50_000_000
+# Where input channels are few, XLA takes as long for a tenth of them.
+SLOWER_WITH_FEW = 10
 # With at most this many taps times input channels, everything that an output depends on is gathered into one row.
 MAX_GATHERED = 64
 # Images whose products are summed together: they stay in a core's cache.
@@ -118,7 +120,8 @@ def _outputs(images: Images, kernel: Kernel, window: Window) -> jax.ShapeDtypeSt
 
 
 def _is_small(images: Images, kernel: Kernel, window: Window) -> bool:
-    return 2 * _outputs(images, kernel, window).size * kernel.size // kernel.shape[-1] < MIN_OPERATIONS
+    operations = 2 * _outputs(images, kernel, window).size * kernel.size // kernel.shape[-1]
+    return operations < MIN_OPERATIONS // (SLOWER_WITH_FEW if _few_channels(kernel) else 1)
 
 
 def _tiled_at_once(images: Images, kernel: Kernel, window: Window) -> int:

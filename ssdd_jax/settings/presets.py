@@ -42,7 +42,7 @@ def to_config(spec: Any) -> ConfigDict:
     return nested(json_ready(spec, tuples=True))
 
 
-def default_config(**methods: RegressionSpec) -> ConfigDict:
+def default_config(**methods: Any) -> ConfigDict:
     """Return the defaults as a ConfigDict to edit, with all methods, or with those given."""
     return to_config(RunSpec(methods=methods or PRESETS))
 
