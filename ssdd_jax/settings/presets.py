@@ -74,12 +74,13 @@ def smoke(config: Any) -> None:
         section.update(smaller(PROTOCOLS.spec(name)))
     for method in config.methods.values():
         method.update(smaller(METHODS.spec(method.kind)))
+        if "steps" in method:
+            method.steps = min(method.steps, 6)
         if method.kind == "regression":
             method.network_steps = 20
             method.images = 6 if method.image_bases else 0
             method.image_bases, method.repr_bases = min(method.image_bases, 4), min(method.repr_bases, 4)
             method.base_size = min(method.base_size, 4)
-            method.steps = min(method.steps, 6)
 
 
 SIX = ("convnet", "vgg11", "alexnet", "resnet18", "mobilenet", "vit")
