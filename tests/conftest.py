@@ -26,12 +26,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Compiling takes most of the time, and compiling well most of that. `make test-oldest` and `make chaos` compile as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # XLA's newer emitters of fusions take most of what is left, and the older ones compute the same; jaxlib 0.5 knows only those.
-AS_USERS_DO = {}
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and not importlib.metadata.version("jaxlib").startswith("0.5."):
-    AS_USERS_DO = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
-    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    if quick not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
+    quick = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").replace(quick, "") + quick
 
 import jax
 import pytest
@@ -48,6 +45,13 @@ with install_import_hook("ssdd_jax.core", "beartype.beartype"):
 for module in CORE:
     for _, cls in inspect.getmembers(module, dataclasses.is_dataclass):
         cls.__init__ = inspect.unwrap(cls.__init__)
+
+# What undoes these flags, for one program.
+AS_USERS_DO = (
+    {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
+    if "xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
+    else {}
+)
 
 # The first example of a property compiles, and a run that fails must fail again.
 settings.register_profile("tests", deadline=None, derandomize=True)
