@@ -5,6 +5,7 @@ import importlib.metadata
 import inspect
 import os
 import pkgutil
+import platform
 import shutil
 import tempfile
 
@@ -25,9 +26,14 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Compiling takes most of the time, and compiling well most of that. `make test-oldest` and `make chaos` compile as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's newer emitters of fusions take most of what is left, and the older ones compute the same; jaxlib 0.5 knows only those.
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and not importlib.metadata.version("jaxlib").startswith("0.5."):
-    quick = " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# XLA's newer emitters of fusions take most of what is left; jaxlib 0.5 has only the older ones. These contract a multiplication and an
+# addition in one copy of a sum and not in another, so that floor(x) and x - floor(x) may disagree: AVX has no such instruction.
+if (
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    and platform.machine() == "x86_64"
+    and not importlib.metadata.version("jaxlib").startswith("0.5.")
+):
+    quick = " --xla_cpu_use_fusion_emitters=false --xla_cpu_max_isa=AVX --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").replace(quick, "") + quick
 
 import jax
@@ -48,7 +54,7 @@ for module in CORE:
 
 # What undoes these flags, for one program.
 AS_USERS_DO = (
-    {"xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32}
+    {"xla_cpu_use_fusion_emitters": True, "xla_cpu_max_isa": "", "xla_cpu_parallel_codegen_split_count": 32}
     if "xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", "")
     else {}
 )
