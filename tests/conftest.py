@@ -26,8 +26,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Compiling takes most of the time, and compiling well most of that. `make test-oldest` and `make chaos` compile as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's newer emitters of fusions take most of what is left; jaxlib 0.5 has only the older ones. These contract a multiplication and an
-# addition in one copy of a sum and not in another, so that floor(x) and x - floor(x) may disagree: AVX has no such instruction.
+# XLA's newer emitters of fusions take most of what is left. The older ones contract a multiplication and an addition in one copy of a sum
+# and not in another, so that floor(x) and x - floor(x) may disagree: AVX has no such instruction. A flag that jaxlib 0.5 does not know
+# would end the process.
 if (
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
     and platform.machine() == "x86_64"
