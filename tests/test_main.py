@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from quick import QUICK_TEACHER
 
 from ssdd_jax import expand, load_distilled
 from ssdd_jax.cli import parse, resolve_config, shipped_configs
@@ -18,7 +19,7 @@ from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.stages.pipeline import run
 
 # Few methods, so that the run is short: the smoke variants of all configs are in test_configs.py.
-ARGS = ["--config", "digits:smoke", "--config.only=krr_st,ours"]
+ARGS = ["--config", "digits:smoke", "--config.only=krr_st,ours", *QUICK_TEACHER]
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,11 @@ def test_the_first_line_comes_before_jax_is_imported(tmp_path):
 
 def test_the_same_command_gives_the_same_bits_and_another_seed_others(finished, tmp_path):
     workdir, _ = finished
+    # The other seed has the same teacher.
+    shutil.copytree(workdir / "checkpoints", tmp_path / "1" / "checkpoints")
     for seed in (0, 1):
-        assert main([*ARGS, "--config.only=ours", f"--config.seeds=({seed},)", "--workdir", str(tmp_path / str(seed))]) == 0
+        args = ["--config.only=ours", f"--config.seeds=({seed},)", "--task=distill", "--workdir", str(tmp_path / str(seed))]
+        assert main([*ARGS, *args]) == 0
     read = lambda folder, seed: (folder / "distilled" / "ours" / f"seed_{seed}" / "distilled.safetensors").read_bytes()
     assert read(tmp_path / "0", 0) == read(workdir, 0)
     assert read(tmp_path / "1", 1) != read(workdir, 0)
@@ -203,7 +207,7 @@ def test_a_config_file_may_import_its_neighbours_and_count_with_numpy_and_names_
 
 def test_u_beyond_the_rank_of_the_data_is_refused_before_anything_is_distilled(tmp_path, capsys):
     # The corner pixels of the digits are always blank, so 64 pixels have rank below 64.
-    args = ["--config", "digits:smoke", "--workdir", str(tmp_path), "--config.only=basis_init", "--config.num_pairs=80"]
+    args = ["--config", "digits:smoke", *QUICK_TEACHER, "--workdir", str(tmp_path), "--config.only=basis_init", "--config.num_pairs=80"]
     settings = ["--config.methods.basis_init.image_bases=64", "--config.methods.basis_init.base_size=8"]
     assert main([*args, *settings]) == 2
     error = capsys.readouterr().err
@@ -233,7 +237,7 @@ def test_every_exit_status_has_one_home_and_help_prints_them(capsys):
 
 
 def test_a_number_that_goes_bad_stops_the_run_with_the_step_and_status_4(tmp_path, capsys):
-    args = ["--config", "digits:smoke", "--workdir", str(tmp_path), "--config.only=krr_st", "--config.methods.krr_st.learning_rate=1e38"]
+    args = [*ARGS, "--workdir", str(tmp_path), "--config.only=krr_st", "--config.methods.krr_st.learning_rate=1e38"]
     assert main(args) == 4
     error = capsys.readouterr().err
     assert "distill/krr_st/seeds_0: " in error

@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import struct
+from quick import VIEWS
 
 from ssdd_jax import expand, export_distilled, load_distilled, read_pairs
 from ssdd_jax.core.distilled import Layout, finished_shapes, init_distilled
@@ -200,6 +201,8 @@ def make_spec(**changes):
     config.data.source = "stripes"
     smoke(config)
     config.data.validation = 0.2
+    for view, values in VIEWS.items():
+        config.teacher[view].update(values)
     config.logger = "list"
     config.evaluation.students = to_config({"convnet": NetSpec(widths=(8,)), "small": NetSpec("perceptron")})
     config.evaluation.protocols = ("knn", "nearest")

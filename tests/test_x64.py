@@ -11,8 +11,8 @@ images, reprs = jax.random.normal(jax.random.key(0), (24, 8, 8, 1), jnp.float32)
 start = init_distilled(images[:6], reprs[None, :6], Layout((8, 8, 1), (8, 8, 1)))
 kernel = feature_kernel(make_learner("convnet", (4,), (8, 8, 1), 3))
 parts = dict(kernel=kernel, optimizer=optax.adam(1e-2), inner_optimizer=optax.sgd(0.1, 0.9))
-state = init_outer(jax.random.key(2), start, pool_size=2, **parts)
-new, metrics = make_outer_step(max_age=5, **parts)(state, images, reprs, jax.random.key(3))
+state = jax.jit(lambda key: init_outer(key, start, pool_size=2, **parts))(jax.random.key(2))
+new, metrics = jax.jit(make_outer_step(max_age=5, **parts))(state, images, reprs, jax.random.key(3))
 assert jax.config.jax_enable_x64
 assert {str(leaf.dtype) for leaf in jax.tree.leaves((new.pool.variables, new.distilled))} == {"float32"}
 # A state that is stepped again must be of the types that it was compiled for.

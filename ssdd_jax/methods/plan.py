@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from ssdd_jax.core.distilled import DistilledSet, Layout, budget_scalars, finished_shapes, max_images, num_stored_scalars
 from ssdd_jax.errors import BudgetError, InputError
@@ -60,7 +61,8 @@ def fill_budget(
         InputError: the budget does not hold one image, or not as many as are asked for.
     """
     budget = sizes.budget
-    cost = lambda count, layout: num_stored_scalars(shapes(count, layout))
+    # Without views that cost anything, all layouts are the same.
+    cost = cache(lambda count, layout: num_stored_scalars(shapes(count, layout)))
     most, layout = max(((max_images(budget, lambda m, of=layout: cost(m, of)), layout) for layout in layouts), key=lambda pair: pair[0])
     if most < 1:
         least = min(cost(1, layout) for layout in layouts)

@@ -4,6 +4,7 @@ import random
 import shutil
 
 import pytest
+from quick import QUICK_TEACHER
 
 from ssdd_jax.errors import DataError
 from ssdd_jax.main import main
@@ -15,7 +16,7 @@ FLIPS = 160
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    settings = ["--config", "digits:smoke", "--config.only=krr_st,ours", "--task=distill"]
+    settings = ["--config", "digits:smoke", "--config.only=krr_st,ours", "--task=distill", *QUICK_TEACHER]
     assert main([*settings, "--workdir", str(workdir)]) == 0
     for fmt in ("safetensors", "npz", "png"):
         assert main(["--task=export", f"--format={fmt}", "--workdir", str(workdir)]) == 0

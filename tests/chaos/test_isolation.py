@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from quick import QUICK_TEACHER
 
 from ssdd_jax.cli import parse
 from ssdd_jax.main import main
@@ -18,6 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 CONFIG = ["--config", "digits:smoke", "--config.only=krr_st", "--config.teacher.steps=4"]
 # Of every stage a little.
 CONFIG += ["--config.evaluation.protocols=('knn',)", "--config.evaluation.controls=('none', 'teacher')"]
+CONFIG += QUICK_TEACHER
 SET = "distilled/krr_st/seed_0/distilled.safetensors"
 
 

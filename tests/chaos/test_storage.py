@@ -11,11 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from quick import QUICK_TEACHER
 
 from ssdd_jax.main import main
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = ["--config", "digits:smoke", "--config.only=krr_st", "--config.teacher.steps=4", "--config.evaluation.protocols=('knn',)"]
+CONFIG += QUICK_TEACHER
 SET = "distilled/krr_st/seed_0"
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from ssdd_jax.core.batching import map_in_chunks
 
-pytestmark = [pytest.mark.core, pytest.mark.usefixtures("compiled_well")]
+pytestmark = pytest.mark.core
 
 
 def draw(*shape, seed=0):
@@ -23,13 +23,13 @@ def test_rows_in_parts_have_the_values_and_gradients_of_all_at_once(chunk_size, 
     np.testing.assert_allclose(gradient(parts), gradient(fn), rtol=1e-5, atol=1e-6)
 
 
-def test_parts_run_one_after_the_other_and_remat_keeps_none_of_their_activations():
+def test_parts_run_one_after_the_other_and_remat_keeps_none_of_their_activations(compiled_well):
     rows, weights = jnp.ones((512, 64)), jnp.ones((64, 4096))
 
     def temporary(chunk_size, remat):
         fn = lambda rows: jnp.tanh(rows @ weights) @ weights.T
         loss = lambda rows: jnp.sum(map_in_chunks(fn, rows, chunk_size, remat=remat) ** 2)
-        return jax.jit(jax.grad(loss)).lower(rows).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(jax.grad(loss)).lower(rows).compile(compiled_well).memory_analysis().temp_size_in_bytes
 
     # 512 x 4096 activations of four bytes are 8.4 MB, those of a part 0.5.
     assert temporary(32, remat=True) < 3e6 < 8e6 < temporary(32, remat=False)

@@ -185,7 +185,7 @@ def outputs_and_gradients(learner, variables):
 def test_bfloat16_activations_stay_near_float32_and_all_that_is_returned_is_float32(net):
     widths = {"convnet": (8, 16), "resnet10": (8, 8, 16, 16), "vit": (12, 12)}[net]
     exact, rounded = (make_learner(net, widths, (16, 16, 3), 5, precision=precision) for precision in ("float32", "bfloat16"))
-    variables = exact.init(jax.random.key(0))
+    variables = fill(exact)
     expected, found = (jax.jit(outputs_and_gradients, static_argnums=0)(learner, variables) for learner in (exact, rounded))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found))
     norm = lambda trees: jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(trees)))
@@ -198,7 +198,7 @@ def test_bfloat16_activations_stay_near_float32_and_all_that_is_returned_is_floa
 @pytest.mark.parametrize(("precision", "word"), [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "bf16")])
 def test_every_product_of_a_network_has_the_precision_that_was_asked_for(precision, word):
     learner = make_learner("convnet", (8, 16), (16, 16, 3), 5, precision=precision)
-    variables = learner.init(jax.random.key(0))
+    variables = fill(learner)
     text = jax.jit(lambda v: outputs_and_gradients(learner, v)).trace(variables).lower(lowering_platforms=("cuda",)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.convolution" in line or "stablehlo.dot_general" in line]
     assert len(products) > 8
@@ -251,7 +251,7 @@ def test_without_fast_convolutions_there_is_forward_mode_and_the_second_derivati
 def test_the_hessian_without_fast_convolutions_is_that_of_reverse_mode(monkeypatch):
     monkeypatch.setattr(conv, "MIN_OPERATIONS", 0)
     fast, plain = (make_learner("convnet", (2,), (4, 4, 1), 1, precision="float32", fast_convolutions=fast) for fast in (True, False))
-    variables, image = fast.init(jax.random.key(0)), draw(1, 4, 4, 1)
+    variables, image = fill(fast), draw(1, 4, 4, 1)
     value = lambda learner: lambda x: jnp.sum(jnp.tanh(learner.apply(variables, x)))
     found = jax.jit(jax.hessian(value(plain)))(image)
     expected = jax.jit(jax.jacrev(jax.jacrev(value(fast))))(image)

@@ -24,13 +24,16 @@ def by_definition(images, kernel, padding):
     return sum(padded[:, i : i + height, j : j + width] @ kernel[i, j].astype(np.float64) for i, j in taps)
 
 
+tiled = jax.jit(convolve_by_tiles, static_argnums=2)
+
+
 # Whole tiles, tiles of which one, two or three rows are used, and less than a tile.
 @pytest.mark.parametrize(("height", "width"), [(8, 4), (9, 6), (7, 8), (3, 3)])
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_tiles_make_up_the_convolution(height, width, padding):
     images, kernel = draw(3, height, width, 5), draw(3, 3, 5, 6, seed=1)
     expected = by_definition(images, kernel, padding)
-    found = convolve_by_tiles(jnp.asarray(images), jnp.asarray(kernel), padding)
+    found = tiled(images, kernel, padding)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
 
@@ -58,16 +61,16 @@ def test_rounding_errors_are_a_few_times_those_of_plain_products():
         found = jax.jit(all_three)(images, kernel, cotangent)
         return [np.sqrt(np.mean((array - right) ** 2)) / right.std() for array, right in zip(found, exact, strict=True)]
 
-    tiled = errors(lambda images, kernel: convolve_by_tiles(images, kernel, padding))
+    of_tiles = errors(lambda images, kernel: convolve_by_tiles(images, kernel, padding))
     # As `ssdd_jax.nets.winograd` says: 2 to 6 times, and for the kernel's gradient 3 to 7.
-    for found, expected, most in zip(tiled, errors(plain), (6, 6, 7), strict=True):
+    for found, expected, most in zip(of_tiles, errors(plain), (6, 6, 7), strict=True):
         assert found < min(2e-6, most * expected)
 
 
 def test_a_large_input_disturbs_its_own_tile_alone():
     images, kernel = np.zeros((1, 8, 8, 48), np.float32), draw(3, 3, 48, 48, seed=1)
     images[0, 1, 1, 0] = 1e4
-    errors = np.abs(jax.jit(convolve_by_tiles, static_argnums=2)(images, kernel, PADDINGS[0]) - by_definition(images, kernel, PADDINGS[0]))
+    errors = np.abs(tiled(images, kernel, PADDINGS[0]) - by_definition(images, kernel, PADDINGS[0]))
     errors = errors[0].max(-1)
     # The first tile has outputs 0 to 3 along each axis; those from 3 on do not depend on the input.
     assert errors[3, :4].max() < 2e-6 * 1e4 * kernel.std()
@@ -90,8 +93,12 @@ def test_parts_of_tiles_are_the_whole(monkeypatch):
 
     def gradients(bytes_at_once):
         monkeypatch.setattr(conv, "TILED_BYTES", bytes_at_once)
-        outputs, pull_back = jax.vjp(lambda x, k: convolve(x, k, (1, 1), PADDINGS[0]), images, kernel)
-        return outputs, *pull_back(cotangent)
+
+        def all_three(images, kernel):
+            outputs, pull_back = jax.vjp(lambda x, k: convolve(x, k, (1, 1), PADDINGS[0]), images, kernel)
+            return outputs, *pull_back(cotangent)
+
+        return jax.jit(all_three)(images, kernel)
 
     # All images in one part, three of them (the last part is filled up), and one, which is the least.
     one = 4 * 36 * tiles_per_image((8, 8, 50)) * 50

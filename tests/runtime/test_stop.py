@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import QUICK_TEACHER
 
 from ssdd_jax.errors import StorageError
 from ssdd_jax.io.checkpoints import Checkpoints
@@ -132,7 +133,7 @@ def test_a_run_that_is_terminated_says_so_and_ends_with_the_same_bytes(tmp_path)
     args = [sys.executable, "-m", "ssdd_jax.main", "--config", "digits:smoke", "--task=distill", "--config.only=krr_st"]
     args += ["--config.methods.krr_st.steps=400", "--config.teacher.steps=20"]
     # Small, since compiling takes most of the time.
-    args += ["--config.teacher.widths=(8,)", "--config.student.widths=(4,)", "--config.pool.size=1"]
+    args += ["--config.teacher.widths=(8,)", "--config.student.widths=(4,)", "--config.pool.size=1", *QUICK_TEACHER]
 
     def distil(name, terminate=False):
         process = subprocess.Popen([*args, "--workdir", str(tmp_path / name)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from quick import QUICK_TEACHER, VIEWS
 
 from ssdd_jax.cli import parse
 from ssdd_jax.errors import InputError
@@ -30,6 +31,8 @@ def make_spec(sections=None, **evaluation):
     config.data.source = "digits"
     smoke(config)
     config.only = "krr_st"
+    for view, values in VIEWS.items():
+        config.teacher[view].update(values)
     config.evaluation.update(**{"protocols": ("knn",), **evaluation})
     config.protocols.few.fractions = (0.05,)
     config.protocols.update(sections or {})
@@ -342,7 +345,7 @@ def test_a_damaged_results_file_is_refused_and_kept(workdir, capsys):
 
 def test_the_tasks_of_the_command_line(workdir, capsys):
     settings = ["--config.only=krr_st", "--config.evaluation.protocols=('knn',)"]
-    args = ["--config", "digits:smoke", *settings, "--workdir", str(workdir / "run")]
+    args = ["--config", "digits:smoke", *QUICK_TEACHER, *settings, "--workdir", str(workdir / "run")]
     for task in ("teacher", "distill", "evaluate"):
         assert main([*args, f"--task={task}"]) == 0, capsys.readouterr().err
     assert (workdir / "run" / "results.json").is_file()

@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+from quick import QUICK_TEACHER
 
 from ssdd_jax.errors import InputError, StorageError
 from ssdd_jax.main import main
@@ -129,7 +130,7 @@ def test_settings_that_cannot_be_read_are_never_taken_for_the_same(tmp_path, con
 
 
 def test_the_command_refuses_changes_with_status_2_touches_nothing_and_accepts_them_when_told(tmp_path, capsys):
-    args = ["--config", "digits:smoke", "--task=teacher", "--workdir", str(tmp_path)]
+    args = ["--config", "digits:smoke", *QUICK_TEACHER, "--task=teacher", "--workdir", str(tmp_path)]
     assert main(args) == 0
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     capsys.readouterr()
