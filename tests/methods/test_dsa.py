@@ -14,7 +14,6 @@ from ssdd_jax.methods import dsa
 from ssdd_jax.methods.class_rows import by_class
 from ssdd_jax.methods.network import own_learner
 from ssdd_jax.methods.plan import Sizes
-from ssdd_jax.settings.augment import WITHOUT_FLIP
 from ssdd_jax.settings.methods import DsaSpec
 from ssdd_jax.settings.spec import NetSpec
 
@@ -94,7 +93,7 @@ def test_a_step_sums_over_classes_and_keeps_its_momentum():
 
 
 def test_real_images_that_are_the_distilled_ones_leave_nothing_to_match_whatever_the_augmentation():
-    spec = DsaSpec(net=NET, augment=WITHOUT_FLIP)
+    spec = DsaSpec(net=NET, augment="color_crop_scale")
     learner = own_learner("mine", NET, SHAPE, 2)
     state = state_of(spec, learner)
     step = jax.jit(dsa.make_image_step(spec, learner, jnp.ones((2, 2))))
@@ -104,7 +103,7 @@ def test_real_images_that_are_the_distilled_ones_leave_nothing_to_match_whatever
 
 
 def test_a_network_is_trained_on_the_set():
-    spec = DsaSpec(net=NET, augment="", network_rate=0.1, network_batch=3)
+    spec = DsaSpec(net=NET, augment="color_crop", network_rate=0.1, network_batch=3)
     learner = own_learner("mine", NET, SHAPE, 2)
     state = state_of(spec, learner)
     train = jax.jit(dsa.make_network_epochs(spec, learner, 4, 20))
@@ -115,7 +114,7 @@ def test_a_network_is_trained_on_the_set():
 
 
 def test_a_run_goes_on_with_equal_bits_and_leaves_hard_labels(goes_on_with_equal_bits):
-    spec = DsaSpec(net=NetSpec("convnet_in", (4,)), augment=WITHOUT_FLIP, networks=2, image_steps=2, network_epochs=1, batch_per_class=8)
+    spec = DsaSpec(net=NetSpec("convnet_in", (4,)), augment="", networks=2, image_steps=2, network_epochs=1, batch_per_class=8)
     distilled, folder = goes_on_with_equal_bits(spec)
     manifest = json.loads((folder / "distilled" / "mine" / "seed_0" / "manifest.json").read_text())
     assert (manifest["num_images"], manifest["stored_scalars"], manifest["steps"], manifest["teacher"]) == (10, 650, 4, None)

@@ -14,7 +14,6 @@ from ssdd_jax.methods import idm
 from ssdd_jax.methods.class_rows import by_class
 from ssdd_jax.methods.network import own_learner
 from ssdd_jax.methods.plan import Sizes
-from ssdd_jax.settings.augment import WITHOUT_FLIP
 from ssdd_jax.settings.methods import IdmSpec
 from ssdd_jax.settings.spec import NetSpec
 
@@ -93,6 +92,12 @@ def test_the_cross_entropy_weighs_as_much_as_the_network_is_right():
     np.testing.assert_allclose(losses[1] - losses[0], 50 * entropy, rtol=0.1)
 
 
+def test_real_images_that_are_the_distilled_ones_leave_nothing_to_match_whatever_the_augmentation():
+    spec = IdmSpec(net=NET, partition=False, augment="color_crop_scale")
+    images = jnp.asarray(RANDOM.normal(size=(4, *SHAPE)), jnp.float32)
+    assert match_once(spec, PLAIN, images, by_class(images, 2))[2]["loss"] < 1e-6
+
+
 def queue_of(spec, learner):
     return idm.init_queue(jax.random.key(0), spec, learner)
 
@@ -140,7 +145,7 @@ def test_networks_are_trained_and_their_accuracy_is_counted():
 
 
 def test_a_run_goes_on_with_equal_bits_and_its_views_share_their_labels(goes_on_with_equal_bits):
-    spec = IdmSpec(net=NET, augment=WITHOUT_FLIP, steps=4, batch_per_class=8, queue=4, push_every=2, network_updates=2, network_batch=16)
+    spec = IdmSpec(net=NET, augment="", steps=4, batch_per_class=8, queue=4, push_every=2, network_updates=2, network_batch=16)
     distilled, folder = goes_on_with_equal_bits(spec)
     manifest = json.loads((folder / "distilled" / "mine" / "seed_0" / "manifest.json").read_text())
     sizes = ("num_images", "num_views", "stored_scalars", "steps", "teacher")
