@@ -1,6 +1,9 @@
 """Real rows drawn class by class, as methods of labels match them."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,3 +48,17 @@ def by_class(rows: Float[Array, "m *row"], num_classes: int) -> Float[Array, "k 
 def class_keys(key: PRNGKeyArray, num_classes: int) -> Array:
     """Return a key for each class."""
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(num_classes))
+
+
+def fewer_per_class(where: str, spec: Any, size: int, make: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
+    """Yield settings with fewer and fewer real images of a class, as `Phase.smaller` does, each with what is made of them.
+
+    Args:
+        where: config.methods.NAME.
+        spec: settings with a `batch_per_class`.
+        size: how many images of a class there are now.
+        make: settings -> the phase.
+    """
+    while size > 1:
+        size //= 2
+        yield f"--{where}.batch_per_class={size}", make(replace(spec, batch_per_class=size))

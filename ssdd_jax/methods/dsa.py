@@ -20,7 +20,7 @@ from ssdd_jax.core.pool import MemberState, init_member, train_member
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.classes import hard_labels
 from ssdd_jax.errors import InputError
-from ssdd_jax.methods.class_rows import ClassRows, by_class, class_keys
+from ssdd_jax.methods.class_rows import ClassRows, by_class, class_keys, fewer_per_class
 from ssdd_jax.methods.labels import balanced_start
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.network import own_learner
@@ -150,12 +150,15 @@ def make_network_epochs(spec: DsaSpec, learner: Learner, num_images: int, epochs
 
 
 def phases(spec: DsaSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
-    """Return the steps, if there are any; a network's first step starts it, the others train it first."""
+    """Return the steps, if there are any."""
+    image_steps, _ = schedule(inputs.name, spec, plan.num_images // inputs.num_classes)
+    return (_steps(spec, plan, inputs),) if spec.networks * image_steps else ()
+
+
+def _steps(spec: DsaSpec, plan: Plan, inputs: Inputs) -> Phase:
+    """Return the steps of the images; a network's first step starts it, the others train it first."""
     classes, count = inputs.num_classes, plan.num_images
     image_steps, epochs = schedule(inputs.name, spec, count // classes)
-    total = spec.networks * image_steps
-    if not total:
-        return ()
     learner = own_learner(inputs.name, spec.net, inputs.image_shape, classes, precision=spec.precision)
     rows = ClassRows(inputs.class_labels(), classes, spec.batch_per_class)
     move = make_image_step(spec, learner, rows.weights, shard=inputs.shard)
@@ -178,13 +181,14 @@ def phases(spec: DsaSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
 
     draw = lambda number, seed: (rows.draw(step_key(seed, Stream.MATCHING_DRAW, number)).reshape(-1),)
     where = f"config.methods.{inputs.name}"
+    smaller = lambda: fewer_per_class(where, spec, rows.size, lambda less: _steps(less, plan, inputs))
     rate = f"too large a step of the images; lower {where}.learning_rate ({spec.learning_rate})"
     causes = {
         "loss": f"the training of the networks; lower {where}.network_rate ({spec.network_rate})",
         "grad_norm": rate,
         "distilled": rate,
     }
-    return (Phase("images", total, init, step, draw, ("images",), causes=causes),)
+    return Phase("images", spec.networks * image_steps, init, step, draw, ("images",), causes=causes, smaller=smaller)
 
 
 def finish(spec: DsaSpec, plan: Plan, inputs: Inputs, state: State | DistilledSet) -> Finished:

@@ -22,7 +22,7 @@ from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.classes import hard_labels
 from ssdd_jax.core.views import QUADRANTS, apply_views
 from ssdd_jax.errors import InputError
-from ssdd_jax.methods.class_rows import ClassRows, by_class, class_keys
+from ssdd_jax.methods.class_rows import ClassRows, by_class, class_keys, fewer_per_class
 from ssdd_jax.methods.labels import balanced_start, label_targets
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.network import own_learner
@@ -220,8 +220,11 @@ def train_networks(
 
 def phases(spec: IdmSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
     """Return the steps, if there are any."""
-    if not spec.steps:
-        return ()
+    return (_steps(spec, plan, inputs),) if spec.steps else ()
+
+
+def _steps(spec: IdmSpec, plan: Plan, inputs: Inputs) -> Phase:
+    """Return the steps of the images and of the networks."""
     classes = inputs.num_classes
     learner = own_learner(inputs.name, spec.net, inputs.image_shape, classes, precision=spec.precision)
     rows = ClassRows(inputs.class_labels(), classes, spec.batch_per_class)
@@ -261,7 +264,8 @@ def phases(spec: IdmSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
     causes = {"loss": rate, "grad_norm": rate, "network_loss": network, "distilled": rate}
     # The networks are finite if their loss is; reading the queue would copy it.
     watch = lambda state: replace(state, queue=None)
-    return (Phase("images", spec.steps, init, step, draw, ("images", "labels"), watch=watch, causes=causes),)
+    smaller = lambda: fewer_per_class(where, spec, rows.size, lambda less: _steps(less, plan, inputs))
+    return Phase("images", spec.steps, init, step, draw, ("images", "labels"), watch=watch, causes=causes, smaller=smaller)
 
 
 def finish(spec: IdmSpec, plan: Plan, inputs: Inputs, state: State | DistilledSet) -> Finished:

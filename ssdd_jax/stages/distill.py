@@ -178,8 +178,10 @@ class MethodRun:
             except TooLarge:
                 continue
             return f"what fits is {flags}"
-        network = f"config.methods.{self.name}.net" if hasattr(self.spec, "net") else "config.student"
-        return f"lower config.outer.batch_size, or take a smaller {network}"
+        own = lambda *settings: next((f"config.methods.{self.name}.{name}" for name in settings if hasattr(self.spec, name)), "")
+        batch = own("batch_per_class", "batch_size") or "config.outer.batch_size"
+        network = own("net", "experts") or ("config.student" if "student" in self.method.sections else "")
+        return f"lower {batch}" + (f", or take a smaller {network}" if network else "")
 
     def _tables(self, phase: Phase) -> list[Table]:
         named = {

@@ -14,6 +14,7 @@ from ssdd_jax.methods import dsa
 from ssdd_jax.methods.class_rows import by_class
 from ssdd_jax.methods.network import own_learner
 from ssdd_jax.methods.plan import Sizes
+from ssdd_jax.runtime.memory import TooLarge
 from ssdd_jax.settings.methods import DsaSpec
 from ssdd_jax.settings.spec import NetSpec
 
@@ -119,3 +120,9 @@ def test_a_run_goes_on_with_equal_bits_and_leaves_hard_labels(goes_on_with_equal
     manifest = json.loads((folder / "distilled" / "mine" / "seed_0" / "manifest.json").read_text())
     assert (manifest["num_images"], manifest["stored_scalars"], manifest["steps"], manifest["teacher"]) == (10, 650, 4, None)
     np.testing.assert_array_equal(distilled.reprs.codes[0, :, 0], np.arange(10))
+
+
+def test_a_step_that_does_not_fit_is_refused_with_what_does(distil):
+    spec = DsaSpec(net=NetSpec("convnet_in", (4,)), augment="", networks=1, batch_per_class=16)
+    with pytest.raises(TooLarge, match=r"what fits is --config\.methods\.mine\.batch_per_class=[1248]$"):
+        distil(spec, memory={"limit_gb": 1.6e-4})
