@@ -105,7 +105,7 @@ def loss_picture(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
 
     with matplotlib.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-        axes = figure.add_subplot(yscale="log", xlabel="outer step", ylabel="outer loss (mean squared error, log scale)")
+        axes = figure.add_subplot(yscale="log", xlabel="outer step", ylabel="outer loss (each method's own, log scale)")
         one_seed = all(losses.shape[1] == 1 for _, losses in curves.values())
         # The legend is sorted by the curves' right ends, so that it reads from top to bottom.
         order = sorted(curves, key=lambda method: -curves[method][1][-1].mean())
