@@ -218,7 +218,7 @@ def diff_augment(
     Args:
         key: equal keys draw equal operations and, in Siamese mode, equal parameters for batches of any size.
         images: "n H W C", normalized.
-        strategy: names of operations joined by underscores, such as `ssdd_jax.settings.augment.WITH_FLIP`.
+        strategy: names of operations joined by underscores, such as `ssdd_jax.settings.augment.WITH_FLIP`; '' changes nothing.
         siamese: whether all images share the parameters of the operation; otherwise each has its own.
         align_corners: what the ends of the grid of `warp` are.
 
@@ -228,6 +228,8 @@ def diff_augment(
     Raises:
         ValueError: an operation is unknown.
     """
+    if not strategy:
+        return images
     operations, shape = parse_strategy(strategy), images.shape[1:]
     operation_key, draw_key = jax.random.split(key)
 

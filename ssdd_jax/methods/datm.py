@@ -158,9 +158,8 @@ def make_step(spec: DatmSpec, apply: Callable[[Array, Array], Array]) -> Callabl
 
     A loss above the threshold leaves the state as it was, momentum included.
     """
-    optimizer, strategy = make_optimizer(spec), spec.experts.augment
-    change = partial(diff_augment, strategy=strategy, siamese=False, align_corners=True)
-    augment = change if strategy else lambda key, images: images
+    optimizer = make_optimizer(spec)
+    augment = partial(diff_augment, strategy=spec.experts.augment, siamese=False, align_corners=True)
     loss = logit_loss if spec.soft_labels else label_loss
 
     def step(state: Matching, ends: Float[Array, "2 p"], key: Array) -> tuple[Matching, dict[str, Array]]:

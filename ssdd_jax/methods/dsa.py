@@ -109,8 +109,7 @@ def make_image_step(spec: DsaSpec, learner: Learner, weights: Float[Array, "k b"
             images = shard("data", images)
 
             def distance(synthetic: Array) -> Array:
-                pair = (images, synthetic) if not spec.augment else (augment(key, images), augment(key, synthetic))
-                return class_gradient_distance(apply, params, *pair, label, of)
+                return class_gradient_distance(apply, params, augment(key, images), augment(key, synthetic), label, of)
 
             return jax.value_and_grad(distance)(synthetic)
 
@@ -139,8 +138,7 @@ def make_network_epochs(spec: DsaSpec, learner: Learner, num_images: int, epochs
 
         def update(network: MemberState, batch: Any) -> tuple[MemberState, None]:
             rows, number = batch
-            chosen = images[rows]
-            chosen = augment(jax.random.fold_in(augment_key, number), chosen) if spec.augment else chosen
+            chosen = augment(jax.random.fold_in(augment_key, number), images[rows])
             return train_member(network, chosen, targets[rows], learner, optimizer, label_loss)[0], None
 
         rows = batch_schedule(order_key, num_images, spec.network_batch, updates)

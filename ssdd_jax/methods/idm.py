@@ -170,7 +170,7 @@ def make_image_steps(spec: IdmSpec, layout: Layout, learner: Learner, weights: F
 
             def loss(part: Array) -> Array:
                 rows = apply_views(part, layout.views).reshape(-1, *part.shape[1:])
-                ours, theirs = (rows, own) if not spec.augment else (augment(key, rows), augment(key, own))
+                ours, theirs = augment(key, rows), augment(key, own)
                 distance = mean_distance(learner.features(variables, theirs), learner.features(variables, ours), of)
                 return distance + spec.ce_weight * percent * class_loss(learner.apply, variables, ours, label)
 

@@ -168,9 +168,8 @@ def make_expert_step(spec: ExpertSpec, apply: Callable[[Array, Array], Array], n
 
     def step(params: Array, number: Array, batch: Sequence[Array], expert: Array, schedule: Array) -> tuple[Array, dict[str, Array]]:
         images, labels = normalize(batch[0]), batch[1]
-        if spec.augment:
-            key = jax.random.fold_in(expert_keys(spec.seed, expert)[1], number)
-            images = diff_augment(key, images, spec.augment, siamese=False, align_corners=True)
+        key = jax.random.fold_in(expert_keys(spec.seed, expert)[1], number)
+        images = diff_augment(key, images, spec.augment, siamese=False, align_corners=True)
 
         def loss_fn(params: Array) -> tuple[Array, Array]:
             outputs = apply(params, images)

@@ -176,3 +176,8 @@ def test_the_gradient_is_that_of_differences_in_float64(key, name):
         gradient, difference = jax.jit(both)(*(jnp.asarray(random.normal(size=(2, 5, 6, 2))) for _ in range(3)))
         assert gradient.dtype == jnp.float64
     np.testing.assert_allclose(gradient, difference, rtol=1e-7)
+
+
+def test_no_operation_changes_nothing():
+    images = jnp.ones((2, 4, 4, 1))
+    assert diff_augment(jax.random.key(0), images, "", siamese=True) is images
