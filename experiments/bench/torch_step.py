@@ -114,6 +114,8 @@ class Outer:
         inner: settings of SGD on a member.
         ridge: lambda as a fraction of the kernel's trace.
         support_images: number of images that take part in a step; 0 takes all.
+        half: networks run in bfloat16 where PyTorch's automatic mixed precision has it so.
+        compiled: networks are compiled.
     """
 
     def __init__(
@@ -128,10 +130,16 @@ class Outer:
         inner: dict[str, float] | None = None,
         ridge: float = 1e-6,
         support_images: int = 0,
+        half: bool = False,
+        compiled: bool = False,
     ):
         self.distilled, self.make_member, self.max_age, self.layout = distilled, make_member, max_age, layout
         self.inner = inner or {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
         self.ridge, self.support_images = ridge, support_images
+        device = distilled.parameters[0].device.type
+        self.mixed = lambda: torch.autocast(device, torch.bfloat16, enabled=half)
+        compile_if = torch.compile if compiled else lambda fn: fn
+        self.features_of, self.outputs_of = compile_if(lambda net, x: net.features(x)), compile_if(lambda net, x: net(x))
         self.optimizer = torch.optim.AdamW(distilled.parameters, learning_rate, weight_decay=0.0)
         self.pool = [self.fresh() for _ in range(pool_size)]
 
@@ -146,7 +154,8 @@ class Outer:
     def features(self, net: ConvNet, images: torch.Tensor) -> torch.Tensor:
         """Return a member's features in evaluation mode, with a constant feature 1 appended."""
         net.eval()
-        features = net.features(self.laid_out(images))
+        with self.mixed():
+            features = self.features_of(net, self.laid_out(images)).float()
         return torch.cat([features, features.new_ones(len(features), 1)], 1)
 
     def loss(self, support: torch.Tensor, targets: torch.Tensor, real: torch.Tensor, reprs: torch.Tensor) -> torch.Tensor:
@@ -167,7 +176,9 @@ class Outer:
             return
         net.train()
         optimizer.zero_grad()
-        functional.mse_loss(net(self.laid_out(images)), reprs).backward()
+        with self.mixed():
+            outputs = self.outputs_of(net, self.laid_out(images)).float()
+        functional.mse_loss(outputs, reprs).backward()
         optimizer.step()
         member[2] += 1
 
@@ -220,20 +231,26 @@ def references(work: Work) -> dict[str, dict[str, Callable[[], Any]]]:
     return found
 
 
-def _references(work: Work, layout: torch.memory_format) -> Any:
-    spec, method, shape, batch = work.spec, work.method, work.case.image_shape, work.spec.outer.batch_size
-    inner = {"lr": spec.pool.learning_rate, "momentum": spec.pool.momentum, "weight_decay": spec.pool.weight_decay}
-    outer = Outer(
+def outer_of(work: Work, layout: torch.memory_format, **how: bool) -> Outer:
+    """Return the outer step of a case, before its first step."""
+    spec, method = work.spec, work.method
+    return Outer(
         distilled_tensors(work.distilled),
-        lambda: ConvNet(work.widths, shape, work.width),
+        lambda: ConvNet(work.widths, work.case.image_shape, work.width),
         pool_size=spec.pool.size,
         max_age=spec.pool.max_age,
         layout=layout,
         learning_rate=method.learning_rate,
-        inner=inner,
+        inner={"lr": spec.pool.learning_rate, "momentum": spec.pool.momentum, "weight_decay": spec.pool.weight_decay},
         ridge=spec.outer.ridge,
         support_images=method.support_images,
+        **how,
     )
+
+
+def _references(work: Work, layout: torch.memory_format) -> Any:
+    spec, method, shape, batch = work.spec, work.method, work.case.image_shape, work.spec.outer.batch_size
+    outer = outer_of(work, layout)
     padding = spec.outer.real_padding if spec.outer.real_augment == "crops" else 0
     reprs = torch.randn(len(work.data.train_images), work.width)
     batches = RealBatches(work.data.train_images, reprs.numpy(), work.data.mean, work.data.std, batch, padding, spec.outer.real_flip)
