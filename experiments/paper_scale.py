@@ -27,6 +27,8 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 # Dense products of an H100 SXM and an H200 according to their data sheets, in operations per second.
 PEAK = {"float32": 67e12, "tensorfloat32": 494.7e12, "bfloat16": 989.4e12}
 STOPPED = 75
+# After this long the measurement of one step is given up, so that the others have their turn.
+CHILD_SECONDS = 150
 PARTS = ("steps", "torch", "whole", "short")
 # Part, method, precision.
 STEPS = [
@@ -47,6 +49,11 @@ def work_at(method: str, precision: str, smoke: bool) -> Any:
     config = "fashion_mnist:smoke" if smoke else "fashion_mnist"
     views = ("methods.ours.view_targets=('stored','network','network','network')",) if method == "ours" else ()
     return Work(Case(config, method, (32, 32, 1), 60_000, 10, (f"outer.precision={precision}", *views)))
+
+
+def say(what: str) -> None:
+    """Print how far a process is, and when, so that what takes long can be seen afterwards."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def timed(call: Callable[[], None], count: int) -> dict[str, float]:
@@ -80,15 +87,18 @@ def step_at(method: str, precision: str, smoke: bool, num_steps: int) -> dict:
         return jax.lax.scan(lambda state, key: (step(state, images, reprs, key)[0], None), state, keys)[0]
 
     state = work.start(jax.random.key(1))
+    say("ready to compile")
     started = time.perf_counter()
     compiled = jax.jit(many, donate_argnums=0).lower(state, images, reprs).compile()
     compilation = time.perf_counter() - started
+    say("compiled")
 
     def call() -> None:
         nonlocal state
         state = jax.block_until_ready(compiled(state, images, reprs))
 
     seconds = timed(call, num_steps)
+    say(f"timed: {seconds}")
     kind = jax.devices()[0].device_kind
     known = any(name in kind for name in ("H100", "H200"))
     side = 1024 if smoke else 8192
@@ -132,6 +142,7 @@ def torch_step_at(method: str, precision: str, smoke: bool, num_steps: int) -> d
                 torch.cuda.synchronize()
 
         found[name] = timed(call, num_steps)
+        say(f"timed {name}: {found[name]}")
         # If compilation fails or takes too long, the first is known.
         print(json.dumps({"torch": torch.__version__, "seconds": found}), flush=True)
     return {"torch": torch.__version__, "seconds": found}
@@ -184,10 +195,9 @@ def child(options: argparse.Namespace, part: str, method: str, precision: str, u
     command = [sys.executable, __file__, "--workdir", str(options.workdir), "--step", part, method, precision, *smoke]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=max(until.left, 5))
+        limit = max(min(until.left, CHILD_SECONDS), 5)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False, timeout=limit)
         printed, status = done.stdout, done.returncode
-        if status:
-            print(done.stderr[-4000:], file=sys.stderr)
     except subprocess.TimeoutExpired as error:
         printed, status = (error.stdout or b"").decode(), "out of time"
     lines = [line for line in printed.splitlines() if line.startswith("{")]
@@ -223,6 +233,7 @@ def everything(options: argparse.Namespace, until: Until) -> int:
             continue
         if until.left < 60:
             return STOPPED
+        say(f"{part} {name}")
         known[part][name] = child(options, part, method, precision, until)
         keep()
 
