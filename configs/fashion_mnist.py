@@ -2,6 +2,8 @@
 
 The files are looked for in fashion_mnist/ of --config.data.data_dir, then where Debian's package dataset-fashion-mnist puts them.
 
+`fashion_mnist:cpu` has small networks and N = 10, for two cores; what it gives is in experiments/README.md.
+
 `fashion_mnist:labels` is `cpu` with the rows of label sets, one image of each class, in settings for two cores. (Published are 1,001
 networks of width 128 for DSA, 20,000 steps for IDM, 100 experts of 100 epochs for trajectories, 500,000 steps for FRePo.) Their students
 have DC's recipe, and one of them is the network of the literature, convnet_in; its accuracy is what the literature reports.
@@ -76,7 +78,7 @@ def published(variant):
     config.num_pairs = 10
     config.data.validation = 0.0
     config.outer.batch_size = 1024
-    config.evaluation.update(students=to_config({net: NetSpec(net) for net in students}), updates=updates)
+    config.evaluation.update(students=to_config({net: NetSpec(net) for net in students}), updates=updates, epochs=0 if updates else 1000)
     config.evaluation.update(protocols=("knn",), controls=("none",))
     config.evaluation.recipes.labels = to_config(recipe)
     return config

@@ -102,6 +102,7 @@ STORES = Registry(
 """How rows of images or targets are kept: `ssdd_jax.core.stores.store.Store`."""
 
 _INFINITE = "ssdd_jax.kernels.infinite"
+_INFINITELY_WIDE = ("fc_ntk", "fc_nngp", "conv_ntk", "conv_nngp", "convnet_ntk", "convnet_nngp")
 
 KERNELS = Registry(
     "kernel",
@@ -114,6 +115,7 @@ KERNELS = Registry(
         "convnet_ntk": "ssdd_jax.kernels.pooled:convnet_ntk",
         "convnet_nngp": "ssdd_jax.kernels.pooled:convnet_nngp",
         "empirical_ntk": "ssdd_jax.kernels.empirical:empirical_ntk",
+        **{f"nt_{name}": f"ssdd_jax.kernels.neural_tangents:nt_{name}" for name in _INFINITELY_WIDE},
     },
 )
 """What the outer loss predicts with: makers of a `ssdd_jax.core.kernel.Kernel`."""

@@ -30,11 +30,24 @@ def run_smoke(name, workdir, *args):
     assert (workdir / "run" / "report" / "results.md").is_file()
 
 
-@pytest.mark.parametrize("name", shipped_configs())
+VARIANTS = (
+    "digits:kip",
+    "digits:frepo",
+    "digits:datm",
+    "fashion_mnist:cpu",
+    "fashion_mnist:labels",
+    "fashion_mnist:dsa",
+    "fashion_mnist:frepo",
+)
+
+
+@pytest.mark.parametrize("name", [*shipped_configs(), *VARIANTS])
 def test_every_config_builds_and_says_what_it_is(name):
     spec = parse(["--config", name, "--workdir", "x"]).spec
     assert spec.methods
-    assert ast.get_docstring(ast.parse((config_folder() / f"{name}.py").read_text()))
+    said = ast.get_docstring(ast.parse((config_folder() / f"{name.partition(':')[0]}.py").read_text()))
+    assert said
+    assert ":" not in name or f"`{name}`" in said
 
 
 @pytest.mark.chaos

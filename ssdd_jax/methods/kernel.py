@@ -2,7 +2,11 @@
 
 import inspect
 from dataclasses import fields
+from functools import partial
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.learner import Learner
@@ -38,6 +42,28 @@ def check_kernel(where: str, spec: Any) -> None:
             raise InputError(f"{where}.{name} is {value}, but the kernel {spec.kernel!r} has no such setting; expected {default}")
 
 
+def check_rows(where: str, spec: Any, num_rows: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuse a kernel without members that cannot be computed for the rows of a set: too many, too small or too large images.
+
+    Args:
+        where: config.methods.NAME, for messages.
+        spec: the method's settings, with a `kernel`.
+        num_rows: images of the set that take part in a step, those of all views.
+        image_shape: (H, W, C).
+
+    Raises:
+        InputError: with the kernel's own message.
+    """
+    kernel = _without_networks(spec.kernel, **kernel_settings(spec))
+    if kernel.learner is not None:
+        return
+    rows = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    try:
+        jax.eval_shape(partial(kernel.predict, None), rows(num_rows, *image_shape), rows(num_rows, 1), rows(1, *image_shape))
+    except ValueError as error:
+        raise InputError(f"{where}.kernel is {spec.kernel!r}: {error}") from error
+
+
 def ridge_warnings(increases: int, ridges: str) -> tuple[str, ...]:
     """Return a line for the user if ridges were increased, see `ssdd_jax.core.krr.solve_regularized`; `ridges` names the settings."""
     line = f"kernels singular in float32 had their ridge increased tenfold {increases} times; raise {ridges}, or look for equal images"
@@ -46,6 +72,9 @@ def ridge_warnings(increases: int, ridges: str) -> tuple[str, ...]:
 
 def has_members(name: str) -> bool:
     """Return whether a kernel reads networks of a pool."""
+    return _without_networks(name).learner is not None
+
+
+def _without_networks(name: str, **settings: Any) -> Kernel:
     nobody: Any = None
-    made: Kernel = KERNELS[name](Learner(nobody, nobody, nobody, nobody), ridge=0.0, ridge_scale="absolute")
-    return made.learner is not None
+    return KERNELS[name](Learner(nobody, nobody, nobody, nobody), ridge=0.0, ridge_scale="absolute", **settings)

@@ -19,7 +19,7 @@ from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, support
 from ssdd_jax.core.pool import mean_squared_error
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.errors import InputError
-from ssdd_jax.methods.kernel import check_kernel, has_members, kernel_settings, ridge_warnings
+from ssdd_jax.methods.kernel import check_kernel, check_rows, has_members, kernel_settings, ridge_warnings
 from ssdd_jax.methods.labels import balanced_start
 from ssdd_jax.methods.method import LABELS, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan, Sizes, fill_classes
@@ -69,7 +69,9 @@ def plan(name: str, spec: KipSpec, sizes: Sizes) -> Plan:
         raise InputError(f"{where}.label_solve replaces the labels that {where}.learn_labels learns; set one of them to False")
     layout = Layout(sizes.image_shape, sizes.image_shape, target_kind="labels")
     learned = spec.learn_labels or spec.label_solve
-    return fill_classes(name, sizes, layout, spec.images, label_width=sizes.num_classes if learned else 1)
+    plan = fill_classes(name, sizes, layout, spec.images, label_width=sizes.num_classes if learned else 1)
+    check_rows(where, spec, plan.num_images, sizes.image_shape)
+    return plan
 
 
 def start(spec: KipSpec, plan: Plan, inputs: Inputs, seed: int) -> DistilledSet:

@@ -22,7 +22,7 @@ from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.store import Start, StoreSizes
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import InputError
-from ssdd_jax.methods.kernel import check_kernel, kernel_settings, ridge_warnings
+from ssdd_jax.methods.kernel import check_kernel, check_rows, kernel_settings, ridge_warnings
 from ssdd_jax.methods.method import TEACHER, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
 from ssdd_jax.methods.selection import select_images
@@ -80,6 +80,7 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
     shapes = lambda count, layout: finished_shapes(count, layout, width, **stores, hidden=spec.hidden)
     advice = f"lower image_bases ({spec.image_bases}) or repr_bases ({spec.repr_bases}), or raise config.num_pairs"
     plan = fill_budget(where, sizes, layouts, shapes, spec.images, advice)
+    check_rows(where, spec, (spec.support_images or plan.num_images) * len(spec.views), sizes.image_shape)
     if spec.joint and not plan.layout.count("network"):
         unused = f"{where}.joint is {spec.joint}, but networks predict no view's targets"
         if spec.view_targets != ("auto",):

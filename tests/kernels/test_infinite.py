@@ -9,8 +9,7 @@ from oracles.krr import finite_difference
 
 from ssdd_jax.core.distilled import Layout, init_distilled
 from ssdd_jax.core.outer import outer_loss
-from ssdd_jax.kernels.infinite import conv_kernel, fc_kernel, matrix_kernel
-from ssdd_jax.kernels.pooled import pooled_kernel
+from ssdd_jax.kernels.infinite import conv_kernel, fc_kernel
 from ssdd_jax.registry import KERNELS
 
 pytestmark = pytest.mark.core
@@ -161,34 +160,3 @@ def test_the_outer_loss_has_finite_gradients_where_distilled_and_real_images_are
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.asarray(images(2), jnp.float32))
-
-
-def networks():
-    """Return pairs of a kernel of neural-tangents and ours."""
-    stax = pytest.importorskip("neural_tangents").stax
-    dense = lambda: stax.Dense(1, W_std=2**0.5, b_std=0.1)
-    conv = lambda: stax.Conv(1, (3, 3), padding="SAME", W_std=2**0.5, b_std=0.1)
-    pool = lambda: stax.AvgPool((2, 2), (2, 2))
-    stack = lambda layer, depth: [part for _ in range(depth) for part in (layer(), stax.Relu())]
-    network = lambda *layers: stax.serial(*layers)[2]
-    return [
-        (network(stax.Flatten(), *stack(dense, 3), dense()), partial(fc_kernel, depth=3)),
-        (network(*stack(conv, 2), stax.Flatten(), dense()), partial(conv_kernel, depth=2)),
-        (network(conv(), stax.Relu(), pool(), stax.Flatten(), dense()), partial(pooled_kernel, depth=1)),
-    ]
-
-
-def test_values_and_gradients_equal_those_of_neural_tangents(float64):
-    support, points = jnp.asarray(images(3)), jnp.asarray(images(4, seed=1))
-    targets = jnp.asarray(images(3, (2,), 2))
-    for theirs, ours in networks():
-        for kind in KINDS:
-            of_theirs, of_ours = partial(theirs, get=kind), partial(ours, kind=kind)
-            for x in (support, points):
-                np.testing.assert_allclose(of_ours(x, support), of_theirs(x, support), rtol=1e-6)
-            gradients = []
-            # A kernel_fn is a kernel of the outer loss as it is.
-            for matrix in (of_theirs, of_ours):
-                loss = lambda x, matrix=matrix: jnp.mean(predict(matrix_kernel(matrix, ridge=1e-3), x, targets, points) ** 2)
-                gradients.append(jax.jit(jax.grad(loss))(support))
-            np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)

@@ -143,6 +143,7 @@ def test_a_class_takes_one_number_of_the_budget_and_a_learned_label_one_per_clas
         ({"images": 50}, "images is 50, expected at most 39"),
         ({"kernel": "feature"}, "kernel is 'feature', which reads a pool of networks; expected one of fc_ntk, fc_nngp"),
         ({"learn_labels": True, "label_solve": True}, "set one of them to False"),
+        ({"kernel": "convnet_ntk", "depth": 4}, "kernel is 'convnet_ntk': pooled_kernel: depth is 4, which pools 8 x 8 pixels to nothing"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_in_one_line(settings, message):
@@ -161,6 +162,14 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(settings, message):
 def test_a_setting_that_the_kernel_does_not_have_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
         regression.plan("krr_st", RegressionSpec(**settings), Sizes(10, (8, 8, 1), 64, 0, {}))
+
+
+def test_a_kernel_that_its_rows_would_not_fit_is_refused_before_anything_runs():
+    spec = RegressionSpec(kernel="convnet_ntk", views=("identity", "hflip"), view_targets=("stored", "shared"))
+    plan = lambda num_pairs: regression.plan("krr_st", spec, Sizes(num_pairs, (28, 28, 1), 64, 0, {}))
+    assert plan(54).num_images == 54
+    with pytest.raises(InputError, match=r"krr_st.kernel is 'convnet_ntk': pooled_kernel: 120 images .* expected at most 109 images"):
+        plan(60)
 
 
 def test_the_start_has_distinct_images_equally_many_of_each_class():
