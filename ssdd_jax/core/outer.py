@@ -14,6 +14,7 @@ from ssdd_jax.core import pool as pools
 from ssdd_jax.core.distilled import DistilledSet, expand, num_images, take_images
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.pool import MemberState, mean_squared_error, over_leading_axis
+from ssdd_jax.core.quantise import quantise
 from ssdd_jax.core.sharding import Shard, replicate_then_shard, unsharded
 
 
@@ -119,6 +120,12 @@ def image_sampler(key: PRNGKeyArray, total: int, count: int) -> Callable[[Distil
     return lambda distilled: take_images(distilled, index)
 
 
+def set_reader(key: PRNGKeyArray, distilled: DistilledSet, support_images: int, bits: int) -> Callable[[DistilledSet], DistilledSet]:
+    """Return a function of a set as a step reads it: the images that take part, see `image_sampler`, and every number in `bits`."""
+    select = image_sampler(key, num_images(distilled), support_images)
+    return lambda distilled: quantise(select(distilled), bits)
+
+
 def make_outer_step(
     *,
     kernel: Kernel,
@@ -127,6 +134,7 @@ def make_outer_step(
     max_age: int = 1,
     members_per_step: int = 1,
     support_images: int = 0,
+    bits: int = 32,
     loss: Loss = mean_squared_error,
     regularizer: Regularizer | None = None,
     member_loss: Loss = mean_squared_error,
@@ -146,6 +154,7 @@ def make_outer_step(
         max_age: number of updates after which a member is replaced.
         members_per_step: number of members K.
         support_images: how many distilled images take part in a step, drawn afresh each time; 0 takes all.
+        bits: what the loss and the members see of the set's numbers, see `ssdd_jax.core.quantise.quantise`; the state keeps floats.
         loss: see `outer_loss`.
         regularizer: see `outer_loss`.
         member_loss: what members are trained on.
@@ -168,14 +177,14 @@ def make_outer_step(
     def step(state: OuterState, images, reprs, key):
         member_key, reset_key, support_key = jax.random.split(key, 3)
         images, reprs = shard("data", (images, reprs))
-        select = image_sampler(support_key, num_images(state.distilled), support_images)
+        read = set_reader(support_key, state.distilled, support_images, bits)
         chosen, members = None, None
         if state.pool is not None:
             chosen = jax.random.choice(member_key, state.pool.age.shape[0], (members_per_step,), replace=False)
             members = shard("pool", pools.take(state.pool, chosen))
 
         def loss_fn(distilled):
-            one = lambda variables: outer_loss(select(distilled), variables, images, reprs, **settings)
+            one = lambda variables: outer_loss(read(distilled), variables, images, reprs, **settings)
             if members is None:
                 return one(None)
             losses, increases = over_leading_axis(one)(members.variables)
@@ -187,7 +196,7 @@ def make_outer_step(
         pool = state.pool
         if pool is not None:
             # A key of its own, so that the other draws are the same whatever the members are trained on.
-            taken = select(state.distilled)
+            taken = read(state.distilled)
             found = support_rows(taken) if member_rows is None else member_rows(jax.random.fold_in(key, 3), taken)
             rows, targets = replicate_then_shard(shard, jax.lax.stop_gradient(found))
             of_members = dict(learner=learner, optimizer=inner_optimizer, max_age=max_age, loss=member_loss)
@@ -230,19 +239,19 @@ def without_pool(state: OuterState) -> OuterState:
 
 
 def make_warm_up_step(
-    *, kernel: Kernel, inner_optimizer: optax.GradientTransformation, support_images: int = 0, shard: Shard = unsharded
+    *, kernel: Kernel, inner_optimizer: optax.GradientTransformation, support_images: int = 0, bits: int = 32, shard: Shard = unsharded
 ) -> Callable[[OuterState, Int[Array, ""], Int[Array, " L"], PRNGKeyArray], tuple[OuterState, dict[str, Array]]]:
     """Build step(state, member, ages, key) -> (state, metrics), which trains one member on the set unless it has reached its age.
 
-    `support_images`, `shard` and the key mean what they mean in the outer step: which images take part, and where they lie. The metrics
-    are loss and member_norm, see `make_outer_step`.
+    `support_images`, `bits`, `shard` and the key mean what they mean in the outer step: which images take part, how, and where they lie.
+    The metrics are loss and member_norm, see `make_outer_step`.
     """
 
     def step(state: OuterState, member, ages, key):
-        select = image_sampler(key, num_images(state.distilled), support_images)
+        read = set_reader(key, state.distilled, support_images, bits)
         index = jnp.asarray(member)[None]
         old = jax.tree.map(lambda leaf: leaf[0], pools.take(state.pool, index))
-        rows, targets = replicate_then_shard(shard, support_rows(select(state.distilled)))
+        rows, targets = replicate_then_shard(shard, support_rows(read(state.distilled)))
         new, loss = pools.train_member(old, rows, targets, kernel.learner, inner_optimizer)
         kept = jax.tree.map(lambda n, o: jnp.where(old.age < ages[member], n, o)[None], new, old)
         metrics = {"loss": loss, "member_norm": optax.tree.norm(kept.variables)}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from ssdd_jax.core.distilled import DistilledSet, Layout, budget_scalars, finished_shapes, max_images, num_stored_scalars
+from ssdd_jax.core.quantise import stored_numbers
 from ssdd_jax.errors import BudgetError, InputError
 
 
@@ -35,7 +36,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method will store: its layout, its number of images and their cost in numbers; and lines that the user should know."""
+    """What a method will store: its layout, its number of images, their cost in numbers of 32 bits, and lines that the user should know."""
 
     layout: Layout
     num_images: int
@@ -45,7 +46,13 @@ class Plan:
 
 
 def fill_budget(
-    where: str, sizes: Sizes, layouts: Sequence[Layout], shapes: Callable[[int, Layout], DistilledSet], images: int, advice: str
+    where: str,
+    sizes: Sizes,
+    layouts: Sequence[Layout],
+    shapes: Callable[[int, Layout], DistilledSet],
+    images: int,
+    advice: str,
+    bits: int = 32,
 ) -> Plan:
     """Choose the layout that fits the most images, and the number of images: those asked for, or as many as fit.
 
@@ -56,13 +63,14 @@ def fill_budget(
         shapes: (number of images, layout) -> the finished set, or its shapes.
         images: number of images m, or 0 for as many as fit.
         advice: what to do if not even one image fits.
+        bits: of a stored number, see `ssdd_jax.core.quantise`; the budget counts numbers of 32 bits.
 
     Raises:
         InputError: the budget does not hold one image, or not as many as are asked for.
     """
     budget = sizes.budget
     # Without views that cost anything, all layouts are the same.
-    cost = cache(lambda count, layout: num_stored_scalars(shapes(count, layout)))
+    cost = cache(lambda count, layout: stored_numbers(shapes(count, layout), bits))
     most, layout = max(((max_images(budget, lambda m, of=layout: cost(m, of)), layout) for layout in layouts), key=lambda pair: pair[0])
     if most < 1:
         least = min(cost(1, layout) for layout in layouts)

@@ -18,6 +18,7 @@ from ssdd_jax.core.distilled import DistilledSet, Layout, compress, finished_sha
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.optimizers import continue_with_networks, num_steps, outer_optimizer, sgd
 from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_warm_up_step, warm_up_ages, without_pool
+from ssdd_jax.core.quantise import BITS
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.store import Start, StoreSizes
 from ssdd_jax.core.views import apply_views
@@ -60,6 +61,8 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
         raise InputError(f"{where}.image_bases is {spec.image_bases}, expected at most {prod(base_shape)}, the numbers of a base image")
     if spec.repr_bases > width:
         raise InputError(f"{where}.repr_bases is {spec.repr_bases}, expected at most {width}, the width of the teacher's representation")
+    if spec.bits not in BITS:
+        raise InputError(f"{where}.bits is {spec.bits}, expected one of {', '.join(map(str, BITS))}")
     _factor_scale(where, spec)
     check_kernel(where, spec)
     layout = partial(Layout, sizes.image_shape, base_shape, spec.views)
@@ -79,7 +82,7 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
     stores = make_stores(where, spec, partial(unfitted, prod(base_shape)), partial(unfitted, width))
     shapes = lambda count, layout: finished_shapes(count, layout, width, **stores, hidden=spec.hidden)
     advice = f"lower image_bases ({spec.image_bases}) or repr_bases ({spec.repr_bases}), or raise config.num_pairs"
-    plan = fill_budget(where, sizes, layouts, shapes, spec.images, advice)
+    plan = fill_budget(where, sizes, layouts, shapes, spec.images, advice, spec.bits)
     check_rows(where, spec, (spec.support_images or plan.num_images) * len(spec.views), sizes.image_shape)
     if spec.joint and not plan.layout.count("network"):
         unused = f"{where}.joint is {spec.joint}, but networks predict no view's targets"
@@ -147,8 +150,14 @@ def step_settings(spec: RegressionSpec, run: RunSpec, kernel: Kernel, *, first: 
         max_age=run.pool.max_age,
         members_per_step=run.pool.members_per_step,
         support_images=spec.support_images,
+        bits=bits_in_steps(spec),
         shard=shard,
     )
+
+
+def bits_in_steps(spec: RegressionSpec) -> int:
+    """Return what steps see of the set's numbers."""
+    return spec.bits if spec.rounding == "trained" else 32
 
 
 def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
@@ -206,7 +215,8 @@ def _warm_up(spec: RegressionSpec, inputs: Inputs, kernel: Kernel, init: Any) ->
     """Return the phase that gives every member of the pool its random age, trained on the initial set."""
     pool = inputs.run.pool
     ages_of = lambda seed: warm_up_ages(step_key(seed, Stream.POOL_WARM_UP), pool.size, pool.max_age)
-    train = make_warm_up_step(kernel=kernel, inner_optimizer=sgd(pool), support_images=spec.support_images, shard=inputs.shard)
+    seen = dict(support_images=spec.support_images, bits=bits_in_steps(spec))
+    train = make_warm_up_step(kernel=kernel, inner_optimizer=sgd(pool), **seen, shard=inputs.shard)
 
     def step(state: State, number: Array, batch: Any, seed: Array, shared: Any) -> tuple[State, dict[str, Array]]:
         # One member after the other; a seed whose pool is done waits for the others. Ages are drawn with key 0, steps use keys from 1 on.
@@ -287,13 +297,15 @@ def _causes(spec: RegressionSpec, inputs: Inputs) -> dict[str, str]:
 
 
 def finish(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State | DistilledSet) -> Finished:
-    """Return the set, with R^2 of its networks by view and how many times a ridge was increased."""
+    """Return the set, with R^2 of its networks by view and how many times a ridge was increased; saving it rounds it to its bits."""
+    facts = {"bits": spec.bits, "stored_scalars": plan.stored_scalars}
     if isinstance(state, DistilledSet):
-        return Finished(state, {"steps": 0, "ridge_increases": 0, "approximation": None})
+        return Finished(state, {**facts, "steps": 0, "ridge_increases": 0, "approximation": None})
     increases = int(state.outer.ridge_increases)
     r2 = None if state.r2 is None else dict(zip(network_views(plan.layout), map(float, state.r2), strict=True))
-    facts = {"steps": num_steps(inputs.run, spec), "ridge_increases": increases, "approximation": r2}
-    return Finished(state.outer.distilled, facts, ridge_warnings(increases, f"config.outer.ridge ({inputs.run.outer.ridge})"))
+    facts |= {"steps": num_steps(inputs.run, spec), "ridge_increases": increases, "approximation": r2}
+    warnings = ridge_warnings(increases, f"config.outer.ridge ({inputs.run.outer.ridge})")
+    return Finished(state.outer.distilled, facts, warnings)
 
 
 METHOD = Method(

@@ -23,7 +23,7 @@ SCORES = {
     "knn": "k-NN",
     "finetune": "fine-tuned",
 }
-SIZES = ("num_images", "num_views", "stored_scalars", "steps")
+SIZES = ("num_images", "num_views", "stored_scalars", "bits", "steps")
 CONTROL_LABELS = {
     "none": "no pretraining",
     "full": "all training images",
@@ -154,6 +154,8 @@ def results_table(results: Mapping[str, Any]) -> TextTable:
         stored = number("stored_scalars")
         if stored != NOTHING and results["budget"]:
             stored += f" ({entry['stored_scalars'] / results['budget']['scalars']:.1%})"
+        if entry.get("bits", 32) != 32:
+            stored += f", in {entry['bits']} bits"
         seconds = entry.get("seconds")
         rows.append(
             [

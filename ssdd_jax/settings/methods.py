@@ -38,6 +38,9 @@ class RegressionSpec:
         joint: last share of the outer steps in which the networks take part and are trained by the outer loss.
         factor_scale: 'balanced', or the number that bases are multiplied and coefficients divided by.
         images: m; 0 takes as many as the budget holds.
+        bits: of every number that is stored, 32, 8 or 4; a row of fewer than 32 has a step of 32 bits besides. The budget stays
+            N (H W C + d) numbers of 32 bits.
+        rounding: whether steps already see the rounded numbers (trained; gradients pass straight through), or they are rounded at the end.
         steps: outer steps; -1 takes `outer.steps`.
         learning_rate: learning rate of the outer optimizer.
         support_images: distilled images that take part in one step, drawn afresh; 0 takes all.
@@ -61,6 +64,8 @@ class RegressionSpec:
     joint: float = within(0.0, 0.0, 1.0)
     factor_scale: str = "balanced"
     images: int = within(0, 0)
+    bits: int = within(32, 1, 32)
+    rounding: str = one_of("trained", "end")
     steps: int = within(-1, -1)
     learning_rate: float = within(1e-2, 0.0)
     support_images: int = within(0, 0)

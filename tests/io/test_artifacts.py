@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from ssdd_jax import DistilledSet, Factors, Layout, Networks, Plain, expand, load_distilled, num_stored_scalars, save_distilled
+from ssdd_jax.core.quantise import quantise, stored_numbers
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.artifacts import TENSORS
 from ssdd_jax.io.manifest import MANIFEST, SUMS, read_manifest
@@ -36,6 +38,22 @@ def test_a_set_comes_back_bit_for_bit(tmp_path, key, make):
         np.testing.assert_array_equal(new, old)
     for new, old in zip(expand(loaded), expand(distilled), strict=True):
         np.testing.assert_array_equal(new, old)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("make", [compact_set, plain_set])
+def test_fewer_bits_come_back_as_they_were_rounded_and_take_as_many_bytes(tmp_path, key, make, bits):
+    distilled = make(key)
+    manifest = read_manifest(save_distilled(tmp_path / "set", distilled, bits=bits))
+    loaded = load_distilled(tmp_path / "set")
+    assert jax.tree.structure(loaded) == jax.tree.structure(distilled)
+    for new, old in zip(jax.tree.leaves(loaded), jax.tree.leaves(quantise(distilled, bits)), strict=True):
+        np.testing.assert_array_equal(new, old)
+    arrays = safetensors.numpy.load_file(tmp_path / "set" / TENSORS)
+    stored = sum(array.nbytes for array in arrays.values())
+    # An odd number of 4 bits leaves half a byte, in each of the arrays.
+    assert 0 <= stored - 4 * manifest["stored_scalars"] + 4 < 4 + len(arrays)
+    assert manifest["stored_scalars"] == stored_numbers(distilled, bits) < num_stored_scalars(distilled)
 
 
 def test_the_manifest_counts_what_the_file_stores(tmp_path, key):

@@ -66,6 +66,19 @@ def test_krr_st_stores_exactly_its_pairs():
     assert (plan.num_images, plan.stored_scalars) == (100, 358_400)
 
 
+@pytest.mark.parametrize(("bits", "images"), [(32, 10), (8, 39), (4, 79)])
+def test_fewer_bits_hold_more_images_in_the_same_budget(bits, images):
+    # An image and its representation, 3,200 numbers, have two steps of 32 bits besides.
+    plan = plan_method("krr_st", RegressionSpec(bits=bits), 10, (32, 32, 3), 128, {})
+    assert plan.num_images == images
+    assert plan.stored_scalars == (32_000 if bits == 32 else -(-images * (3200 * bits + 64) // 32))
+
+
+def test_bits_are_among_those_that_there_are():
+    with pytest.raises(InputError, match=r"methods\.ours\.bits is 16, expected one of 32, 8, 4"):
+        plan_method("ours", RegressionSpec(bits=16), 10, (32, 32, 3), 128, {})
+
+
 @given(
     num_pairs=st.integers(1, 60),
     side=st.integers(4, 16),
