@@ -2,6 +2,8 @@
 
 The sizes are for 32 x 32 colour images on two cores: N = 10, or 50 with the variant n50. The variant downstream is N = 10
 with students also evaluated on Fashion-MNIST, padded to 32 pixels and with its grey channel repeated three times.
+
+`arrays:bits` has the same budget spent on numbers of 32, 8 and 4 bits, by every method.
 """
 
 from dataclasses import replace
@@ -10,8 +12,24 @@ from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, sm
 from ssdd_jax.settings.spec import DataSpec
 
 
+def in_bits(methods):
+    """Return methods whose numbers have 32, 8 and 4 bits; what fits besides is spent on images, and on larger and more bases."""
+    flip = dict(views=("identity", "hflip"), view_targets=("stored", "shared"), support_images=96)
+    rows = {name: methods[name] for name in ("random", "kmeans", "krr_st", "raw_small", "basis")}
+    rows["flip"] = replace(methods["basis"], **flip)
+    for bits in (8, 4):
+        some, fewer = dict(bits=bits, support_images=128), dict(bits=bits, base_size=12)
+        rows |= {f"{name}_{bits}": replace(methods[name], bits=bits) for name in ("random", "kmeans")}
+        rows[f"krr_st_{bits}"] = replace(methods["krr_st"], **some)
+        rows[f"raw_small_{bits}"] = replace(methods["raw_small"], **some, base_size=8 if bits == 8 else 12)
+        for name in ("basis", "flip"):
+            rows[f"{name}_{bits}"] = replace(rows[name], bits=bits, support_images=96 if name == "flip" else 128)
+        rows[f"flip_{bits}_12"] = replace(rows["flip"], **fewer, image_bases=128, repr_bases=48)
+    return rows
+
+
 def get_config(variant=""):
-    check_variant(variant, ("n50", "downstream", "smoke"))
+    check_variant(variant, ("n50", "downstream", "bits", "smoke"))
     large = variant == "n50"
     bases = dict(base_size=8, image_bases=128 if large else 96, repr_bases=48 if large else 24, learning_rate=0.02)
     # With many images a step takes a random part of them: about as many rows, counting views, as the features are wide.
@@ -23,7 +41,7 @@ def get_config(variant=""):
         "basis": replace(PRESETS["basis"], **bases, support_images=128 if large else 0),
         "ours": replace(PRESETS["ours"], **bases, support_images=64),
     }
-    config = default_config(**methods)
+    config = default_config(**(in_bits(methods) if variant == "bits" else methods))
     config.name = "arrays"
     config.num_pairs = 50 if large else 10
     config.data.source = "arrays:data/arrays.npz"

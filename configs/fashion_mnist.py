@@ -4,8 +4,7 @@ The files are looked for in fashion_mnist/ of --config.data.data_dir, then where
 
 `fashion_mnist:cpu` has small networks and N = 10, for two cores; what it gives is in experiments/README.md.
 
-`fashion_mnist:labels` is `cpu` with the rows of label sets, one image of each class, in settings for two cores. (Published are 1,001
-networks of width 128 for DSA, 20,000 steps for IDM, 100 experts of 100 epochs for trajectories, 500,000 steps for FRePo.) Their students
+`fashion_mnist:labels` is `cpu` with the rows of label sets, one image of each class, in settings for two cores. Their students
 have DC's recipe, and one of them is the network of the literature, convnet_in; its accuracy is what the literature reports.
 
 `fashion_mnist:dsa` and `fashion_mnist:frepo` are the published settings of one method each, one image of each class at full width, with
@@ -17,8 +16,18 @@ from dataclasses import replace
 from functools import partial
 
 from ssdd_jax.settings.evaluation import LABEL_RECIPES
-from ssdd_jax.settings.methods import DatmSpec, DsaSpec, ExpertSpec, FrepoSpec, IdmSpec, KipSpec, RandomLabelsSpec
-from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, paper_scale, smoke, to_config, two_core_students
+from ssdd_jax.settings.methods import DsaSpec, FrepoSpec, RandomLabelsSpec
+from ssdd_jax.settings.presets import (
+    LABEL_NET,
+    PRESETS,
+    check_variant,
+    default_config,
+    paper_scale,
+    smoke,
+    to_config,
+    two_core_label_methods,
+    two_core_students,
+)
 from ssdd_jax.settings.spec import NetSpec
 
 
@@ -49,19 +58,10 @@ def cpu():
 
 def labels():
     """`cpu` with the rows of label sets, read with and without their labels."""
-    config, net = cpu(), NetSpec("convnet_in", (32, 32, 32))
-    experts = ExpertSpec(count=3, epochs=6, net=net)
-    rows = {
-        "random_labels": RandomLabelsSpec(images=10),
-        "dsa": DsaSpec(images=10, net=net, networks=300, batch_per_class=64),
-        "idm": IdmSpec(images=10, net=net, steps=300, batch_per_class=64, queue=10, push_every=5, network_updates=5, network_batch=64),
-        "datm": DatmSpec(images=10, experts=experts, steps=300),
-        "frepo": FrepoSpec(images=10, net=NetSpec("convnet_frepo", (16, 32, 64)), pool_size=5, learning_rate=1e-3, steps=1000),
-        "kip": KipSpec(images=10, steps=200),
-    }
+    config, rows = cpu(), two_core_label_methods(images=10)
     config.methods.update(to_config(rows))
     config.only = ",".join(rows)
-    config.evaluation.update(students={**config.evaluation.students, "convnet_in": to_config(net)}, only="convnet,convnet_in")
+    config.evaluation.update(students={**config.evaluation.students, "convnet_in": to_config(LABEL_NET)}, only="convnet,convnet_in")
     config.evaluation.teacher_targets = True
     config.evaluation.recipes.update(labels=to_config(LABEL_RECIPES["dc"]), logits=to_config(LABEL_RECIPES["datm"]))
     return config

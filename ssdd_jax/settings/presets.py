@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.registry import METHODS, PROTOCOLS
 from ssdd_jax.settings.digest import json_ready
-from ssdd_jax.settings.methods import RegressionSpec
+from ssdd_jax.settings.methods import DatmSpec, DsaSpec, ExpertSpec, FrepoSpec, IdmSpec, KipSpec, RandomLabelsSpec, RegressionSpec
 from ssdd_jax.settings.spec import NetSpec, RunSpec
 
 PLAIN = RegressionSpec()
@@ -99,6 +99,32 @@ def two_core_students(config: Any) -> None:
     config.evaluation.update(students=six_students(0.25), only="convnet")
     config.evaluation.students.convnet.update(widths=config.student.widths, width_factor=1.0)
     config.evaluation.students.resnet18.width_factor = 0.125
+
+
+LABEL_NET = NetSpec("convnet_in", (32, 32, 32))
+"""The network of the literature at a quarter of its width."""
+
+
+def two_core_label_methods(images: int = 0) -> dict[str, Any]:
+    """Return the methods of labels by the names of their rows, in settings for two cores.
+
+    (Published are 1,001 networks of width 128 for DSA, 20,000 steps for IDM, 100 experts of 100 epochs for DATM, 500,000 steps for FRePo.)
+
+    Args:
+        images: images of each set, a multiple of the number of classes; 0 takes as many as the budget holds. DSA is then moved by one step
+            for each network, whatever that number is.
+    """
+    dsa = {} if images else dict(image_steps=1, network_epochs=1)
+    return {
+        "random_labels": RandomLabelsSpec(images=images),
+        "dsa": DsaSpec(images=images, net=LABEL_NET, networks=300, batch_per_class=64, **dsa),
+        "idm": IdmSpec(
+            images=images, net=LABEL_NET, steps=300, batch_per_class=64, queue=10, push_every=5, network_updates=5, network_batch=64
+        ),
+        "datm": DatmSpec(images=images, experts=ExpertSpec(count=3, epochs=6, net=LABEL_NET), steps=300),
+        "frepo": FrepoSpec(images=images, net=NetSpec("convnet_frepo", (16, 32, 64)), pool_size=5, learning_rate=1e-3, steps=1000),
+        "kip": KipSpec(images=images, steps=200),
+    }
 
 
 def paper_scale(config: Any, *, num_train: int, epochs: int) -> None:

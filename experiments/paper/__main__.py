@@ -1,0 +1,150 @@
+"""The paper's tables from one command: python -m experiments.paper TABLE --data DATA --scale paper|cpu --workdir DIR
+
+TABLE is cross_architecture, downstream, budgets, ablation, figure or all; DATA is cifar100, fashion_mnist, arrays:FILE.npz or folder:ROOT.
+It lists the runs that the table needs and does them, the first seed of all before the second of any. Tables share teachers, sets and rows,
+nothing is computed twice, and after an interruption the same command goes on. After every run it writes what there is so far:
+tables.md, tables.html, tables.tex and pictures in --workdir. --list only lists, --render only writes.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.paper import plans, tables
+from experiments.paper.plans import Run, Scale
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = Path(__file__).with_name("config.py")
+# What all budgets share: the teacher, its representations, experts.
+SHARED = ("teacher-*", "representations-*", "experts-*")
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.paper", description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=(*plans.TABLES, "all"))
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--scale", choices=("paper", "cpu"), required=True)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/paper"))
+    parser.add_argument("--seeds", type=int, default=3, metavar="COUNT")
+    parser.add_argument("--main", type=int, default=0, metavar="N", help="budget of the tables that have one; default 100, or 50 on CPUs")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[], metavar="N")
+    parser.add_argument("--targets", nargs="+", default=[], metavar="DATA", help="data sets of the downstream table")
+    parser.add_argument("--smoke", action="store_true", help="everything as small as can be; the numbers mean nothing")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--render", action="store_true")
+    return parser.parse_args(argv)
+
+
+def folder_of(workdir: Path, run: Run) -> Path:
+    """Return the workdir of a run's budget."""
+    return workdir / run.folder
+
+
+def key_of(settings: dict[str, Any]) -> str:
+    """Return a name for a run's settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def do(workdir: Path, run: Run, settings: dict[str, Any]) -> float:
+    """Do a run in a process of its own and return how many seconds it took.
+
+    Raises:
+        SystemExit: with the run's status, if it is not 0.
+    """
+    folder = folder_of(workdir, run)
+    share(workdir, folder)
+    file = workdir / "runs" / f"{key_of(settings)}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1) + "\n")
+    command = [sys.executable, "-m", "ssdd_jax.main", "--config", f"{CONFIG}:{file}", "--workdir", str(folder), "--accept_changes"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    started = time.monotonic()
+    status = subprocess.run(command, env=environment, check=False).returncode
+    if status:
+        sys.exit(status)
+    return time.monotonic() - started
+
+
+def share(workdir: Path, folder: Path) -> None:
+    """Give a budget's new folder what another has computed and does not depend on the budget, as links, so that it costs no space."""
+    if folder.exists():
+        return
+    for other in sorted(workdir.glob("n*/checkpoints")):
+        for pattern in SHARED:
+            for source in other.glob(pattern):
+                destination = folder / "checkpoints" / source.name
+                if not destination.exists():
+                    destination.parent.mkdir(parents=True, exist_ok=True)
+                    copy = shutil.copytree if source.is_dir() else shutil.copy2
+                    copy(source, destination, **({"copy_function": os.link} if source.is_dir() else {}))
+
+
+def gather(workdir: Path) -> tuple[list[dict[str, Any]], dict[tuple[str, int], str]]:
+    """Return the rows of all budgets, with `num_pairs` and whether the data set is the source, and why rows are missing."""
+    rows: dict[Any, dict[str, Any]] = {}
+    absent = {}
+    for file in sorted(workdir.glob("n*/results.json")):
+        results = json.loads(file.read_text())
+        num_pairs, source = int(file.parent.name[1:]), results["dataset"]["name"]
+        absent |= {(name, num_pairs): reason for name, reason in results.get("absent", {}).items()}
+        # Rows of the present settings replace those that an earlier call left.
+        for row in [*results.get("earlier", []), *results["rows"]]:
+            place = num_pairs, row["method"], row["student"], row["dataset"], row["seed"]
+            rows[place] = {**row, "num_pairs": num_pairs, "own": row["dataset"] == source}
+    ordered = [rows[place] for place in sorted(rows, key=lambda place: (place[0], place[4]))]
+    return ordered, absent
+
+
+def render(workdir: Path, names: Sequence[str], scale: Scale) -> None:
+    """Write the tables and pictures of what there is so far."""
+    from experiments.paper.render import write_all
+
+    rows, absent = gather(workdir)
+    found = [table for name in names if name in tables.BUILDERS for table in tables.BUILDERS[name](rows, scale, absent)]
+    sets = sorted((workdir / f"n{scale.main}" / "distilled").glob("*/seed_0")) if "figure" in names else []
+    write_all(workdir, found, rows, [folder for folder in sets if folder.parent.name in ("krr_st", "basis", "ours")])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = arguments(argv)
+    scale = plans.scale_of(options.scale, options.data, options.main, options.budgets, options.targets, options.smoke)
+    names = plans.TABLES if options.table == "all" else (options.table,)
+    runs = plans.all_runs(names, scale, range(options.seeds))
+    workdir: Path = options.workdir
+    done_file = workdir / "done.json"
+    done = json.loads(done_file.read_text()) if done_file.is_file() else {}
+    if options.render:
+        render(workdir, names, scale)
+        return
+    from experiments.paper.estimate import estimate, shape_of
+
+    height, _, channels = shape_of(scale)
+    for number, run in enumerate(runs):
+        settings = json.loads(json.dumps(run.settings(scale, height, channels)))
+        key, students = key_of(settings), ", ".join(run.students) or "all students"
+        where = (
+            f"N = {run.num_pairs}, {len(run.seeds)} seed(s): {', '.join(run.methods)}; {students}{', all targets' if run.targets else ''}"
+        )
+        took = f"done in {done[key]:.0f} s" if key in done else estimate(scale, run)
+        print(f"[{number + 1}/{len(runs)}] {where}: {took}", flush=True)
+        if options.list or key in done:
+            continue
+        workdir.mkdir(parents=True, exist_ok=True)
+        done[key] = do(workdir, run, settings)
+        done_file.write_text(json.dumps(done, indent=1) + "\n")
+        render(workdir, names, scale)
+    if not options.list:
+        render(workdir, names, scale)
+        print(f"tables: {workdir / 'tables.html'}")
+
+
+if __name__ == "__main__":
+    main()

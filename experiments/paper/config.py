@@ -1,0 +1,35 @@
+"""The config of one run of the paper's tables: --config experiments/paper/config.py:FILE.json, a file that `experiments.paper` writes."""
+
+import json
+from pathlib import Path
+
+from ssdd_jax.cli import load_config
+from ssdd_jax.settings.presets import LABEL_NET, smoke, to_config, two_core_label_methods
+from ssdd_jax.settings.spec import DataSpec
+
+# What the ablation takes away from `ours`, as changes of its settings.
+ABLATED = {
+    "stored_views": {"view_targets": ("stored",) * 4},
+    "no_bases": {"image_bases": 0, "repr_bases": 0, "base_size": 0, "view_targets": ("stored", "network", "network", "network")},
+}
+
+
+def get_config(variant=""):
+    run = json.loads(Path(variant).read_text())
+    config = load_config(run["base"])
+    for name, changes in ABLATED.items():
+        config.methods[name] = to_config({**config.methods["ours"].to_dict(), **changes})
+    known = two_core_label_methods()
+    config.methods.update(to_config({name: known[name] for name in run["methods"] if name in known and name not in config.methods}))
+    if "convnet_in" not in config.evaluation.students and not run["students"]:
+        config.evaluation.students = {**config.evaluation.students, "convnet_in": to_config(LABEL_NET)}
+    if run["base"].endswith(":smoke"):
+        smoke(config)
+    config.num_pairs = run["num_pairs"]
+    if run["source"]:
+        config.data.source = run["source"]
+    config.evaluation.update(only=",".join(run["students"]), controls=("none", "teacher", "full"))
+    settings = dict(size=run["size"], channels=run["channels"], fit="resize", validation=0.0)
+    config.evaluation.datasets = to_config({label: DataSpec(source, **settings) for label, source in run["targets"].items()})
+    config.only, config.seeds = ",".join(run["methods"]), tuple(run["seeds"])
+    return config

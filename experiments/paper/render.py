@@ -1,0 +1,140 @@
+"""The tables as Markdown, HTML and LaTeX, and the pictures: scores over budgets, and bases with distilled images."""
+
+import html
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.paper.plans import CURVES, OF_LABELS
+from experiments.paper.tables import SCORES, Table, scores_of
+from ssdd_jax.io.artifacts import load_distilled
+from ssdd_jax.io.files import write_bytes
+from ssdd_jax.io.manifest import read_manifest
+from ssdd_jax.report import to_markdown
+from ssdd_jax.report.figures import COLOURS, LINES, bases_picture, images_picture, png, views_picture
+
+STYLE = """
+:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 25%, transparent); }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .75rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 1px solid var(--line); border-top: 2px solid var(--line); }
+tbody tr:last-child td { border-bottom: 2px solid var(--line); }
+tbody tr:has(td.ours) { font-weight: 600; }
+img { max-width: 100%; image-rendering: pixelated; background: white; padding: .5rem; }
+p.note { opacity: .75; margin: .25rem 0 0; }
+"""
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """Return all tables in GitHub's Markdown."""
+    notes = lambda table: "".join(f"\n{note}\n" for note in table.notes)
+    parts = [f"## {table.title}\n\n{to_markdown(table.header, table.rows)}\n{notes(table)}" for table in tables]
+    return "\n".join(parts)
+
+
+def as_html(tables: Sequence[Table], pictures: Mapping[str, str]) -> str:
+    """Return one page; pictures are file names beside it, with what they show."""
+    cell = lambda tag, text: f"<{tag}{' class=ours' if text == 'ours' else ''}>{html.escape(text)}</{tag}>"
+    line = lambda tag, cells: "<tr>" + "".join(cell(tag, text) for text in cells) + "</tr>"
+    body = []
+    for table in tables:
+        notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
+        rows = "\n".join(line("td", row) for row in table.rows)
+        body.append(
+            f"<h2>{html.escape(table.title)}</h2>\n<div class=wide><table><thead>{line('th', table.header)}</thead>\n"
+            f"<tbody>{rows}</tbody></table></div>{notes}"
+        )
+    for name, words in pictures.items():
+        body.append(f'<h2>{html.escape(words)}</h2>\n<img src="{html.escape(name)}" alt="{html.escape(words)}">')
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Tables of the paper</title>'
+    start = f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n<h1>Tables</h1>"
+    return "\n".join([start, *body, "</body></html>"]) + "\n"
+
+
+def as_latex(tables: Sequence[Table]) -> str:
+    """Return all tables for a document that loads booktabs."""
+    special = {"%": r"\%", "_": r"\_", "&": r"\&", "±": r"$\pm$", "–": "--", "#": r"\#", "²": r"$^2$"}
+    escape = lambda text: "".join(special.get(character, character) for character in text.replace("`", ""))
+    line = lambda cells: " & ".join(map(escape, cells)) + r" \\"
+    parts = []
+    for table in tables:
+        columns = "l" + "r" * (len(table.header) - 1)
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape(' '.join([table.title + '.', *table.notes]))}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            line(table.header),
+            r"\midrule",
+            *map(line, table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def budgets_picture(rows: Sequence[Mapping[str, Any]], score: str) -> Any:
+    """Return a figure of a score over budgets: means over seeds, with the range of seeds as a band; None with fewer than two budgets."""
+    from matplotlib.figure import Figure
+
+    main = [row for row in rows if row["student"] == "convnet" and row["own"]]
+    found = scores_of(main, score, lambda row: (row["method"], row["num_pairs"]))
+    if len({n for _, n in found}) < 2:
+        return None
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel="budget N (pairs)", ylabel=SCORES[score] + ("" if score == "repr_error" else ", %"))
+    axes.spines[["top", "right"]].set_visible(False)
+    methods = [name for name in (*CURVES, *OF_LABELS) if any(method == name for method, _ in found)]
+    for place, method in enumerate(methods):
+        points = sorted((n, values) for (name, n), values in found.items() if name == method)
+        scaled = [np.array(values) * (1 if score == "repr_error" else 100) for _, values in points]
+        budgets, colour = [n for n, _ in points], COLOURS[place % len(COLOURS)]
+        style = LINES[place // len(COLOURS) % len(LINES)]
+        axes.plot(budgets, [statistics.fmean(values) for values in scaled], style, marker="o", markersize=4, color=colour, label=method)
+        axes.fill_between(budgets, [v.min() for v in scaled], [v.max() for v in scaled], color=colour, alpha=0.15, linewidth=0)
+    ticks = sorted({n for _, n in found})
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.minorticks_off()
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def set_pictures(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """Return pictures of a distilled set by file name: its bases, images and views, with what they show."""
+    distilled, manifest = load_distilled(folder), read_manifest(folder) or {}
+    statistics_of, method = manifest["normalization"], manifest["method"]
+    mean, std = statistics_of["mean"], statistics_of["std"]
+    found = {f"{method}-images.png": (f"{method}: distilled images", png(images_picture(distilled, mean, std)))}
+    if distilled.images.bases is not None:
+        bases = png(bases_picture(distilled.images.bases, distilled.layout.base_shape))
+        found[f"{method}-bases.png"] = (f"{method}: bases of its images", bases)
+    if len(distilled.layout.views) > 1:
+        found[f"{method}-views.png"] = (f"{method}: its first images under every view", png(views_picture(distilled, mean, std)))
+    return found
+
+
+def write_all(workdir: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, Any]], sets: Sequence[Path]) -> None:
+    """Write tables.md, tables.html and tables.tex, and the pictures as PNG of 300 dots per inch and, where they are drawn, PDF."""
+    pictures: dict[str, str] = {}
+    for score in ("linear", "repr_error"):
+        figure = budgets_picture(rows, score)
+        if figure is not None:
+            for ending in ("png", "pdf"):
+                figure.savefig(workdir / f"budgets-{score}.{ending}", dpi=300)
+            pictures[f"budgets-{score}.png"] = f"{SCORES[score]} over budgets"
+    for folder in sets:
+        for name, (words, content) in set_pictures(folder).items():
+            write_bytes(workdir / name, content)
+            pictures[name] = words
+    write_bytes(workdir / "tables.md", as_markdown(tables).encode())
+    write_bytes(workdir / "tables.html", as_html(tables, pictures).encode())
+    write_bytes(workdir / "tables.tex", as_latex(tables).encode())

@@ -1,0 +1,231 @@
+"""The paper's tables from the rows of the runs: scores, their spread, and the paper's numbers beside them."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.paper import published
+from experiments.paper.plans import ABLATION_ROWS, CONTROL_ROWS, CURVES, OF_LABELS, PAPER_ROWS, Scale
+
+Row = Mapping[str, Any]
+NOTHING = "–"
+LABELS = {"none": "no pretraining", "full": "all training images", "teacher": "teacher"}
+SCORES = {"linear": "Linear evaluation", "few_1": "1 % of labels", "few_5": "5 % of labels", "knn": "k-NN", "repr_error": "repr_error"}
+LOWER_IS_BETTER = ("repr_error",)
+
+
+class Table(NamedTuple):
+    """A table as text: title, header, rows, and lines below it."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def scores_of(rows: Iterable[Row], score: str, key: Callable[[Row], Any]) -> dict[Any, list[float]]:
+    """Return the scores of every seed by key."""
+    found: dict[Any, list[float]] = {}
+    for row in rows:
+        if score in row:
+            found.setdefault(key(row), []).append(row[score])
+    return found
+
+
+def text_of(values: Sequence[float] | None, score: str) -> str:
+    """Return mean and sample standard deviation: percent, or an error."""
+    if not values:
+        return NOTHING
+    scaled = [value if score in LOWER_IS_BETTER else 100 * value for value in values]
+    decimals = 3 if score in LOWER_IS_BETTER else 1
+    mean = f"{statistics.fmean(scaled):.{decimals}f}"
+    return mean if len(scaled) < 2 else f"{mean} ± {statistics.stdev(scaled):.{decimals}f}"
+
+
+def agreement(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[int, int]:
+    """Return how many pairs of rows stand in the paper's order, and how many pairs there are in both."""
+    both = [name for name in theirs if name in ours]
+    pairs = list(combinations(both, 2))
+    return sum((ours[a] > ours[b]) == (theirs[a] > theirs[b]) for a, b in pairs), len(pairs)
+
+
+def crossed(
+    title: str,
+    methods: Sequence[str],
+    columns: Sequence[Any],
+    found: Mapping[tuple[str, Any], Sequence[float]],
+    score: str,
+    theirs: Mapping[str, Mapping[Any, float | None]],
+    same_data: bool,
+    absent: Mapping[tuple[str, Any], str],
+) -> Table:
+    """Return methods by columns; where the data are the paper's, its numbers stand in brackets, else a note compares the order of rows.
+
+    Args:
+        title: of the table.
+        methods: rows, in order; those without any score are left out unless `absent` says why.
+        columns: students, data sets or budgets.
+        found: (method, column) -> the scores of all seeds.
+        score: which one it is.
+        theirs: the paper's numbers by method and column, if it has this table.
+        same_data: whether it is on the paper's data.
+        absent: (method, column) -> why a method does not exist there.
+    """
+    paper = lambda method, column: (theirs.get(method) or {}).get(column)
+
+    def cell(method: str, column: Any) -> str:
+        text = text_of(found.get((method, column)), score)
+        beside = paper(method, column) if same_data and score == "linear" else None
+        return f"{text} [{beside:.2f}]" if beside is not None else text
+
+    shown = [name for name in methods if any((name, column) in found or (name, column) in absent for column in columns)]
+    rows = [[LABELS.get(name, name), *(cell(name, column) for column in columns)] for name in shown]
+    seeds = {len(values) for values in found.values()}
+    notes = [f"{' to '.join(map(str, sorted({min(seeds), max(seeds)})))} seeds; mean ± sample standard deviation."] if seeds else []
+    if score == "linear" and same_data and theirs:
+        notes.append("In brackets: Yu et al., 2025.")
+    if score == "linear" and theirs and not same_data:
+        counted = [agreement({m: statistics.fmean(found[m, c]) for m in theirs if (m, c) in found}, _numbers(theirs, c)) for c in columns]
+        if total := sum(pairs for _, pairs in counted):
+            notes.append(f"Order of the paper's rows: {sum(same for same, _ in counted)} of {total} pairs are as on CIFAR-100.")
+    notes += [f"{name}: {reason}" for name, reason in {name: reason for (name, _), reason in absent.items()}.items()]
+    return Table(f"{title}: {SCORES[score]}", ["method", *map(str, columns)], rows, notes)
+
+
+def _numbers(theirs: Mapping[str, Mapping[Any, float | None]], column: Any) -> dict[str, float]:
+    return {method: value for method, row in theirs.items() if (value := row.get(column)) is not None}
+
+
+def cross_architecture(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], str]) -> list[Table]:
+    """Return the students' table, one for every score."""
+    main = [row for row in rows if row["num_pairs"] == scale.main and row["student"] and row["own"]]
+    students = list(dict.fromkeys([*published.STUDENTS, *(row["student"] for row in main)]))
+    students = [student for student in students if any(row["student"] == student for row in main)]
+    methods = ("none", *PAPER_ROWS, *CONTROL_ROWS, "full")
+    why = {(name, students[0]): reason for (name, n), reason in absent.items() if n == scale.main} if students else {}
+    return [
+        crossed(
+            f"Students, N = {scale.main}",
+            methods,
+            students,
+            scores_of(main, score, lambda row: (row["method"], row["student"])),
+            score,
+            published.CROSS_ARCHITECTURE,
+            _is_papers(scale, scale.main),
+            why,
+        )
+        for score in SCORES
+        if any(score in row for row in main)
+    ]
+
+
+def downstream(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], str]) -> list[Table]:
+    """Return the table over data sets, the source first."""
+    main = [row for row in rows if row["num_pairs"] == scale.main and row["student"] == "convnet"]
+    targets = list(dict.fromkeys([row["dataset"] for row in main if row["own"]] + [row["dataset"] for row in main]))
+    why = {(name, targets[0]): reason for (name, n), reason in absent.items() if n == scale.main} if targets else {}
+    return [
+        crossed(
+            f"Downstream, ConvNet, N = {scale.main}",
+            ("none", *PAPER_ROWS, *CONTROL_ROWS, "full"),
+            targets,
+            scores_of(main, score, lambda row: (row["method"], row["dataset"])),
+            score,
+            published.DOWNSTREAM,
+            _is_papers(scale, scale.main),
+            why,
+        )
+        for score in SCORES
+        if score != "repr_error" and any(score in row for row in main)
+    ]
+
+
+def _is_papers(scale: Scale, num_pairs: int) -> bool:
+    return scale.name == "paper" and scale.data == "cifar100" and num_pairs in published.BUDGETS
+
+
+def budgets(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], str]) -> list[Table]:
+    """Return the table over budgets, and what `ours` saves."""
+    main = [row for row in rows if row["student"] == "convnet" and row["own"]]
+    columns = sorted({row["num_pairs"] for row in main})
+    found = {score: scores_of(main, score, lambda row: (row["method"], row["num_pairs"])) for score in SCORES}
+    tables = [
+        crossed(
+            "Budgets N, ConvNet",
+            (*CURVES, *OF_LABELS),
+            columns,
+            found[score],
+            score,
+            published.OVER_BUDGETS,
+            _is_papers(scale, scale.main),
+            absent,
+        )
+        for score in SCORES
+        if found[score]
+    ]
+    lines = [
+        [against, SCORES[score], text]
+        for score in ("linear", "repr_error")
+        for against in ("krr_st", "random")
+        if (text := saving_in_words(found[score], columns, score, against))
+    ]
+    saved = Table("What `ours` saves", ["against", "score", "storage at which it reaches what `ours` has at the least budget"], lines, [])
+    return [*tables, saved] if lines else tables
+
+
+def saving(curve: Sequence[tuple[int, float]], goal: float, lower_is_better: bool) -> float | None:
+    """Return the budget at which a curve first reaches a goal, interpolated in log N between measured points; None if it never does.
+
+    Example:
+        >>> saving([(10, 50.0), (100, 60.0)], 55.0, False)
+        31.62...
+    """
+    sign = -1 if lower_is_better else 1
+    points = sorted(curve)
+    if sign * points[0][1] >= sign * goal:
+        return float(points[0][0])
+    for (n, before), (m, after) in pairwise(points):
+        if sign * after >= sign * goal:
+            share = (goal - before) / (after - before)
+            return float(np.exp(np.log(n) + share * (np.log(m) - np.log(n))))
+    return None
+
+
+def saving_in_words(found: Mapping[tuple[str, int], Sequence[float]], columns: Sequence[int], score: str, against: str) -> str:
+    """Return the factor by which `ours` at the least budget saves storage against another method, with the range over seeds."""
+    least = next((n for n in columns if ("ours", n) in found), None)
+    if least is None:
+        return ""
+    curve = {n: found[against, n] for n in columns if (against, n) in found}
+    seeds = min([len(found["ours", least]), *map(len, curve.values())], default=0)
+    if not curve or not seeds:
+        return ""
+    lower = score in LOWER_IS_BETTER
+    mean = saving([(n, statistics.fmean(values)) for n, values in curve.items()], statistics.fmean(found["ours", least]), lower)
+    each = [saving([(n, values[i]) for n, values in curve.items()], found["ours", least][i], lower) for i in range(seeds)]
+    most = max(curve)
+    words = lambda n: f"{n / least:.1f} times" if n is not None else f"more than {most / least:g} times"
+    return words(mean) + (f" (seeds: {', '.join(words(n) for n in each)})" if seeds > 1 else "")
+
+
+def ablation(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], str]) -> list[Table]:
+    """Return one line for every part that is taken away, all scores as columns."""
+    del absent
+    main = [row for row in rows if row["num_pairs"] == scale.main and row["student"] == "convnet" and row["own"]]
+    scores = [score for score in SCORES if any(score in row for row in main)]
+    lines = []
+    for name in ABLATION_ROWS:
+        of_method = [row for row in main if row["method"] == name]
+        if of_method:
+            first = of_method[0]
+            cells = [text_of([row[score] for row in of_method if score in row], score) for score in scores]
+            beside = published.ABLATION.get(name, {}).get("convnet") if _is_papers(scale, scale.main) else None
+            cells[0] += f" [{beside:.2f}]" if beside else ""
+            lines.append([name, f"{first['num_images']} x {first['num_views']}", *cells])
+    return [Table(f"Ablation, ConvNet, N = {scale.main}", ["method", "images x views", *(SCORES[score] for score in scores)], lines, [])]
+
+
+BUILDERS = {"cross_architecture": cross_architecture, "downstream": downstream, "budgets": budgets, "ablation": ablation}
