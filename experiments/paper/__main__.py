@@ -7,24 +7,16 @@ tables.md, tables.html, tables.tex and pictures in --workdir. --list only lists,
 """
 
 import argparse
-import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.paper import plans, tables
-from experiments.paper.plans import Run, Scale
+from experiments.paper.plans import Scale
+from experiments.runs import call, key_of, share
 
-REPOSITORY = Path(__file__).parents[2]
 CONFIG = Path(__file__).with_name("config.py")
-# What all budgets share: the teacher, its representations, experts.
-SHARED = ("teacher-*", "representations-*", "experts-*")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,50 +33,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--render", action="store_true")
     return parser.parse_args(argv)
-
-
-def folder_of(workdir: Path, run: Run) -> Path:
-    """Return the workdir of a run's budget."""
-    return workdir / run.folder
-
-
-def key_of(settings: dict[str, Any]) -> str:
-    """Return a name for a run's settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def do(workdir: Path, run: Run, settings: dict[str, Any]) -> float:
-    """Do a run in a process of its own and return how many seconds it took.
-
-    Raises:
-        SystemExit: with the run's status, if it is not 0.
-    """
-    folder = folder_of(workdir, run)
-    share(workdir, folder)
-    file = workdir / "runs" / f"{key_of(settings)}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=1) + "\n")
-    command = [sys.executable, "-m", "ssdd_jax.main", "--config", f"{CONFIG}:{file}", "--workdir", str(folder), "--accept_changes"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-    started = time.monotonic()
-    status = subprocess.run(command, env=environment, check=False).returncode
-    if status:
-        sys.exit(status)
-    return time.monotonic() - started
-
-
-def share(workdir: Path, folder: Path) -> None:
-    """Give a budget's new folder what another has computed and does not depend on the budget, as links, so that it costs no space."""
-    if folder.exists():
-        return
-    for other in sorted(workdir.glob("n*/checkpoints")):
-        for pattern in SHARED:
-            for source in other.glob(pattern):
-                destination = folder / "checkpoints" / source.name
-                if not destination.exists():
-                    destination.parent.mkdir(parents=True, exist_ok=True)
-                    copy = shutil.copytree if source.is_dir() else shutil.copy2
-                    copy(source, destination, **({"copy_function": os.link} if source.is_dir() else {}))
 
 
 def gather(workdir: Path) -> tuple[list[dict[str, Any]], dict[tuple[str, int], str]]:
@@ -138,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.list or key in done:
             continue
         workdir.mkdir(parents=True, exist_ok=True)
-        done[key] = do(workdir, run, settings)
+        share(sorted(workdir.glob("n*")), workdir / run.folder)
+        done[key] = call(CONFIG, settings, workdir / "runs", workdir / run.folder)
         done_file.write_text(json.dumps(done, indent=1) + "\n")
         render(workdir, names, scale)
     if not options.list:

@@ -94,8 +94,8 @@ class StoredSet:
         """Return what the manifest says about its size and its making."""
         layout: Mapping[str, Any] = self.manifest.get("layout") or {}
         found = {key: self.manifest.get(key) for key in ("num_images", "num_views", "stored_scalars", "steps", "seconds", "approximation")}
-        # Sets that say nothing of it have 32.
-        found["bits"] = self.manifest.get("bits", 32)
+        # Rows that say nothing of it have 32, such as those of earlier versions.
+        found |= {"bits": bits} if (bits := self.manifest.get("bits", 32)) != 32 else {}
         return {**found, "views": layout.get("views"), "view_targets": layout.get("view_targets"), "target_kind": self.target_kind}
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from experiments.paper import plans, tables
-from experiments.paper.__main__ import gather, key_of, share
+from experiments.paper.__main__ import gather
 from experiments.paper.render import as_html, as_latex, as_markdown, budgets_picture
+from experiments.runs import key_of, share
 from ssdd_jax.cli import load_config
 from ssdd_jax.settings.parse import to_spec
 
@@ -132,10 +133,10 @@ def test_budgets_share_the_teacher_and_its_representations(tmp_path):
         (old / folder).mkdir(parents=True)
         np.save(old / folder / "a.npy", np.zeros(3))
     (old / "experts-123.npy").write_bytes(b"")
-    share(tmp_path, tmp_path / "n20")
-    assert sorted(file.name for file in (tmp_path / "n20" / "checkpoints").iterdir()) == [
-        "experts-123.npy",
-        "representations-abc",
-        "teacher-abc",
-    ]
+    (old / "experts-456.partial").write_bytes(b"")
+    (old / "representations-abc" / "b.partial").write_bytes(b"")
+    share([tmp_path / "n10"], tmp_path / "n20")
+    shared = tmp_path / "n20" / "checkpoints"
+    assert sorted(file.name for file in shared.iterdir()) == ["experts-123.npy", "representations-abc", "teacher-abc"]
+    assert [file.name for file in (shared / "representations-abc").iterdir()] == ["a.npy"]
     assert key_of({"a": 1}) == key_of({"a": 1}) != key_of({"a": 2})

@@ -37,6 +37,8 @@ def test_a_run_stores_sets_in_the_bits_that_they_were_distilled_in(tmp_path):
         manifest = json.loads((tmp_path / "distilled" / name / "seed_0" / "manifest.json").read_text())
         assert manifest["bits"] == bits
         assert manifest["stored_scalars"] <= results["budget"]["scalars"]
+    # A row of 32 bits is one of a version that knew no others, so that a run of that version goes on.
+    assert {row["method"]: row["bits"] for row in results["rows"] if "bits" in row} == {"trained": 4, "end": 4, "ours": 8}
     header, rows = results_table(results)
     stored = {row[0]: row[header.index("numbers stored")] for row in rows}
     assert stored["end"].endswith(", in 4 bits")

@@ -1,0 +1,191 @@
+"""What each choice is worth: python -m experiments.ablation QUESTION --data arrays:emoji.npz [--config arrays] [--workdir DIR]
+
+A question is a few rows that differ in one thing from the first of them, on the same teacher, the same seeds, the same split. The table
+has the paired difference of every score to the first row, with its 95 % interval (Student's t). It goes on where it was cut off, and a
+row that is added reruns nothing else. `--list` prints the questions. Choices are made on the validation split, unless --split says test.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from experiments.paper.tables import NOTHING, SCORES, text_of
+from experiments.runs import call, key_of, share
+from ssdd_jax.io.files import write_bytes
+from ssdd_jax.report import to_markdown
+
+CONFIG = Path(__file__).with_name("ablation_config.py")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a question.
+
+    Attributes:
+        like: the config's method that it is like.
+        changes: settings of the method that differ.
+        run: settings of the whole run that differ, by their dotted names.
+    """
+
+    like: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+
+FLIP = {"views": ("identity", "hflip"), "view_targets": ("stored", "shared")}
+IN_LOOP = {"view_targets": ("stored", "network", "network", "network")}
+QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
+    "networks": (
+        "When are the approximation networks trained, and how wide are they?",
+        {
+            "afterwards": Line("ours", IN_LOOP),
+            "last third": Line("ours", {**IN_LOOP, "joint": 1 / 3}),
+            "all steps": Line("ours", {**IN_LOOP, "joint": 1.0}),
+            "all steps, h = 0": Line("ours", {**IN_LOOP, "joint": 1.0, "hidden": 0}),
+            "all steps, h = 8": Line("ours", {**IN_LOOP, "joint": 1.0, "hidden": 8}),
+        },
+    ),
+    "views": (
+        "Which views, and where do their targets come from?",
+        {
+            "none": Line("basis"),
+            "flip, shared": Line("basis", FLIP),
+            "rotations, networks": Line("ours", {**IN_LOOP, "joint": 1.0}),
+            "rotations, stored": Line("ours", {"view_targets": ("stored",) * 4}),
+        },
+    ),
+    "bits": (
+        "How many bits does a number need, and must the steps see the rounding?",
+        {
+            "32": Line("basis"),
+            "8": Line("basis", {"bits": 8, "support_images": 128}),
+            "8, rounded at the end": Line("basis", {"bits": 8, "support_images": 128, "rounding": "end"}),
+            "4": Line("basis", {"bits": 4, "support_images": 128}),
+            "4, rounded at the end": Line("basis", {"bits": 4, "support_images": 128, "rounding": "end"}),
+        },
+    ),
+    "selection": (
+        "Which images does a set start from?",
+        {name: Line("basis", {"selection": name}) for name in ("random", "kmeans", "herding")},
+    ),
+    "steps": (
+        "Is the loss still falling at the end?",
+        {
+            "as it is": Line("basis"),
+            "3 times the steps": Line("basis", {"steps": 1200}),
+            "half the rate": Line("basis", {"learning_rate": 0.01}),
+            "twice the rate": Line("basis", {"learning_rate": 0.04}),
+        },
+    ),
+    "members": (
+        "How many members take part in a step?",
+        {str(count): Line("basis", run={"pool.members_per_step": count}) for count in (1, 2, 4)},
+    ),
+    "student": (
+        "Does the student's training limit what a set can show?",
+        {str(updates): Line("basis", run={"evaluation.updates": updates}) for updates in (300, 1500)},
+    ),
+}
+
+
+def difference(values: Sequence[float], first: Sequence[float], score: str) -> str:
+    """Return the mean of paired differences with its 95 % interval, in points of a percentage or as an error.
+
+    Example:
+        >>> difference([0.52, 0.54, 0.56], [0.50, 0.51, 0.55], "linear")
+        '+2.0 ± 2.5'
+    """
+    pairs = [a - b for a, b in zip(values, first, strict=True)]
+    scale, decimals = (1, 3) if score == "repr_error" else (100, 1)
+    mean = f"{scale * statistics.fmean(pairs):+.{decimals}f}"
+    if len(pairs) < 2:
+        return mean
+    half = stats.t.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / sqrt(len(pairs))
+    return f"{mean} ± {scale * half:.{decimals}f}"
+
+
+def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[str], list[list[str]]]:
+    """Return the table of a question: rows of results.json by the names of its lines, the first being what the others are compared with."""
+    scores = [score for score in SCORES if any(score in row for found in rows.values() for row in found)]
+    of = lambda name, score: {row["seed"]: row[score] for row in rows[name] if score in row}
+    first, lines = next(iter(rows)), []
+    for name, found in rows.items():
+        size = f"{found[0]['num_images']} x {found[0]['num_views']}" if found else NOTHING
+        cells = []
+        for score in scores:
+            ours, theirs = of(name, score), of(first, score)
+            seeds = sorted(set(ours) & set(theirs))
+            text = text_of([ours[seed] for seed in sorted(ours)], score)
+            paired = difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds], score) if seeds and name != first else ""
+            cells.append(f"{text} ({paired})" if paired else text)
+        lines.append([name, size, *cells])
+    return ["", "images x views", *(SCORES[score] for score in scores)], lines
+
+
+def groups(lines: Mapping[str, Line]) -> dict[str, dict[str, Line]]:
+    """Return the lines that one run can have together, those with the same settings of the run."""
+    found: dict[str, dict[str, Line]] = {}
+    for name, line in lines.items():
+        found.setdefault(key_of(dict(line.run)), {})[name] = line
+    return found
+
+
+def method_of(name: str) -> str:
+    """Return the name of a line's method: letters, digits and underscores."""
+    return "row_" + "".join(character if character.isalnum() else "_" for character in name)
+
+
+def answer(question: str, options: argparse.Namespace) -> str:
+    """Do what is left of a question's runs and return its table as Markdown."""
+    asked, lines = QUESTIONS[question]
+    rows: dict[str, list[Any]] = {}
+    for key, together in groups(lines).items():
+        workdir = options.workdir / question / key
+        settings = {
+            "base": options.config,
+            "source": options.data,
+            "split": options.split,
+            "seeds": list(range(options.seeds)),
+            "run": dict(next(iter(together.values())).run),
+            "methods": {method_of(name): [line.like, dict(line.changes)] for name, line in together.items()},
+            "smoke": options.smoke,
+        }
+        share(sorted(options.workdir.glob("*/*")), workdir)
+        call(CONFIG, json.loads(json.dumps(settings)), options.workdir / "runs", workdir)
+        found = json.loads((workdir / "results.json").read_text())["rows"]
+        rows |= {name: [row for row in found if row["method"] == method_of(name)] for name in together}
+    text = f"{asked} {options.data}, {options.split} split, {options.seeds} seed(s); in brackets the paired difference to the first line."
+    return f"## {question}\n\n{text}\n\n{to_markdown(*table({name: rows[name] for name in lines}))}\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.ablation", description=__doc__.splitlines()[0])
+    parser.add_argument("question", nargs="?", choices=(*QUESTIONS, "all"), default="all")
+    parser.add_argument("--data", default="")
+    parser.add_argument("--config", default="arrays")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--seeds", type=int, default=5, metavar="COUNT")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--smoke", action="store_true", help="everything as small as can be; the numbers mean nothing")
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args(argv)
+    chosen = tuple(QUESTIONS) if options.question == "all" else (options.question,)
+    for question in chosen:
+        if options.list:
+            asked, lines = QUESTIONS[question]
+            print(f"{question}: {asked} {'; '.join(lines)}")
+            continue
+        text = answer(question, options)
+        write_bytes(options.workdir / f"{question}.md", text.encode())
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
