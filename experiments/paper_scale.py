@@ -74,11 +74,11 @@ def step_at(method: str, precision: str, smoke: bool, num_steps: int) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from experiments.bench.cases import outer_step
+    from experiments.bench.cases import outer_operations, outer_shapes
     from ssdd_jax.runtime.memory import step_bytes
 
     work = work_at(method, precision, smoke)
-    part = outer_step(work)
+    needed = outer_operations(work)
     step = work.outer_step()
     images, reprs = work.normal(work.spec.outer.batch_size, 32, 32, 1), work.normal(work.spec.outer.batch_size, work.width)
 
@@ -108,13 +108,13 @@ def step_at(method: str, precision: str, smoke: bool, num_steps: int) -> dict:
     rate = 2 * side**3 / timed(lambda: [product(factor) for _ in range(10)][-1].block_until_ready(), 10)["median"]
     return {
         "device": kind,
-        "shapes": part.shapes,
+        "shapes": outer_shapes(work),
         "seconds": seconds,
         "compilation": compilation,
-        "operations": part.needed,
-        "share_of_data_sheet": part.needed / seconds["median"] / PEAK[precision] if known else None,
+        "operations": needed,
+        "share_of_data_sheet": needed / seconds["median"] / PEAK[precision] if known else None,
         "product_rate": rate,
-        "share_of_product_rate": part.needed / seconds["median"] / rate,
+        "share_of_product_rate": needed / seconds["median"] / rate,
         "memory_bytes": step_bytes(compiled),
     }
 

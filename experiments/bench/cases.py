@@ -218,23 +218,37 @@ def _looped(loop: Loop, number: Callable[[Any], Any], state: Any, tables: Any, *
     return Program(one_step, state, tables, *args)
 
 
-def _decoding(factors: Any, rows: int) -> int:
-    """Return the operations of decoding `rows` rows, and of both gradients."""
-    return 0 if factors.bases is None else 3 * 2 * rows * prod(factors.bases.shape)
+def _decoding(num_bases: int, width: int, rows: int) -> int:
+    """Return the operations of decoding `rows` rows of this width, and of both gradients; 0 without bases."""
+    return 3 * 2 * rows * num_bases * width
 
 
-def outer_step(work: Work) -> Part:
+def _decoding_images(work: Work, rows: int) -> int:
+    return _decoding(work.method.image_bases, prod(work.plan.layout.base_shape), rows)
+
+
+def outer_operations(work: Work) -> int:
+    """Return the operations that an outer step needs, without compiling anything."""
     batch, n, views = work.spec.outer.batch_size, work.num_support, len(work.method.views)
     needed = (batch + 2 * n) * sum(work.layers) + n * training_operations(work.layers, work.head)
     needed += kernel_operations(n, work.features + 1, work.width, batch)
-    needed += _decoding(work.distilled.images, n // views) + _decoding(work.distilled.reprs, n)
+    return needed + _decoding_images(work, n // views) + _decoding(work.method.repr_bases, work.width, n)
+
+
+def outer_shapes(work: Work) -> str:
+    """Return the shapes of an outer step in words."""
+    n, views = work.num_support, len(work.method.views)
+    return f"{work.spec.outer.batch_size} real images, {n // views} images x {views} views, pool of {work.spec.pool.size}"
+
+
+def outer_step(work: Work) -> Part:
+    batch, needed = work.spec.outer.batch_size, outer_operations(work)
     programs = {label: work.outer_program(settings) for label, settings in VARIANTS.items()}
     teacher = 0
     if work.case.released:
         programs[f"{OURS}{AS_RELEASED}"] = work.outer_program({}, fresh=True)
         teacher = batch * _encoder_forward(work)
-    shapes = f"{batch} real images, {n // views} images x {views} views, pool of {work.spec.pool.size}"
-    return Part("outer step", programs, needed, shapes, teacher)
+    return Part("outer step", programs, needed, outer_shapes(work), teacher)
 
 
 def real_features(work: Work) -> Part:
@@ -256,7 +270,7 @@ def support_gradient(work: Work) -> Part:
 
     state = (work.distilled, work.learner.init(jax.random.key(1)))
     program = Program(forward_and_gradient, state, work.normal(n, work.features + 1))
-    needed = 2 * n * sum(work.layers) + _decoding(work.distilled.images, n // len(work.method.views))
+    needed = 2 * n * sum(work.layers) + _decoding_images(work, n // len(work.method.views))
     return Part("support features and gradient", {OURS: program}, needed, f"{n} rows")
 
 
@@ -285,6 +299,13 @@ def pool_update(work: Work) -> Part:
     return Part("pool update", {OURS: program}, n * training_operations(work.layers, work.head), f"{n} rows, one of {pool.size} members")
 
 
+def teacher_operations(work: Work) -> int:
+    """Return the operations that a step of the teacher needs, without compiling anything."""
+    spec = work.spec.teacher
+    needed = 2 * spec.batch_size * (_encoder_training(work) + 3 * 2 * work.width * spec.projector_width)
+    return needed + 3 * 2 * spec.batch_size * spec.projector_width**2 * (2 * spec.projector_layers + 1)
+
+
 def teacher_step(work: Work) -> Part:
     spec, shape = work.spec.teacher, work.case.image_shape
     encoder, projector = teacher_learner(spec, shape), Projector(spec.projector_width, spec.projector_layers)
@@ -302,9 +323,9 @@ def teacher_step(work: Work) -> Part:
     draw = lambda number, seed: (jax.random.randint(jax.random.key(seed), (spec.batch_size,), 0, TABLE_ROWS),)
     state = stack([init_teacher(jax.random.key(1), encoder, projector, work.width, optimizer)])
     program = _looped(Loop(step, (0,), 1, draw), lambda _: 0, state, [jnp.asarray(work.data.train_images)], jnp.zeros(1, jnp.int32))
-    needed = 2 * spec.batch_size * (_encoder_training(work) + 3 * 2 * work.width * spec.projector_width)
-    needed += 3 * 2 * spec.batch_size * spec.projector_width**2 * (2 * spec.projector_layers + 1)
-    return Part("teacher step", {OURS: program}, needed, f"{spec.net}, {spec.batch_size} images under two views, augmented")
+    return Part(
+        "teacher step", {OURS: program}, teacher_operations(work), f"{spec.net}, {spec.batch_size} images under two views, augmented"
+    )
 
 
 def _encoder_forward(work: Work) -> int:

@@ -8,6 +8,7 @@ tables.md, tables.html, tables.tex and pictures in --workdir. --list only lists,
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from experiments.paper import plans, tables
 from experiments.paper.plans import Scale
 from experiments.runs import call, key_of, share
+from ssdd_jax.errors import InputError
 
 CONFIG = Path(__file__).with_name("config.py")
 
@@ -74,14 +76,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     from experiments.paper.estimate import estimate, shape_of
 
-    height, _, channels = shape_of(scale)
+    try:
+        height, _, channels = shape_of(scale)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    counted: set[Any] = set()
     for number, run in enumerate(runs):
         settings = json.loads(json.dumps(run.settings(scale, height, channels)))
         key, students = key_of(settings), ", ".join(run.students) or "all students"
         where = (
             f"N = {run.num_pairs}, {len(run.seeds)} seed(s): {', '.join(run.methods)}; {students}{', all targets' if run.targets else ''}"
         )
-        took = f"done in {done[key]:.0f} s" if key in done else estimate(scale, run)
+        took = f"done in {done[key]:.0f} s" if key in done else estimate(scale, run, counted)
         print(f"[{number + 1}/{len(runs)}] {where}: {took}", flush=True)
         if options.list or key in done:
             continue

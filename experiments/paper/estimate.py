@@ -2,16 +2,19 @@
 
 import time
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.cases import Case, Work, outer_step, teacher_step
+from experiments.bench.cases import Case, Work, outer_operations, teacher_operations
+from experiments.paper.config import ABLATED
 from experiments.paper.plans import Run, Scale
 from ssdd_jax.cli import load_config
 from ssdd_jax.core.optimizers import num_steps
 from ssdd_jax.data import load_dataset
 from ssdd_jax.data.prepare import Options
+from ssdd_jax.data.published import PUBLISHED
 from ssdd_jax.settings.parse import to_spec
 
 # What steps reach of the rate of a large product: measured between a tenth (small networks) and all of it (the paper's).
@@ -22,9 +25,11 @@ SHARE = 0.25
 def shape_of(scale: Scale) -> tuple[int, int, int]:
     """Return (H, W, C) of the source as the runs see it."""
     spec = to_spec(load_config(scale.base(scale.main)[0])).data
-    data = load_dataset(
-        scale.data, spec.data_dir, Options(spec.size, spec.fit, spec.channels, spec.on_bad_image, spec.ground, spec.overlap)
-    )
+    if (shape := PUBLISHED[scale.data].shape if scale.data in PUBLISHED else ()) and not spec.channels:
+        # The runs can then be listed before the files are there.
+        return (spec.size or shape[0], spec.size or shape[1], shape[2])
+    options = Options(spec.size, spec.fit, spec.channels, spec.on_bad_image, spec.ground, spec.overlap)
+    data = load_dataset(scale.data, spec.data_dir, options)
     height, width, channels = next(iter(data.splits.values())).images.shape[1:]
     return height, width, channels
 
@@ -46,13 +51,15 @@ def operations(scale: Scale, num_pairs: int, method: str) -> int:
     """Return the operations of a method's outer steps; 0 for one without any, or of another kind."""
     base, _ = scale.base(num_pairs)
     spec = to_spec(load_config(base))
+    # Close enough: what is taken away is little of it.
+    method = "ours" if method in ABLATED else method
     if method not in spec.methods or spec.methods[method].kind != "regression":
         return 0
     steps = num_steps(spec, spec.methods[method])
     if not steps:
         return 0
     work = Work(Case(base, method, shape_of(scale), 50_000, 100, (f"num_pairs={num_pairs}",)))
-    return steps * outer_step(work).needed
+    return steps * outer_operations(work)
 
 
 @cache
@@ -60,12 +67,36 @@ def of_teacher(scale: Scale) -> int:
     """Return the operations of the teacher's pretraining."""
     base, _ = scale.base(scale.main)
     work = Work(Case(base, "random", shape_of(scale), 50_000, 100))
-    return work.spec.teacher.steps * teacher_step(work).needed
+    return work.spec.teacher.steps * teacher_operations(work)
 
 
-def estimate(scale: Scale, run: Run) -> str:
-    """Return in words how long a run takes if nothing of it is there; students and label sets, which it does not count, come on top."""
-    total = of_teacher(scale) + len(run.seeds) * sum(operations(scale, run.num_pairs, method) for method in run.methods)
-    seconds = total / (SHARE * rate())
-    words = f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
-    return f"about {words} for teacher and outer steps ({total / 1e12:,.1f} TFLOP), students and label sets not counted"
+def estimate(scale: Scale, run: Run, counted: set[Any]) -> str:
+    """Return in words how long a run takes, without students and label sets.
+
+    Args:
+        scale: the scale.
+        run: the run.
+        counted: what earlier runs do; it is not counted again, and what this one does is added.
+    """
+    parts = {"teacher": lambda: of_teacher(scale)}
+    for method in run.methods:
+        for seed in run.seeds:
+            parts[run.num_pairs, method, seed] = lambda method=method: operations(scale, run.num_pairs, method)
+    total = sum(count() for part, count in parts.items() if part not in counted)
+    counted |= set(parts)
+    if not total:
+        return "nothing new to distil"
+    return f"about {in_words(total / (SHARE * rate()))} on this machine for teacher and outer steps ({total / 1e12:,.1f} TFLOP)"
+
+
+def in_words(seconds: float) -> str:
+    """Return a time in the largest unit of which there are two.
+
+    Example:
+        >>> in_words(7200)
+        '2 hours'
+    """
+    for unit, length in (("days", 86_400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
