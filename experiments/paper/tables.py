@@ -83,8 +83,7 @@ def crossed(
 
     shown = [name for name in methods if any((name, column) in found or (name, column) in absent for column in columns)]
     rows = [[LABELS.get(name, name), *(cell(name, column) for column in columns)] for name in shown]
-    seeds = {len(values) for values in found.values()}
-    notes = [f"{' to '.join(map(str, sorted({min(seeds), max(seeds)})))} seeds; mean ± sample standard deviation."] if seeds else []
+    notes = [seeds_in_words({len(values) for values in found.values()})] if found else []
     if score == "linear" and same_data and theirs:
         notes.append("In brackets: Yu et al., 2025.")
     if score == "linear" and theirs and not same_data:
@@ -93,6 +92,13 @@ def crossed(
             notes.append(f"Order of the paper's rows: {sum(same for same, _ in counted)} of {total} pairs are as on CIFAR-100.")
     notes += [f"{name}: {reason}" for name, reason in {name: reason for (name, _), reason in absent.items()}.items()]
     return Table(f"{title}: {SCORES[score]}", ["method", *map(str, columns)], rows, notes)
+
+
+def seeds_in_words(counts: set[int]) -> str:
+    """Return how many seeds scores have."""
+    if counts == {1}:
+        return "One seed."
+    return f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} seeds; mean ± sample standard deviation."
 
 
 def _numbers(theirs: Mapping[str, Mapping[Any, float | None]], column: Any) -> dict[str, float]:
