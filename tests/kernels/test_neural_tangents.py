@@ -27,7 +27,7 @@ def rows(count, *shape, seed=0):
 @pytest.mark.parametrize(
     ("family", "depth", "kernel"),
     [("fc", 3, fc_kernel), ("conv", 2, conv_kernel), ("convnet", 1, pooled_kernel)],
-    ids=lambda value: str(value),
+    ids=["fc", "conv", "convnet"],
 )
 def test_our_kernels_have_its_values_and_gradients(family, depth, kernel, kind, float64):
     support, points, targets = rows(3, 4, 3, 2), rows(4, 4, 3, 2, seed=1), rows(3, 2, seed=2)
