@@ -29,6 +29,7 @@ _HOMES = {
     "ssdd_jax.core.kernel": ("Kernel",),
     "ssdd_jax.core.learner": ("Learner",),
     "ssdd_jax.core.pool": ("MemberState",),
+    "ssdd_jax.core.quantise": ("quantise", "stored_numbers"),
     "ssdd_jax.core.outer": ("OuterState", "init_outer", "make_outer_step", "outer_loss"),
     "ssdd_jax.data": ("Dataset", "Options", "load_dataset", "open_source"),
     "ssdd_jax.kernels.feature": ("feature_kernel",),
