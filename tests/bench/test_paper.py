@@ -11,6 +11,7 @@ from experiments.paper.__main__ import gather
 from experiments.paper.render import as_html, as_latex, as_markdown, budgets_picture
 from experiments.runs import key_of, share
 from ssdd_jax.cli import load_config
+from ssdd_jax.settings.evaluation import LABEL_RECIPES
 from ssdd_jax.settings.parse import to_spec
 
 CONFIG = "experiments/paper/config.py"
@@ -48,6 +49,7 @@ def test_every_run_of_a_table_is_a_config_that_can_be_parsed(table, tmp_path):
         assert spec.num_pairs == run.num_pairs
         assert spec.chosen_methods() == run.methods
         assert spec.data.source == "arrays:mine.npz"
+        assert spec.evaluation.recipes["labels"] == LABEL_RECIPES["dc"]
         assert set(spec.evaluation.datasets) == ({"digits", "other"} if run.targets else set())
         assert spec.evaluation.datasets["digits"].size == 32 if run.targets else True
 
