@@ -1,6 +1,6 @@
 """Bits instead of numbers: a set whose numbers are whole multiples of a step per row, 8 or 4 bits each, and how much it stores.
 
-Budgets of the field count numbers of 32 bits, and nothing in a set needs so many.
+Budgets of the field count numbers of 32 bits; sets do with fewer.
 """
 
 from dataclasses import dataclass, replace
