@@ -18,13 +18,12 @@ def in_bits(methods):
     rows = {name: methods[name] for name in ("random", "kmeans", "krr_st", "raw_small", "basis")}
     rows["flip"] = replace(methods["basis"], **flip)
     for bits in (8, 4):
-        some, fewer = dict(bits=bits, support_images=128), dict(bits=bits, base_size=12)
+        some = dict(bits=bits, support_images=128)
         rows |= {f"{name}_{bits}": replace(methods[name], bits=bits) for name in ("random", "kmeans")}
-        rows[f"krr_st_{bits}"] = replace(methods["krr_st"], **some)
+        rows |= {f"{name}_{bits}": replace(methods[name], **some) for name in ("krr_st", "basis")}
         rows[f"raw_small_{bits}"] = replace(methods["raw_small"], **some, base_size=8 if bits == 8 else 12)
-        for name in ("basis", "flip"):
-            rows[f"{name}_{bits}"] = replace(rows[name], bits=bits, support_images=96 if name == "flip" else 128)
-        rows[f"flip_{bits}_12"] = replace(rows["flip"], **fewer, image_bases=128, repr_bases=48)
+        rows[f"flip_{bits}"] = replace(rows["flip"], bits=bits)
+        rows[f"flip_{bits}_12"] = replace(rows["flip"], bits=bits, base_size=12, image_bases=128, repr_bases=48)
     return rows
 
 

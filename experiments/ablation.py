@@ -16,10 +16,11 @@ from typing import Any
 
 from scipy import stats
 
-from experiments.paper.tables import NOTHING, SCORES, text_of
+from experiments.paper.tables import SCORES, text_of, unit_of
 from experiments.runs import call, key_of, share
 from ssdd_jax.io.files import write_bytes
 from ssdd_jax.report import to_markdown
+from ssdd_jax.report.tables import NOTHING
 
 CONFIG = Path(__file__).with_name("ablation_config.py")
 
@@ -103,7 +104,7 @@ def difference(values: Sequence[float], first: Sequence[float], score: str) -> s
         '+2.0 ± 2.5'
     """
     pairs = [a - b for a, b in zip(values, first, strict=True)]
-    scale, decimals = (1, 3) if score == "repr_error" else (100, 1)
+    scale, decimals = unit_of(score)
     mean = f"{scale * statistics.fmean(pairs):+.{decimals}f}"
     if len(pairs) < 2:
         return mean
@@ -158,7 +159,7 @@ def answer(question: str, options: argparse.Namespace) -> str:
             "smoke": options.smoke,
         }
         share(sorted(options.workdir.glob("*/*")), workdir)
-        call(CONFIG, json.loads(json.dumps(settings)), options.workdir / "runs", workdir)
+        call(CONFIG, settings, options.workdir / "runs", workdir)
         found = json.loads((workdir / "results.json").read_text())["rows"]
         rows |= {name: [row for row in found if row["method"] == method_of(name)] for name in together}
     text = f"{asked} {options.data}, {options.split} split, {options.seeds} seed(s); in brackets the paired difference to the first line."

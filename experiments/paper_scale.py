@@ -159,10 +159,14 @@ class Until:
         return self.end - time.monotonic()
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of processes that import the package and the scripts from here."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+
+
 def run(args: list[str], until: Until) -> int:
     """Run a command until the time is up, then ask it to stop with a checkpoint; return its status."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-    with subprocess.Popen([sys.executable, "-m", "ssdd_jax.main", *args], cwd=REPOSITORY, env=environment) as process:
+    with subprocess.Popen([sys.executable, "-m", "ssdd_jax.main", *args], cwd=REPOSITORY, env=environment()) as process:
         try:
             return process.wait(max(until.left - 30, 5))
         except subprocess.TimeoutExpired:
@@ -193,10 +197,9 @@ def child(options: argparse.Namespace, part: str, method: str, precision: str, u
     """Return what a process of its own measures: it has the device for itself, and may run out of memory, which is a result too."""
     smoke = ["--smoke"] if options.smoke else []
     command = [sys.executable, __file__, "--workdir", str(options.workdir), "--step", part, method, precision, *smoke]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     try:
         limit = max(min(until.left, CHILD_SECONDS), 5)
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False, timeout=limit)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment(), check=False, timeout=limit)
         printed, status = done.stdout, done.returncode
     except subprocess.TimeoutExpired as error:
         printed, status = (error.stdout or b"").decode(), "out of time"

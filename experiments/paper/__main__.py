@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     counted: set[Any] = set()
     for number, run in enumerate(runs):
-        settings = json.loads(json.dumps(run.settings(scale, height, channels)))
+        settings = run.settings(scale, height, channels)
         key, students = key_of(settings), ", ".join(run.students) or "all students"
         where = (
             f"N = {run.num_pairs}, {len(run.seeds)} seed(s): {', '.join(run.methods)}; {students}{', all targets' if run.targets else ''}"

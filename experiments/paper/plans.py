@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,5 +135,5 @@ def all_runs(tables: Sequence[str], scale: Scale, seeds: Sequence[int]) -> list[
     found = []
     for count in range(1, len(seeds) + 1):
         for table in tables:
-            found += [Run(run.num_pairs, run.methods, run.students, run.targets, tuple(seeds[:count])) for run in runs_of(table, scale)]
+            found += [replace(run, seeds=tuple(seeds[:count])) for run in runs_of(table, scale)]
     return list(dict.fromkeys(found))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.paper.plans import CURVES, OF_LABELS
-from experiments.paper.tables import SCORES, Table, scores_of
+from experiments.paper.tables import SCORES, Table, scores_of, unit_of
 from ssdd_jax.io.artifacts import load_distilled
 from ssdd_jax.io.files import write_bytes
 from ssdd_jax.io.manifest import read_manifest
@@ -96,7 +96,7 @@ def budgets_picture(rows: Sequence[Mapping[str, Any]], score: str) -> Any:
     methods = [name for name in (*CURVES, *OF_LABELS) if any(method == name for method, _ in found)]
     for place, method in enumerate(methods):
         points = sorted((n, values) for (name, n), values in found.items() if name == method)
-        scaled = [np.array(values) * (1 if score == "repr_error" else 100) for _, values in points]
+        scaled = [np.array(values) * unit_of(score)[0] for _, values in points]
         budgets, colour = [n for n, _ in points], COLOURS[place % len(COLOURS)]
         style = LINES[place // len(COLOURS) % len(LINES)]
         axes.plot(budgets, [statistics.fmean(values) for values in scaled], style, marker="o", markersize=4, color=colour, label=method)

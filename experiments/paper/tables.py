@@ -9,10 +9,9 @@ import numpy as np
 
 from experiments.paper import published
 from experiments.paper.plans import ABLATION_ROWS, CONTROL_ROWS, CURVES, OF_LABELS, PAPER_ROWS, Scale
+from ssdd_jax.report.tables import CONTROL_LABELS, NOTHING
 
 Row = Mapping[str, Any]
-NOTHING = "–"
-LABELS = {"none": "no pretraining", "full": "all training images", "teacher": "teacher"}
 SCORES = {"linear": "Linear evaluation", "few_1": "1 % of labels", "few_5": "5 % of labels", "knn": "k-NN", "repr_error": "repr_error"}
 LOWER_IS_BETTER = ("repr_error",)
 
@@ -35,12 +34,17 @@ def scores_of(rows: Iterable[Row], score: str, key: Callable[[Row], Any]) -> dic
     return found
 
 
+def unit_of(score: str) -> tuple[int, int]:
+    """Return the factor and the decimals that a score is shown with: percent, or an error."""
+    return (1, 3) if score in LOWER_IS_BETTER else (100, 1)
+
+
 def text_of(values: Sequence[float] | None, score: str) -> str:
     """Return mean and sample standard deviation: percent, or an error."""
     if not values:
         return NOTHING
-    scaled = [value if score in LOWER_IS_BETTER else 100 * value for value in values]
-    decimals = 3 if score in LOWER_IS_BETTER else 1
+    factor, decimals = unit_of(score)
+    scaled = [factor * value for value in values]
     mean = f"{statistics.fmean(scaled):.{decimals}f}"
     return mean if len(scaled) < 2 else f"{mean} ± {statistics.stdev(scaled):.{decimals}f}"
 
@@ -82,7 +86,7 @@ def crossed(
         return f"{text} [{beside:.2f}]" if beside is not None else text
 
     shown = [name for name in methods if any((name, column) in found or (name, column) in absent for column in columns)]
-    rows = [[LABELS.get(name, name), *(cell(name, column) for column in columns)] for name in shown]
+    rows = [[CONTROL_LABELS.get(name, name), *(cell(name, column) for column in columns)] for name in shown]
     notes = [seeds_in_words({len(values) for values in found.values()})] if found else []
     if score == "linear" and same_data and theirs:
         notes.append("In brackets: Yu et al., 2025.")
@@ -108,45 +112,35 @@ def _numbers(theirs: Mapping[str, Mapping[Any, float | None]], column: Any) -> d
 def cross_architecture(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], str]) -> list[Table]:
     """Return the students' table, one for every score."""
     main = [row for row in rows if row["num_pairs"] == scale.main and row["student"] and row["own"]]
-    students = list(dict.fromkeys([*published.STUDENTS, *(row["student"] for row in main)]))
-    students = [student for student in students if any(row["student"] == student for row in main)]
-    methods = ("none", *PAPER_ROWS, *CONTROL_ROWS, "full")
-    why = {(name, students[0]): reason for (name, n), reason in absent.items() if n == scale.main} if students else {}
-    return [
-        crossed(
-            f"Students, N = {scale.main}",
-            methods,
-            students,
-            scores_of(main, score, lambda row: (row["method"], row["student"])),
-            score,
-            published.CROSS_ARCHITECTURE,
-            _is_papers(scale, scale.main),
-            why,
-        )
-        for score in SCORES
-        if any(score in row for row in main)
-    ]
+    first = {student: None for student in published.STUDENTS if any(row["student"] == student for row in main)}
+    return _at_main_budget("Students", main, "student", list(first), tuple(SCORES), published.CROSS_ARCHITECTURE, scale, absent)
 
 
 def downstream(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], str]) -> list[Table]:
     """Return the table over data sets, the source first."""
     main = [row for row in rows if row["num_pairs"] == scale.main and row["student"] == "convnet"]
-    targets = list(dict.fromkeys([row["dataset"] for row in main if row["own"]] + [row["dataset"] for row in main]))
-    why = {(name, targets[0]): reason for (name, n), reason in absent.items() if n == scale.main} if targets else {}
-    return [
-        crossed(
-            f"Downstream, ConvNet, N = {scale.main}",
-            ("none", *PAPER_ROWS, *CONTROL_ROWS, "full"),
-            targets,
-            scores_of(main, score, lambda row: (row["method"], row["dataset"])),
-            score,
-            published.DOWNSTREAM,
-            _is_papers(scale, scale.main),
-            why,
-        )
-        for score in SCORES
-        if score != "repr_error" and any(score in row for row in main)
-    ]
+    source = [row["dataset"] for row in main if row["own"]]
+    scores = tuple(score for score in SCORES if score != "repr_error")
+    return _at_main_budget("Downstream, ConvNet", main, "dataset", source, scores, published.DOWNSTREAM, scale, absent)
+
+
+def _at_main_budget(
+    title: str,
+    rows: Sequence[Row],
+    axis: str,
+    first: Sequence[str],
+    scores: Sequence[str],
+    theirs: Mapping[str, Mapping[Any, float | None]],
+    scale: Scale,
+    absent: Mapping[tuple[str, int], str],
+) -> list[Table]:
+    """Return methods by `axis` at the main budget, a table for every score that there is; the columns `first` come first."""
+    columns = list(dict.fromkeys([*first, *(row[axis] for row in rows)]))
+    why = {(name, columns[0]): reason for (name, n), reason in absent.items() if n == scale.main} if columns else {}
+    methods, same_data = ("none", *PAPER_ROWS, *CONTROL_ROWS, "full"), _is_papers(scale, scale.main)
+    found = {score: scores_of(rows, score, lambda row: (row["method"], row[axis])) for score in scores}
+    name = f"{title}, N = {scale.main}"
+    return [crossed(name, methods, columns, found[score], score, theirs, same_data, why) for score in scores if found[score]]
 
 
 def _is_papers(scale: Scale, num_pairs: int) -> bool:

@@ -3,7 +3,7 @@
 Budgets of the field count numbers of 32 bits; sets do with fewer.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ssdd_jax.core.distilled import DistilledSet
+from ssdd_jax.core.distilled import DistilledSet, num_stored_scalars
 
 BITS = (32, 8, 4)
 """Bits of a number; 32 are floats as they are."""
@@ -20,21 +20,17 @@ STEP_BITS = 32
 """Bits of the step of a row, a float."""
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """Where rows are in an array of a set: numbers of equal place along the first `leading` axes share a step."""
-
-    leading: int
-
-
 def rows_of(distilled: DistilledSet) -> DistilledSet:
-    """Return a `Leaf` in place of every array: a row is an image, a base, or the coefficients of an image, and a layer of a network."""
-    of_store = lambda leaf: Leaf(1 if leaf.ndim == 4 else leaf.ndim - 1)
+    """Return, in place of every array, how many of its first axes count rows; numbers of a row share a step.
+
+    A row is an image, a base, or the coefficients of an image, and a layer of a network.
+    """
+    of_store = lambda leaf: 1 if leaf.ndim == 4 else leaf.ndim - 1
     return replace(
         distilled,
         images=jax.tree.map(of_store, distilled.images),
         reprs=jax.tree.map(of_store, distilled.reprs),
-        networks=jax.tree.map(lambda leaf: Leaf(1), distilled.networks),
+        networks=jax.tree.map(lambda leaf: 1, distilled.networks),
     )
 
 
@@ -86,7 +82,7 @@ def quantise(distilled: DistilledSet, bits: int) -> DistilledSet:
     check_bits(bits)
     if bits == 32:
         return distilled
-    return jax.tree.map(lambda leaf, at: _rounded(leaf, bits, at.leading), distilled, rows_of(distilled))
+    return jax.tree.map(lambda leaf, leading: _rounded(leaf, bits, leading), distilled, rows_of(distilled))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -113,9 +109,9 @@ def stored_numbers(distilled: Any, bits: int = 32) -> int:
         bits: one of `BITS`.
     """
     check_bits(bits)
-    numbers = sum(prod(leaf.shape) for leaf in jax.tree.leaves(distilled))
+    numbers = num_stored_scalars(distilled)
     if bits == 32:
         return numbers
-    where = jax.tree.leaves(rows_of(distilled))
-    steps = sum(prod(leaf.shape[: at.leading]) for leaf, at in zip(jax.tree.leaves(distilled), where, strict=True) if prod(leaf.shape))
+    pairs = zip(jax.tree.leaves(distilled), jax.tree.leaves(rows_of(distilled)), strict=True)
+    steps = sum(prod(leaf.shape[:leading]) for leaf, leading in pairs if prod(leaf.shape))
     return -(-(numbers * bits + steps * STEP_BITS) // 32)

@@ -51,7 +51,7 @@ def _in_bits(distilled: DistilledSet, bits: int) -> dict[str, np.ndarray]:
     rows = _flatten_leaves(rows_of(distilled))
     arrays: dict[str, np.ndarray] = {}
     for name, array in _flatten(distilled).items():
-        integers, step = (np.asarray(part) for part in to_integers(jnp.asarray(array), bits, rows[name].leading))
+        integers, step = (np.asarray(part) for part in to_integers(jnp.asarray(array), bits, rows[name]))
         arrays |= {name: _packed(integers) if bits == 4 else integers, name + STEP: step}
     return arrays
 

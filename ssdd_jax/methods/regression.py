@@ -298,7 +298,7 @@ def _causes(spec: RegressionSpec, inputs: Inputs) -> dict[str, str]:
 
 def finish(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State | DistilledSet) -> Finished:
     """Return the set, with R^2 of its networks by view and how many times a ridge was increased; saving it rounds it to its bits."""
-    facts = {"bits": spec.bits, "stored_scalars": plan.stored_scalars}
+    facts = {"bits": spec.bits}
     if isinstance(state, DistilledSet):
         return Finished(state, {**facts, "steps": 0, "ridge_increases": 0, "approximation": None})
     increases = int(state.outer.ridge_increases)
