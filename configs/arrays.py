@@ -4,11 +4,14 @@ The sizes are for 32 x 32 colour images on two cores: N = 10, or 50 with the var
 with students also evaluated on Fashion-MNIST, padded to 32 pixels and with its grey channel repeated three times.
 
 `arrays:bits` has the same budget spent on numbers of 32, 8 and 4 bits, by every method.
+
+`arrays:auto` has N = 10 and, besides the rows above, one whose sizes and views are chosen by short trials without labels: of any data, only
+the source and N have to be given.
 """
 
 from dataclasses import replace
 
-from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke, to_config, two_core_students
+from ssdd_jax.settings.presets import AUTOMATIC, PRESETS, check_variant, default_config, smoke, to_config, two_core_students
 from ssdd_jax.settings.spec import DataSpec
 
 
@@ -28,7 +31,7 @@ def in_bits(methods):
 
 
 def get_config(variant=""):
-    check_variant(variant, ("n50", "downstream", "bits", "smoke"))
+    check_variant(variant, ("n50", "auto", "downstream", "bits", "smoke"))
     large = variant == "n50"
     bases = dict(base_size=8, image_bases=128 if large else 96, repr_bases=48 if large else 24, learning_rate=0.02)
     # With many images a step takes a random part of them: about as many rows, counting views, as the features are wide.
@@ -40,6 +43,8 @@ def get_config(variant=""):
         "basis": replace(PRESETS["basis"], **bases, support_images=128 if large else 0),
         "ours": replace(PRESETS["ours"], **bases, support_images=64),
     }
+    if variant == "auto":
+        methods["auto"] = AUTOMATIC
     config = default_config(**(in_bits(methods) if variant == "bits" else methods))
     config.name = "arrays"
     config.num_pairs = 50 if large else 10

@@ -85,6 +85,22 @@ QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
             "twice the rate": Line("basis", {"learning_rate": 0.04}),
         },
     ),
+    "sizes": (
+        "How is the budget spent: on the resolution of the bases (side s), on their number U, on V, or on images?",
+        {
+            f"s = {side}, U = {image_bases}, V = {repr_bases}": Line(
+                "basis", {"base_size": side, "image_bases": image_bases, "repr_bases": repr_bases, "support_images": 128}
+            )
+            for side, image_bases, repr_bases in (
+                (8, 96, 24),
+                (8, 48, 24),
+                (12, 48, 24),
+                (16, 24, 24),
+                (8, 96, 12),
+                (8, 96, 48),
+            )
+        },
+    ),
     "members": (
         "How many members take part in a step?",
         {str(count): Line("basis", run={"pool.members_per_step": count}) for count in (1, 2, 4)},

@@ -140,6 +140,9 @@ class Method(NamedTuple):
         start: (spec, plan, inputs, seed) -> what the first phase's `init` gets, or what `finish` gets if there are no phases.
         phases: (spec, plan, inputs) -> phases.
         finish: (spec, plan, inputs, last state of one seed) -> what was produced.
+        is_automatic: spec -> whether settings are left to `choose`.
+        choose: (spec, sizes, trial, largest number of trials) -> settings of which none is automatic; `trial` takes such settings and
+            returns a number that is to be small, see `ssdd_jax.methods.automatic`.
     """
 
     spec: type[Any]
@@ -150,3 +153,5 @@ class Method(NamedTuple):
     start: Callable[[Any, Plan, Inputs, int], Any]
     phases: Callable[[Any, Plan, Inputs], tuple[Phase, ...]]
     finish: Callable[[Any, Plan, Inputs, Any], Finished]
+    is_automatic: Callable[[Any], bool] = lambda spec: False
+    choose: Callable[[Any, Sizes, Callable[[Any], float], int], Any] = lambda spec, sizes, trial, most: spec

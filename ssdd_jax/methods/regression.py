@@ -23,6 +23,7 @@ from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.store import Start, StoreSizes
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import InputError
+from ssdd_jax.methods.automatic import choose, first_choice, is_automatic
 from ssdd_jax.methods.kernel import check_kernel, check_rows, kernel_settings, ridge_warnings
 from ssdd_jax.methods.method import TEACHER, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
@@ -53,6 +54,8 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
         InputError: the budget does not hold the bases and one image, or a setting does not fit the data.
     """
     where, width = f"config.methods.{name}", sizes.repr_width
+    # What is not chosen yet is checked as the search for it begins.
+    spec = first_choice(spec, sizes) if is_automatic(spec) else spec
     (h, w, c), side = sizes.image_shape, spec.base_size
     if side > min(h, w):
         raise InputError(f"{where}.base_size is {side}, expected at most {min(h, w)}, the images' side; 0 is the full size")
@@ -317,4 +320,6 @@ METHOD = Method(
     start=start,
     phases=phases,
     finish=finish,
+    is_automatic=is_automatic,
+    choose=choose,
 )

@@ -12,10 +12,17 @@ from ssdd_jax.settings.spec import NetSpec
 _LABEL_NET = partial(NetSpec, "convnet_in")
 _SMALL = {"smoke": {"widths": (4,)}}
 
+AUTO = -1
+"""A size that short trials choose, see `ssdd_jax.methods.automatic`."""
+AUTO_VIEWS = ("auto",)
+"""Views that they choose."""
+
 
 @dataclass(frozen=True)
 class RegressionSpec:
     """The method of KRR-ST and of Yu et al.: a parameterization, its views, and how long kernel ridge regression moves it.
+
+    Where -1 or ("auto",) is said to choose a setting, short trials do so, see `ssdd_jax.methods.automatic` and `TrialsSpec`.
 
     Attributes:
         kind: among `ssdd_jax.registry.METHODS`; it picks the settings that a section has.
@@ -26,14 +33,16 @@ class RegressionSpec:
         depth: hidden layers of an infinitely wide network; 0 takes 1 for fully connected ones and 3 for convolutional ones.
         image_store: how images are kept, among `ssdd_jax.registry.STORES`; '' is factored where there are bases, else plain.
         repr_store: how representations are kept, likewise.
-        base_size: side of the stored images or image bases; 0 is the full resolution.
-        image_bases: U; 0 stores plain images.
-        repr_bases: V; 0 stores plain representations.
-        views: predefined augmentations; the identity first where networks predict their shifts or targets are automatic.
+        base_size: side of the stored images or image bases; 0 is the full resolution, -1 chooses.
+        image_bases: U; 0 stores plain images, -1 chooses.
+        repr_bases: V; 0 stores plain representations, -1 chooses.
+        views: predefined augmentations; the identity first where networks predict their shifts or targets are automatic. ("auto",)
+            chooses among flips that share the targets of the identity and rotations whose targets networks predict, which then take part
+            in all steps.
         view_targets: one of stored, shared, network a view (the first stored), or ("auto",): shared where the
             teacher's shift is at most `shared_below` of its variance, else whichever of network and stored fits more images.
         shared_below: see `view_targets`.
-        hidden: h of the approximation networks.
+        hidden: h of the approximation networks; -1 chooses.
         network_steps: Adam steps of their fit.
         joint: last share of the outer steps in which the networks take part and are trained by the outer loss.
         factor_scale: 'balanced', or the number that bases are multiplied and coefficients divided by.
@@ -43,7 +52,7 @@ class RegressionSpec:
         rounding: whether steps already see the rounded numbers (trained; gradients pass straight through), or they are rounded at the end.
         steps: outer steps; -1 takes `outer.steps`.
         learning_rate: learning rate of the outer optimizer.
-        support_images: distilled images that take part in one step, drawn afresh; 0 takes all.
+        support_images: distilled images that take part in one step, drawn afresh; 0 takes all, -1 as many as make 256 rows.
     """
 
     kind: str = one_of("regression")
@@ -53,13 +62,13 @@ class RegressionSpec:
     depth: int = within(0, 0)
     image_store: str = named("", STORES)
     repr_store: str = named("", STORES)
-    base_size: int = within(0, 0)
-    image_bases: int = within(0, 0)
-    repr_bases: int = within(0, 0)
+    base_size: int = within(0, AUTO)
+    image_bases: int = within(0, AUTO)
+    repr_bases: int = within(0, AUTO)
     views: tuple[str, ...] = ("identity",)
     view_targets: tuple[str, ...] = ("auto",)
     shared_below: float = within(0.05, 0.0)
-    hidden: int = within(4, 0)
+    hidden: int = within(4, AUTO)
     network_steps: int = within(2000, 1)
     joint: float = within(0.0, 0.0, 1.0)
     factor_scale: str = "balanced"
@@ -68,7 +77,7 @@ class RegressionSpec:
     rounding: str = one_of("trained", "end")
     steps: int = within(-1, -1)
     learning_rate: float = within(1e-2, 0.0)
-    support_images: int = within(0, 0)
+    support_images: int = within(0, AUTO)
 
 
 @dataclass(frozen=True)

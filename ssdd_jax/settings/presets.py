@@ -10,8 +10,19 @@ from ml_collections import ConfigDict
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.registry import METHODS, PROTOCOLS
 from ssdd_jax.settings.digest import json_ready
-from ssdd_jax.settings.methods import DatmSpec, DsaSpec, ExpertSpec, FrepoSpec, IdmSpec, KipSpec, RandomLabelsSpec, RegressionSpec
-from ssdd_jax.settings.spec import NetSpec, RunSpec
+from ssdd_jax.settings.methods import (
+    AUTO,
+    AUTO_VIEWS,
+    DatmSpec,
+    DsaSpec,
+    ExpertSpec,
+    FrepoSpec,
+    IdmSpec,
+    KipSpec,
+    RandomLabelsSpec,
+    RegressionSpec,
+)
+from ssdd_jax.settings.spec import NetSpec, RunSpec, TrialsSpec
 
 PLAIN = RegressionSpec()
 PRESETS: dict[str, RegressionSpec] = {
@@ -27,6 +38,17 @@ PRESETS: dict[str, RegressionSpec] = {
     "basis": RegressionSpec(base_size=14, image_bases=24, repr_bases=16),
     "ours": RegressionSpec(base_size=14, image_bases=24, repr_bases=16, views=("identity", "rot90", "rot180", "rot270")),
 }
+
+AUTOMATIC = RegressionSpec(
+    base_size=AUTO,
+    image_bases=AUTO,
+    repr_bases=AUTO,
+    views=AUTO_VIEWS,
+    hidden=AUTO,
+    support_images=AUTO,
+    learning_rate=0.02,
+)
+"""A method of which N is all that has to be set."""
 
 
 class _Config(ConfigDict):
@@ -70,6 +92,7 @@ def smoke(config: Any) -> None:
     for recipe in (*config.evaluation.recipes.values(), config.evaluation.vit_recipe):
         recipe.epochs = 0
     smaller = lambda spec: {f.name: f.metadata["smoke"] for f in fields(spec) if "smoke" in f.metadata}
+    config.trials.update(smaller(TrialsSpec))
     for name, section in config.protocols.items():
         section.update(smaller(PROTOCOLS.spec(name)))
     for method in config.methods.values():

@@ -116,6 +116,21 @@ class PoolSpec:
 
 
 @dataclass(frozen=True)
+class TrialsSpec:
+    """The short distillations that choose automatic settings, once for all seeds.
+
+    Attributes:
+        most: largest number of trials for one method.
+        steps: outer steps of a trial; its loss is the mean over the second half.
+        pool_size: members of a trial's pool.
+    """
+
+    most: int = within(16, 1, smoke=3)
+    steps: int = within(60, 2, smoke=2)
+    pool_size: int = within(2, 1)
+
+
+@dataclass(frozen=True)
 class OuterSpec:
     """What every method's outer loop shares. AdamW with a linear schedule from the method's rate to `final_rate` of it.
 
@@ -276,6 +291,7 @@ class RunSpec:
     student: NetSpec = NetSpec(widths=(16, 32, 64))
     pool: PoolSpec = PoolSpec()
     outer: OuterSpec = OuterSpec()
+    trials: TrialsSpec = TrialsSpec()
     memory: MemorySpec = MemorySpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     protocols: Mapping[str, Any] = field(default_factory=protocol_defaults, metadata={"registry": PROTOCOLS})

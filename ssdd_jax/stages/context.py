@@ -19,6 +19,7 @@ from ssdd_jax.data import Concatenated, Images, OnDisk, open_prepared, select_ro
 from ssdd_jax.errors import BudgetError, InputError
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.methods.automatic import VIEW_CHOICES
 from ssdd_jax.methods.method import TEACHER
 from ssdd_jax.methods.plan import Plan, Sizes
 from ssdd_jax.progress import Display
@@ -27,7 +28,7 @@ from ssdd_jax.runtime.encode import in_batches
 from ssdd_jax.runtime.feed import Table, to_device
 from ssdd_jax.runtime.loop import resumable
 from ssdd_jax.settings.digest import digest, json_ready
-from ssdd_jax.settings.methods import ExpertSpec
+from ssdd_jax.settings.methods import AUTO_VIEWS, ExpertSpec
 from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.dataset import Data, data_warnings, load_data
 from ssdd_jax.stages.experts import files_fingerprint, get_experts
@@ -55,6 +56,8 @@ class Context:
         self._reprs: dict[str, np.ndarray] = {}
         self._experts: dict[Path, OnDisk] = {}
         self._fingerprints: dict[str, str] = {}
+        self.chosen: dict[str, Any] = {}
+        """Settings of methods that had automatic ones, after `ssdd_jax.stages.choose.choose_settings`."""
 
     @cached_property
     def learner(self) -> Learner:
@@ -242,9 +245,13 @@ class Context:
         """Return what plans depend on, given the teacher's shifts."""
         return Sizes(self.spec.num_pairs, self.data.image_shape, self.width, self.data.num_classes, shifts)
 
+    def settings(self, name: str) -> Any:
+        """Return the settings of a method, those that were chosen in the place of automatic ones."""
+        return self.chosen.get(name, self.spec.methods[name])
+
     def plan(self, name: str) -> Plan:
         """Return the plan of a method, after checking it against the data."""
-        spec = self.spec.methods[name]
+        spec = self.settings(name)
         method = METHODS[spec.kind]
         plan = method.plan(name, spec, self.sizes(self.shifts if TEACHER in method.needs else {}))
         if plan.num_images > len(self.data.train_images):
@@ -266,6 +273,9 @@ class Context:
         sections = [getattr(self.spec, section) for section in method.sections]
         if (experts := experts_of(spec)) is not None:
             spec = replace(spec, experts=self._by_content(experts))
+        # Automatic settings stand for what is chosen, which is a function of all this.
+        if method.is_automatic(spec):
+            sections.append(self.spec.trials)
         return digest(made_from, self.budget, sections, spec, method.version)
 
 
@@ -297,5 +307,6 @@ def experts_of(method: Any) -> ExpertSpec | None:
 
 
 def views_of(method: Any) -> tuple[str, ...]:
-    """Return the views that a method's settings ask for; only the identity if they have none."""
-    return getattr(method, "views", ("identity",))
+    """Return the views that a method's settings ask for, or may choose; only the identity if they have none."""
+    views = getattr(method, "views", ("identity",))
+    return VIEW_CHOICES if views == AUTO_VIEWS else views

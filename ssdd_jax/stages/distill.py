@@ -23,6 +23,7 @@ from ssdd_jax.runtime.devices import Devices, make_devices, placement, pool_axis
 from ssdd_jax.runtime.feed import Table
 from ssdd_jax.runtime.loop import Loop, seed_groups, stack, unstack
 from ssdd_jax.runtime.memory import TooLarge, chunk_size, limit_bytes
+from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.stages.context import Context
 
 
@@ -82,7 +83,7 @@ class MethodRun:
     """Distils one method for groups of seeds; all groups share the compiled programs."""
 
     def __init__(self, context: Context, name: str):
-        self.context, self.name, self.spec = context, name, context.spec.methods[name]
+        self.context, self.name, self.spec = context, name, context.settings(name)
         self.method: Method = METHODS[self.spec.kind]
         self.plan: Plan = context.plan(name)
         self.devices = make_devices(pool_axis(context.spec.devices, context.spec.pool.members_per_step))
@@ -99,7 +100,7 @@ class MethodRun:
         if hosts.agree(hosts.is_writer() and all(is_complete(context, folder, identity) for folder in folders)):
             return
         started = time.monotonic()
-        states, seconds_before = self._run(seeds, context.checkpoints / f"{name}-{identity}-seeds_{'_'.join(map(str, seeds))}")
+        states, seconds_before = self.states(seeds, context.checkpoints / f"{name}-{identity}-seeds_{'_'.join(map(str, seeds))}")
         if not hosts.is_writer():
             return
         seconds = round((time.monotonic() - started + seconds_before) / len(seeds), 1)
@@ -117,10 +118,11 @@ class MethodRun:
                 normalization={"mean": context.data.mean.tolist(), "std": context.data.std.tolist()},
                 teacher={"net": context.spec.teacher.net, **context.teacher.facts()} if TEACHER in self.method.needs else None,
                 digest=identity,
+                **({"chosen": json_ready(self.spec)} if name in context.chosen else {}),
                 **facts,
             )
 
-    def _run(self, seeds: Sequence[int], folder: Path) -> tuple[list[Any], float]:
+    def states(self, seeds: Sequence[int], folder: Path) -> tuple[list[Any], float]:
         """Run all phases, from the newest checkpoint if any; return every seed's last state, and the seconds that earlier attempts took."""
         context, seconds_before, seed_array = self.context, 0.0, jnp.asarray(seeds)
         begun = hosts.agree(max((i for i, phase in enumerate(self.phases) if _has_checkpoint(folder / phase.name)), default=0))

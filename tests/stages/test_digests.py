@@ -14,6 +14,7 @@ from ssdd_jax.registry import METHODS, PROTOCOLS
 from ssdd_jax.settings import digest as digests
 from ssdd_jax.settings.evaluation import RECIPES, protocol_defaults
 from ssdd_jax.settings.methods import DatmSpec, RegressionSpec
+from ssdd_jax.settings.presets import AUTOMATIC
 from ssdd_jax.settings.spec import DataSpec, EvaluationSpec, NetSpec, RunSpec, TeacherSpec
 from ssdd_jax.stages.cells import Cell, Scope, cell_digest
 from ssdd_jax.stages.context import Context
@@ -33,6 +34,7 @@ EXPECTED = [
     (r"teacher\..*", {"teacher", "set", "control"}),
     (r"methods\.datm\.experts\..*", {"experts", "label set"}),
     (r"methods\.datm\..*", {"label set"}),
+    (r"(methods\.auto|trials)\..*", {"automatic set"}),
     (r"(num_pairs|student\..*|pool\..*|outer\..*|methods\.ours\..*)", {"set"}),
     (r"evaluation\.recipes\.(?P<kind>\w+)\..*", {"kind"}),
     (r"evaluation\.vit_recipe\..*", {"vit"}),
@@ -79,7 +81,7 @@ def spec(tmp_path, monkeypatch):
     return RunSpec(
         data=data,
         evaluation=evaluation,
-        methods={"ours": RegressionSpec(), "datm": DatmSpec()},
+        methods={"ours": RegressionSpec(), "datm": DatmSpec(), "auto": AUTOMATIC},
         teacher=TeacherSpec(widths=(6,)),
         student=NetSpec(widths=(6,)),
     )
@@ -100,7 +102,11 @@ def digests_of(spec, folder):
     cells |= {"control": Cell("full", "convnet", own, 0), "vit": Cell("full", "vit", own, 0), "other": Cell("full", "convnet", other, 0)}
     cells |= {"teacher row": Cell("teacher", None, own, 0), "untrained": Cell("none", "convnet", own, 0)}
     made = {"data": data.digest, "teacher": context.teacher_digest, "set": context.distilled_digest("ours")}
-    made |= {"label set": context.distilled_digest("datm"), "experts": context.experts_file(spec.methods["datm"].experts).name}
+    made |= {
+        "automatic set": context.distilled_digest("auto"),
+        "label set": context.distilled_digest("datm"),
+        "experts": context.experts_file(spec.methods["datm"].experts).name,
+    }
     return made | {name: cell_digest(scope, cell) for name, cell in cells.items()}
 
 
@@ -148,7 +154,7 @@ def put(spec, path, value):
 
 # A single registered kernel has no other value, a file of weights is compared by its content, and a target has the shape of the data.
 ONE_VALUE = re.compile(
-    r"methods\.(ours|datm)\.kind|methods\.ours\.kernel|(teacher\.checkpoint|methods\.datm\.experts\.files)"
+    r"methods\.(ours|auto|datm)\.kind|methods\.(ours|auto)\.kernel|(teacher\.checkpoint|methods\.datm\.experts\.files)"
     r"|evaluation\.datasets\.other\.(size|channels)"
 )
 
@@ -178,7 +184,7 @@ def test_every_setting_changes_the_digests_of_what_it_affects_or_is_known_to_aff
 def test_other_code_has_other_digests(spec, tmp_path, monkeypatch):
     before = digests_of(spec, tmp_path)
     monkeypatch.setitem(METHODS._objects, "regression", METHODS["regression"]._replace(version=99))
-    assert {name for name, old in digests_of(spec, tmp_path).items() if old != before[name]} == {"set"}
+    assert {name for name, old in digests_of(spec, tmp_path).items() if old != before[name]} == {"set", "automatic set"}
     monkeypatch.setitem(PROTOCOLS._objects, "knn", PROTOCOLS["knn"]._replace(version=99))
     moved = {name for name, old in digests_of(spec, tmp_path).items() if old != before[name]}
     assert moved == set(before) - {"data", "teacher", "label set", "experts"}

@@ -1,0 +1,150 @@
+"""Settings that choose themselves: which of the regression's are automatic, and the rule that finds them by short trials.
+
+A trial distils a set with some settings for a few steps and returns the outer loss, the error of the regression on real images that the
+set is optimised for. So the rule sees training images and the teacher, never a label, a student or the test split.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import inf
+
+from ssdd_jax.methods.plan import Sizes
+from ssdd_jax.settings.methods import AUTO, AUTO_VIEWS, RegressionSpec
+
+Trial = Callable[[RegressionSpec], float]
+"""Takes settings of which none is automatic, and returns the mean outer loss of a short distillation; infinite where they cannot be."""
+
+GRIDS: Mapping[str, Sequence[float]] = {
+    # Side of the bases, as a share of the images'.
+    "base_size": (0.25, 0.375, 0.5, 0.75, 1.0),
+    # Shares of the budget that bases of images and of representations take; what is left becomes coefficients.
+    "image_bases": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2),
+    "repr_bases": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4),
+}
+START = {"base_size": 1, "image_bases": 4, "repr_bases": 3}
+"""Where the search for sizes begins: places in `GRIDS`."""
+ROWS = 256
+"""Rows of the regression in a step, where it is automatic how many images take part in one."""
+HIDDEN = (0, 2, 4, 8, 16, 32)
+FIRST_HIDDEN = 2
+"""Where the search for the networks' width begins: a place in `HIDDEN`."""
+GROUPS = (("hflip",), ("vflip",), ("rot90", "rot180", "rot270"))
+"""Views that are added together."""
+VIEW_CHOICES = ("identity", *(view for group in GROUPS for view in group))
+SHARE_BELOW = 1.0
+"""A view is shared only if the teacher's shift is less than this share of its variance: else another image's target were as good."""
+
+
+def is_automatic(spec: RegressionSpec) -> bool:
+    """Return whether any setting is left to the rule."""
+    return AUTO in (spec.base_size, spec.image_bases, spec.repr_bases, spec.hidden, spec.support_images) or spec.views == AUTO_VIEWS
+
+
+def first_choice(spec: RegressionSpec, sizes: Sizes) -> RegressionSpec:
+    """Return the settings with which the search begins."""
+    return _with_rows(_with_views(_at(spec, sizes, START), spec, sizes, ()), spec)
+
+
+def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> RegressionSpec:
+    """Return settings of which none is automatic.
+
+    First sizes: from `first_choice` on, each of the bases' side, their number and that of the representations' bases goes a step
+    of its grid down or up, and on in that direction while the loss falls. Then views: flips that share the image's target, and rotations
+    whose targets networks predict, are each kept if the loss falls. Last the width of these networks.
+
+    Args:
+        spec: the settings.
+        sizes: sizes of the data and the budget, with the teacher's shifts.
+        trial: see `Trial`; it is called once for equal settings.
+        most: largest number of trials; the best of them is taken.
+
+    Example:
+        >>> from ssdd_jax.methods.plan import Sizes
+        >>> sizes = Sizes(num_pairs=10, image_shape=(32, 32, 3), repr_width=128, num_classes=0, shifts={})
+        >>> spec = RegressionSpec(image_bases=AUTO, repr_bases=16, base_size=8)
+        >>> choose(spec, sizes, lambda tried: abs(tried.image_bases - 50), most=9).image_bases
+        41
+    """
+    search = _Search(trial, most)
+    place = dict(START)
+    best = search(first_choice(spec, sizes))
+    for setting in (name for name in GRIDS if getattr(spec, name) == AUTO):
+        for direction in (-1, 1):
+            moved = False
+            while 0 <= place[setting] + direction < len(GRIDS[setting]):
+                there = {**place, setting: place[setting] + direction}
+                tried = _with_rows(_with_views(_at(spec, sizes, there), spec, sizes, ()), spec)
+                if not search.better(tried, best):
+                    break
+                best, place, moved = tried, there, True
+            if moved:
+                break
+    if spec.views == AUTO_VIEWS:
+        groups: tuple[tuple[str, ...], ...] = ()
+        for group in _groups(sizes):
+            tried = _with_rows(_with_views(best, spec, sizes, (*groups, group)), spec)
+            if search.better(tried, best):
+                best, groups = tried, (*groups, group)
+    if spec.hidden == AUTO and "network" in best.view_targets:
+        for direction in (-1, 1):
+            at = FIRST_HIDDEN + direction
+            while 0 <= at < len(HIDDEN) and search.better(tried := replace(best, hidden=HIDDEN[at]), best):
+                best, at = tried, at + direction
+    return best
+
+
+class _Search:
+    """Trials by their settings, and how many there may still be."""
+
+    def __init__(self, trial: Trial, most: int):
+        self.trial, self.left, self.losses = trial, most, {}
+
+    def __call__(self, spec: RegressionSpec) -> RegressionSpec:
+        if spec not in self.losses:
+            self.left -= 1
+            self.losses[spec] = self.trial(spec)
+        return spec
+
+    def better(self, tried: RegressionSpec, best: RegressionSpec) -> bool:
+        if tried == best or (tried not in self.losses and self.left < 1):
+            return False
+        return self.losses[self(tried)] < self.losses.get(best, inf)
+
+
+def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> RegressionSpec:
+    """Return settings with the automatic sizes at a place of `GRIDS`."""
+    (height, width, channels), automatic = sizes.image_shape, lambda name: getattr(spec, name) == AUTO
+    share = lambda name: GRIDS[name][place[name]] * sizes.budget * 32 / spec.bits
+    side = max(1, round(GRIDS["base_size"][place["base_size"]] * min(height, width))) if automatic("base_size") else spec.base_size
+    pixels = (side * side if side else height * width) * channels
+    # More bases than half of what they span would save little.
+    half = lambda count, most: max(1, min(int(count), most // 2))
+    return replace(
+        spec,
+        base_size=side,
+        image_bases=half(share("image_bases") / pixels, pixels) if automatic("image_bases") else spec.image_bases,
+        repr_bases=half(share("repr_bases") / sizes.repr_width, sizes.repr_width) if automatic("repr_bases") else spec.repr_bases,
+        hidden=HIDDEN[FIRST_HIDDEN] if spec.hidden == AUTO else spec.hidden,
+    )
+
+
+def _groups(sizes: Sizes) -> Iterator[tuple[str, ...]]:
+    """Yield the groups of views that can be added: flips if the teacher hardly moves, rotations of square images."""
+    square = sizes.image_shape[0] == sizes.image_shape[1]
+    for group in GROUPS:
+        if (len(group) > 1 and square) or (len(group) == 1 and sizes.shifts.get(group[0], inf) < SHARE_BELOW):
+            yield group
+
+
+def _with_views(spec: RegressionSpec, asked: RegressionSpec, sizes: Sizes, groups: Sequence[tuple[str, ...]]) -> RegressionSpec:
+    """Return settings with the identity and these groups, if views are automatic: single views share, others have networks in the loop."""
+    if asked.views != AUTO_VIEWS:
+        return spec
+    kinds = {view: "shared" if len(group) == 1 else "network" for group in groups for view in group}
+    joint = 1.0 if "network" in kinds.values() else 0.0
+    return replace(spec, views=("identity", *kinds), view_targets=("stored", *kinds.values()), joint=joint)
+
+
+def _with_rows(spec: RegressionSpec, asked: RegressionSpec) -> RegressionSpec:
+    """Return settings with as many images in a step as make `ROWS` rows, if that is automatic."""
+    return replace(spec, support_images=max(1, ROWS // len(spec.views))) if asked.support_images == AUTO else spec

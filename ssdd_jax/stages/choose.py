@@ -1,0 +1,100 @@
+"""The choice of automatic settings, before any set is distilled: short distillations that the method's rule asks for."""
+
+import copy
+import json
+import shutil
+from dataclasses import fields, replace
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssdd_jax.errors import InputError
+from ssdd_jax.io.files import write_json
+from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.methods.method import TEACHER
+from ssdd_jax.registry import METHODS
+from ssdd_jax.runtime import hosts
+from ssdd_jax.runtime.health import NumericalError
+from ssdd_jax.runtime.memory import TooLarge
+from ssdd_jax.settings.digest import digest, json_ready
+from ssdd_jax.stages.context import Context
+from ssdd_jax.stages.distill import MethodRun
+
+SEED = 0
+"""Of all trials, whatever the seeds of the run, so that all of them have one choice."""
+
+
+def choose_settings(context: Context) -> None:
+    """Choose the settings of the chosen methods that leave some to trials, unless an earlier attempt has; see `Context.chosen`."""
+    for name in context.methods:
+        spec = context.spec.methods[name]
+        method = METHODS[spec.kind]
+        if method.is_automatic(spec):
+            trials = _Trials(context, name)
+            sizes = context.sizes(context.shifts if TEACHER in method.needs else {})
+            context.chosen[name] = method.choose(spec, sizes, trials.loss, context.spec.trials.most)
+            context.display.print(f"{name}: chosen after {len(trials.found)} trials: {trials.describe(context.chosen[name])}")
+
+
+class _Trials:
+    """The trials of one method; each is kept on disk as soon as it is over, so that an interrupted choice goes on."""
+
+    def __init__(self, context: Context, name: str):
+        self.context, self.name = context, name
+        self.folder = context.checkpoints / f"choice-{name}-{context.distilled_digest(name)}"
+        self.file = self.folder.with_suffix(".json")
+        self.earlier = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.found: dict[str, dict[str, Any]] = {}
+
+    def loss(self, spec: Any) -> float:
+        """Return the mean outer loss of the second half of a short distillation; infinite where the settings are impossible."""
+        key = digest(spec)
+        if key not in self.found:
+            trial = self.earlier.get(key) or {"settings": self._changed(spec), **self._run(spec, self.folder / key)}
+            self.found[key] = trial
+            if hosts.is_writer():
+                write_json(self.file, {**self.earlier, **self.found})
+                shutil.rmtree(self.folder, ignore_errors=True)
+            outcome = trial.get("refused") or f"{trial['images']} images, loss {trial['loss']:.4f}"
+            self.context.display.print(f"{self.name}, trial {len(self.found)}: {self.describe(spec)}: {outcome}")
+        found = float(hosts.agree(self.found[key].get("loss", inf)))
+        return found if isfinite(found) else inf
+
+    def describe(self, spec: Any) -> str:
+        """Return in words what was left to the trials."""
+        words = lambda value: "+".join(value) if isinstance(value, tuple | list) else str(value)
+        return ", ".join(f"{name}={words(value)}" for name, value in self._changed(spec).items())
+
+    def _changed(self, spec: Any) -> dict[str, Any]:
+        asked = self.context.spec.methods[self.name]
+        return {f.name: json_ready(value) for f in fields(spec) if (value := getattr(spec, f.name)) != getattr(asked, f.name)}
+
+    def _run(self, spec: Any, folder: Path) -> dict[str, Any]:
+        """Return the number of images and the loss, or why there is none."""
+        context, trials = self.context, self.context.spec.trials
+        # What all trials share is computed once, before the context is copied.
+        _ = context.teacher, context.learner, context.real, context.train_images, context.real_targets
+        trial = copy.copy(context)
+        trial.spec = replace(
+            context.spec,
+            methods={self.name: replace(spec, steps=trials.steps)},
+            only="",
+            pool=replace(context.spec.pool, size=trials.pool_size, members_per_step=1),
+            checkpoints=replace(context.spec.checkpoints, every=0),
+            log_every=max(1, trials.steps // 2),
+        )
+        trial.chosen, trial.metrics = {}, Metrics(folder / "metrics.jsonl")
+        # The copy has its own, for other settings of checkpoints.
+        trial.__dict__.pop("saving", None)
+        if hosts.is_writer():
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run = MethodRun(trial, self.name)
+            run.states([SEED], folder)
+        except (InputError, TooLarge, NumericalError) as error:
+            return {"refused": str(error)}
+        # One of several processes writes the lines; `loss` passes its result on.
+        lines = trial.metrics.read() if hosts.is_writer() else [{"loss": inf}]
+        return {"images": run.plan.num_images, "loss": float(np.mean(lines[-1]["loss"]))}

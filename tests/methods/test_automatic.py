@@ -1,0 +1,94 @@
+from dataclasses import replace
+from math import inf, log
+
+import pytest
+
+from ssdd_jax.methods import regression
+from ssdd_jax.methods.automatic import GRIDS, ROWS, choose, first_choice, is_automatic
+from ssdd_jax.methods.plan import Sizes
+from ssdd_jax.settings.methods import AUTO
+from ssdd_jax.settings.presets import AUTOMATIC, PRESETS
+
+SHIFTS = {"identity": 0.0, "hflip": 0.2, "vflip": 1.5, "rot90": 0.9, "rot180": 0.9, "rot270": 0.9}
+SIZES = Sizes(10, (32, 32, 3), 128, 0, SHIFTS)
+
+
+def counted(loss):
+    tried = []
+
+    def trial(spec):
+        assert not is_automatic(spec)
+        tried.append(spec)
+        return loss(spec)
+
+    return trial, tried
+
+
+def test_sizes_go_downhill_and_stay_where_the_loss_is_lowest():
+    goal = {"base_size": 16, "image_bases": 10, "repr_bases": 15}
+    trial, tried = counted(
+        lambda spec: 9 * abs(spec.base_size - 16) + sum(abs(log(getattr(spec, name) / value)) for name, value in goal.items())
+    )
+    chosen = choose(AUTOMATIC, SIZES, trial, 50)
+    # 1/4 of the 32,000 numbers are 10 bases of 768, 1/16 of them 15 of 128.
+    assert {name: getattr(chosen, name) for name in goal} == goal
+    assert len(set(tried)) == len(tried) <= 16
+    assert all(regression.plan("auto", spec, SIZES).num_images > 0 for spec in tried)
+
+
+def test_what_is_given_is_not_chosen():
+    trial, tried = counted(lambda spec: -spec.image_bases)
+    chosen = choose(replace(PRESETS["basis"], image_bases=AUTO), SIZES, trial, 50)
+    assert replace(chosen, image_bases=AUTO) == replace(PRESETS["basis"], image_bases=AUTO)
+    assert len(tried) > 1
+    assert not is_automatic(PRESETS["ours"])
+
+
+def test_a_view_is_shared_only_where_the_teacher_hardly_moves_and_kept_only_where_the_loss_falls():
+    sizeless = replace(AUTOMATIC, base_size=8, image_bases=24, repr_bases=16)
+    trial, tried = counted(lambda spec: 1 / len(spec.views))
+    chosen = choose(sizeless, SIZES, trial, 50)
+    assert dict(zip(chosen.views, chosen.view_targets, strict=True)) == {
+        **{"identity": "stored", "hflip": "shared"},
+        **{"rot90": "network", "rot180": "network", "rot270": "network"},
+    }
+    assert (chosen.joint, chosen.support_images) == (1.0, ROWS // 5)
+    assert not any("vflip" in spec.views for spec in tried)
+    only_flip = choose(sizeless, SIZES, lambda spec: 1 + ("rot90" in spec.views) - ("hflip" in spec.views), 50)
+    assert (only_flip.views, only_flip.joint) == (("identity", "hflip"), 0.0)
+    assert choose(sizeless, SIZES, lambda spec: len(spec.views), 50).views == ("identity",)
+    # Quarter turns of images that are not square do not exist.
+    flat = replace(SIZES, image_shape=(16, 32, 3))
+    assert choose(sizeless, flat, lambda spec: 1 / len(spec.views), 50).views == ("identity", "hflip")
+
+
+def test_the_width_of_networks_is_tried_where_there_are_any():
+    asked = replace(PRESETS["ours"], hidden=AUTO, view_targets=("stored", "network", "network", "network"))
+    assert choose(asked, SIZES, lambda spec: abs(spec.hidden - 16), 50).hidden == 16
+    assert choose(asked, SIZES, lambda spec: abs(spec.hidden - 1.5), 50).hidden == 2
+    trial, tried = counted(lambda spec: 1.0)
+    assert choose(replace(PRESETS["basis"], hidden=AUTO), SIZES, trial, 50).hidden == 4
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_trials_than_asked_for_and_impossible_settings_are_passed_over(most):
+    trial, tried = counted(lambda spec: -len(tried))
+    choose(AUTOMATIC, SIZES, trial, most)
+    assert len(tried) == most
+    assert choose(AUTOMATIC, SIZES, lambda spec: inf, most) == first_choice(AUTOMATIC, SIZES)
+    best = choose(AUTOMATIC, SIZES, lambda spec: inf if spec.base_size == 12 else 1.0, 50)
+    assert best.base_size != 12
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "shape", "width"), [(1, (8, 8, 1), 8), (10, (28, 28, 1), 128), (200, (32, 32, 3), 128), (5000, (32, 32, 3), 512)]
+)
+def test_any_budget_and_data_have_a_place_to_begin_and_all_sizes_can_be(num_pairs, shape, width):
+    sizes = Sizes(num_pairs, shape, width, 0, SHIFTS)
+    first = first_choice(AUTOMATIC, sizes)
+    assert regression.plan("auto", AUTOMATIC, sizes) == regression.plan("auto", first, sizes)
+    trial, tried = counted(lambda spec: 1.0)
+    choose(AUTOMATIC, sizes, trial, 50)
+    assert len(tried) <= 1 + 2 * len(GRIDS) + 4
+    assert all(1 <= spec.image_bases <= max(1, spec.base_size**2 * shape[2] // 2) for spec in tried)
