@@ -24,7 +24,7 @@ from ssdd_jax.core.batching import batch_schedule, map_in_chunks
 from ssdd_jax.core.distilled import DistilledSet, init_distilled
 from ssdd_jax.core.krr import append_bias, krr_predict
 from ssdd_jax.core.optimizers import sgd, student_optimizer
-from ssdd_jax.core.outer import OuterState, image_sampler, init_outer, make_outer_step, support_rows
+from ssdd_jax.core.outer import OuterState, image_sampler, init_outer, make_outer_step, outer_loss, set_reader, support_rows
 from ssdd_jax.core.real import RealImages
 from ssdd_jax.evals.linear import make_probe_step
 from ssdd_jax.evals.probe import init_probe
@@ -233,6 +233,30 @@ def outer_operations(work: Work) -> int:
     needed = (batch + 2 * n) * sum(work.layers) + n * training_operations(work.layers, work.head)
     needed += kernel_operations(n, work.features + 1, work.width, batch)
     return needed + _decoding_images(work, n // views) + _decoding(work.method.repr_bases, work.width, n)
+
+
+def outer_memory(work: Work) -> int:
+    """Return about how many bytes an outer step holds, from shapes alone: its state, and what the larger of its backward passes keeps."""
+
+    def held(key: jax.Array) -> tuple[Any, Any, Any]:
+        # Not the attribute, which would keep what is only traced here.
+        distilled = type(work).distilled.func(work)
+        settings = work.step_settings()
+        start = {name: settings[name] for name in ("kernel", "optimizer", "inner_optimizer")}
+        state = init_outer(key, distilled, **start, pool_size=work.spec.pool.size)
+        read = set_reader(key, distilled, settings["support_images"], settings["bits"])
+        variables = jax.tree.map(lambda leaf: leaf[0], state.pool.variables)
+        batch = [jnp.zeros((work.spec.outer.batch_size, *shape)) for shape in (work.case.image_shape, (work.width,))]
+        loss = lambda distilled: outer_loss(read(distilled), variables, *batch, kernel=settings["kernel"])
+        _, of_set, _ = jax.vjp(loss, distilled, has_aux=True)
+        rows, _ = support_rows(read(distilled))
+        train = lambda params: work.learner.apply_train({**variables, "params": params}, rows)
+        _, of_member, _ = jax.vjp(train, variables["params"], has_aux=True)
+        return state, of_set, of_member
+
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.ShapeDtypeStruct))
+    state, of_set, of_member = jax.eval_shape(held, jax.random.key(0))
+    return size(state) + max(size(of_set), size(of_member))
 
 
 def outer_shapes(work: Work) -> str:

@@ -1,4 +1,4 @@
-"""How long a run takes, from the operations of its outer steps and of the teacher's, and the rate of this machine's products."""
+"""How long a run takes, from the operations of its outer steps, its teacher's and the rate of this machine's products; and its memory."""
 
 import time
 from functools import cache
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.cases import Case, Work, outer_operations, teacher_operations
+from experiments.bench.cases import Case, Work, outer_memory, outer_operations, teacher_operations
 from experiments.paper.config import ABLATED
 from experiments.paper.plans import Run, Scale
 from ssdd_jax.cli import load_config
@@ -47,19 +47,19 @@ def rate() -> float:
 
 
 @cache
-def operations(scale: Scale, num_pairs: int, method: str) -> int:
-    """Return the operations of a method's outer steps; 0 for one without any, or of another kind."""
+def outer_steps(scale: Scale, num_pairs: int, method: str) -> tuple[int, int]:
+    """Return the operations of a method's outer steps and the bytes that one holds; 0 for a method without any, or of another kind."""
     base, _ = scale.base(num_pairs)
     spec = to_spec(load_config(base))
     # Close enough: what is taken away is little of it.
     method = "ours" if method in ABLATED else method
     if method not in spec.methods or spec.methods[method].kind != "regression":
-        return 0
+        return 0, 0
     steps = num_steps(spec, spec.methods[method])
     if not steps:
-        return 0
+        return 0, 0
     work = Work(Case(base, method, shape_of(scale), 50_000, 100, (f"num_pairs={num_pairs}",)))
-    return steps * outer_operations(work)
+    return steps * outer_operations(work), outer_memory(work)
 
 
 @cache
@@ -71,7 +71,7 @@ def of_teacher(scale: Scale) -> int:
 
 
 def estimate(scale: Scale, run: Run, counted: set[Any]) -> str:
-    """Return in words how long a run takes, without students and label sets.
+    """Return in words how long a run takes and the memory of its largest outer step, without students and label sets.
 
     Args:
         scale: the scale.
@@ -81,12 +81,14 @@ def estimate(scale: Scale, run: Run, counted: set[Any]) -> str:
     parts = {"teacher": lambda: of_teacher(scale)}
     for method in run.methods:
         for seed in run.seeds:
-            parts[run.num_pairs, method, seed] = lambda method=method: operations(scale, run.num_pairs, method)
+            parts[run.num_pairs, method, seed] = lambda method=method: outer_steps(scale, run.num_pairs, method)[0]
     total = sum(count() for part, count in parts.items() if part not in counted)
     counted |= set(parts)
     if not total:
         return "nothing new to distil"
-    return f"about {in_words(total / (SHARE * rate()))} on this machine for teacher and outer steps ({total / 1e12:,.1f} TFLOP)"
+    memory = max(outer_steps(scale, run.num_pairs, method)[1] for method in run.methods)
+    took = f"about {in_words(total / (SHARE * rate()))} on this machine for teacher and outer steps ({total / 1e12:,.1f} TFLOP)"
+    return f"{took}, {memory / 1e9:.1f} GB for the largest step" if memory else took
 
 
 def in_words(seconds: float) -> str:

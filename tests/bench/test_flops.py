@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments.bench.cases import Case, Work, outer_memory
 from experiments.bench.flops import convnet_layers, count_operations, feature_width, kernel_operations, training_operations
 from ssdd_jax.core.krr import append_bias, krr_predict
 from ssdd_jax.nets import make_learner
@@ -135,3 +136,10 @@ def test_the_regression_needs_no_more_than_what_ours_does(n, q):
     # The search for a ridge has another factorization in its loop; a primal system is the cheapest form here.
     assert kernel_operations(n, q, d, b) <= counted
     assert counted < 1.6 * kernel_operations(n, q, d, b)
+
+
+def test_the_memory_of_a_step_is_told_before_it_is_compiled():
+    work = Work(Case("digits", "ours", (8, 8, 1), 1000, 10))
+    peak = work.outer_program({}).memory()["peak"] or 0
+    # Of so small a step the rest is a good part.
+    assert peak / 3 < outer_memory(work) < 2 * peak
