@@ -54,6 +54,12 @@ def test_trials_choose_once_and_an_interrupted_choice_goes_on(spec, tmp_path, mo
     assert {name: chosen[name] for name in best} == best
     assert not list((tmp_path / "checkpoints").glob("choice-auto-*/"))
 
+    # Set by hand, the same settings give the same set.
+    arrays = lambda folder: {file.name: file.read_bytes() for file in folder.rglob("*.safetensors")}
+    by_hand = replace(spec.methods["auto"], **{name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items()})
+    pipeline.run(replace(spec, methods={"by_hand": by_hand}), tmp_path, "distill", accept_changes=True)
+    assert arrays(tmp_path / "distilled" / "auto") == arrays(tmp_path / "distilled" / "by_hand") != {}
+
     # A third call chooses and distils nothing; the budget of trials is part of what a set depends on.
     before = (tmp_path / "distilled" / "auto" / "seed_0" / "manifest.json").stat().st_mtime_ns
     pipeline.run(spec, tmp_path, "distill")
