@@ -49,6 +49,8 @@ setup(
         "bench": ["torch"],
         # tensorflow-datasets imports importlib_resources without declaring it.
         "tfds": ["tensorflow-datasets>=4.9.9", "array-record", "importlib_resources"],
+        # For experiments/embed_timm.py.
+        "timm": ["timm"],
         # Earlier versions run code that comes with a dataset.
         "hf": ["datasets>=4"],
         # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still installs with jax 0.5 but cannot save on it.

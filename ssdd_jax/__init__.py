@@ -8,6 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ssdd_jax.api": ("distill", "evaluate", "list_methods", "list_students", "pretrain_teacher"),
     "ssdd_jax.core.bases": ("PCA", "fit_pca", "encode", "decode"),
     "ssdd_jax.core.views": ("VIEWS", "apply_views"),
     "ssdd_jax.core.krr": ("append_bias", "krr_predict", "solve_labels"),

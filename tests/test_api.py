@@ -33,6 +33,7 @@ ALLOWED = {
 }
 # What puts it all together.
 ALLOWED["stages"] = set(ALLOWED) - {"cli", "main"} | {"stages"}
+ALLOWED["api"] = set(ALLOWED) - {"cli", "main"}
 
 
 def imported(file):

@@ -135,7 +135,7 @@ class Work:
         self.spec = parse(["--config", case.config, "--workdir", "none", *settings]).spec
         self.method = self.spec.methods[case.method]
         self.width = repr_width(self.spec.teacher, case.image_shape)
-        self.learner = member_learner(self.spec, case.image_shape)
+        self.learner = member_learner(self.spec, case.image_shape, self.width)
         self.chunk_size = chunk_size(self.spec.memory, self.learner, case.image_shape)
         self.widths = net_widths(self.spec.student.net, self.spec.student.widths, case.image_shape, self.spec.student.width_factor)
         # Every view shifts the teacher's representation by its full variance, so that none is shared.

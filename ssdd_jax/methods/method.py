@@ -37,7 +37,8 @@ class Inputs:
         images: rows of training images, integers "k" -> normalized images "k H W C".
         learner: network of the pool's members, with as many outputs as the teacher's representation is wide.
         real: how real images enter a step.
-        represent: normalized images "k H W C" -> the teacher's representations "k d", computed in batches; a NumPy array.
+        view_reprs: (rows of training images, integers "k"; names of A views) -> the teacher's representations "A k d" of the images under
+            them; a NumPy array.
         train_reprs: () -> the teacher's representations "n d" of all training images, memory-mapped.
         represent_in_step: (teacher's variables, images "b H W C") -> representations, for use inside a jitted step.
         teacher_variables: () -> the variables that `represent_in_step` takes.
@@ -59,7 +60,7 @@ class Inputs:
     images: Callable[[np.ndarray], jax.Array]
     learner: Learner
     real: RealImages
-    represent: Callable[[jax.Array], np.ndarray]
+    view_reprs: Callable[[np.ndarray, Sequence[str]], np.ndarray]
     train_reprs: Callable[[], np.ndarray]
     represent_in_step: Callable[[Any, jax.Array], jax.Array]
     teacher_variables: Callable[[], Any]

@@ -7,7 +7,6 @@ from math import isfinite, prod
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array
 
@@ -21,7 +20,6 @@ from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_wa
 from ssdd_jax.core.quantise import BITS
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.core.stores.store import Start, StoreSizes
-from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.automatic import choose, first_choice, is_automatic
 from ssdd_jax.methods.kernel import check_kernel, check_rows, kernel_settings, ridge_warnings
@@ -131,10 +129,10 @@ def _factor_scale(where: str, spec: RegressionSpec) -> float | str:
 def start(spec: RegressionSpec, plan: Plan, inputs: Inputs, seed: int) -> DistilledSet:
     """Return m real training images and the teacher's representations of their views."""
     layout = plan.layout
-    images = inputs.images(select_images(spec.selection, seed, plan.num_images, inputs.num_train, inputs.train_reprs))
-    view_reprs = np.stack([inputs.represent(view) for view in apply_views(images, layout.views)])
+    rows = select_images(spec.selection, seed, plan.num_images, inputs.num_train, inputs.train_reprs)
+    view_reprs = inputs.view_reprs(rows, layout.views)
     stores = make_stores(f"config.methods.{inputs.name}", spec, partial(inputs.image_pca, layout.base_shape), inputs.repr_pca)
-    return init_distilled(images, jnp.asarray(view_reprs), layout, **stores)
+    return init_distilled(inputs.images(rows), jnp.asarray(view_reprs), layout, **stores)
 
 
 def make_kernel(spec: RegressionSpec, run: RunSpec, learner: Any, *, chunk_size: int, shard: Shard = unsharded) -> Kernel:

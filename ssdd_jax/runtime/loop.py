@@ -246,7 +246,8 @@ class Loop:
                     # A process that ends would break off its share of the steps under way.
                     jax.block_until_ready(state)
                     hosts.wait_for_writer(stoppable=False)
-                    raise stop.Stopped(f"stopped at step {step} of {name}; run the same command to go on")
+                    line = f"stopped at step {step} of {name}; run the same command to go on"
+                    raise stop.Stopped(line, state if devices is None else devices.local(state), step)
         return state if devices is None else devices.local(state)
 
     def _diagnose(

@@ -15,7 +15,16 @@ STATUS = Status.STOPPED
 
 
 class Stopped(BaseException):
-    """The run was asked to stop; the message says how to go on. Not an Exception, so that no handler takes it for an error."""
+    """The run was asked to stop; the message says how to go on. Not an Exception, so that no handler takes it for an error.
+
+    Attributes:
+        state: what the loop that was stopped had got to; None outside a loop.
+        step: after how many steps.
+    """
+
+    def __init__(self, message: str, state: Any = None, step: int = 0):
+        super().__init__(message)
+        self.state, self.step = state, step
 
 
 class _Request:
@@ -56,6 +65,28 @@ def on_signals() -> Iterator[None]:
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+        _Request.seen = False
+
+
+@contextmanager
+def on_interrupt() -> Iterator[None]:
+    """Let an interrupt (Ctrl-C, a notebook's stop button) inside `deferred` make `requested` true, as `request` does; reset it at the end.
+
+    For programs: outside `deferred`, or the second time, it is the KeyboardInterrupt that it would have been.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if _Request.seen or not _Request.deferred:
+            raise KeyboardInterrupt
+        _Request.seen = True
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, handle) if in_main else None
+    try:
+        yield
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, before)
         _Request.seen = False
 
 

@@ -49,6 +49,7 @@ AUTOMATIC = RegressionSpec(
     learning_rate=0.02,
 )
 """A method of which N is all that has to be set."""
+NAMED = {**PRESETS, "auto": AUTOMATIC}
 
 
 class _Config(ConfigDict):

@@ -53,7 +53,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """The teacher: Barlow Twins pretraining, or a published checkpoint.
+    """The teacher: Barlow Twins pretraining, a published checkpoint, or features that were made elsewhere.
 
     Of solo-learn's recipe two things differ: a batch is drawn with replacement, not epoch by epoch, and the online probe
     has an optimizer of its own (SGD with a cosine) instead of a share of the teacher's.
@@ -63,6 +63,7 @@ class TeacherSpec:
         widths: widths of its layers, see `ssdd_jax.nets`; () takes the published ones.
         checkpoint: a file of weights to use instead of pretraining: safetensors, or PyTorch's (a state dict, or a checkpoint such as
             solo-learn's or Lightning's); see `ssdd_jax.nets.variables_from_torch` for the names.
+        features: representations made elsewhere: an .npz, a folder of .npy files, or one .npy; see `ssdd_jax.stages.features`.
         optimizer: adamw, or lars as solo-learn runs it.
         learning_rate: as it is: solo-learn multiplies its own by batch_size / 256.
         warmup_rate: where the linear warm-up starts.
@@ -75,6 +76,7 @@ class TeacherSpec:
     net: str = named("convnet", NETS)
     widths: tuple[int, ...] = within((32, 64, 128), 1)
     checkpoint: str = ""
+    features: str = ""
     steps: int = within(1000, 0)
     batch_size: int = within(256, 2)
     optimizer: str = one_of("adamw", "lars")
@@ -92,6 +94,10 @@ class TeacherSpec:
     probe_learning_rate: float = within(0.1, 0.0)
     standardize: bool = True
     seed: int = within(0, 0, MAX_SEED)
+
+    def __post_init__(self):
+        if self.checkpoint and self.features:
+            raise InputError("config.teacher has a checkpoint and features, expected one of them at most; drop the other")
 
 
 @dataclass(frozen=True)

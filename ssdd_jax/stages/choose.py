@@ -86,6 +86,8 @@ class _Trials:
             log_every=max(1, trials.steps // 2),
         )
         trial.chosen, trial.metrics = {}, Metrics(folder / "metrics.jsonl")
+        # Half a trial says nothing, so a stop ends the choice.
+        trial.given = replace(context.given, partial=False)
         # The copy has its own, for other settings of checkpoints.
         trial.__dict__.pop("saving", None)
         if hosts.is_writer():

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax.core.bases import PCA, fit_pca
-from ssdd_jax.core.distilled import budget_scalars, resize_images
+from ssdd_jax.core.bases import PCA
+from ssdd_jax.core.distilled import budget_scalars
 from ssdd_jax.core.learner import Learner
 from ssdd_jax.core.real import RealImages
-from ssdd_jax.data import Concatenated, Images, OnDisk, open_prepared, select_rows
+from ssdd_jax.core.views import apply_views
+from ssdd_jax.data import Concatenated, OnDisk, open_prepared, select_rows
 from ssdd_jax.errors import BudgetError, InputError
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
@@ -30,14 +30,22 @@ from ssdd_jax.runtime.loop import resumable
 from ssdd_jax.settings.digest import digest, json_ready
 from ssdd_jax.settings.methods import AUTO_VIEWS, ExpertSpec
 from ssdd_jax.settings.spec import RunSpec
+from ssdd_jax.stages.bases import fit_bases
 from ssdd_jax.stages.dataset import Data, data_warnings, load_data
 from ssdd_jax.stages.experts import files_fingerprint, get_experts
+from ssdd_jax.stages.features import Features, read_features
+from ssdd_jax.stages.given import NOTHING_GIVEN, Given, features_teacher
 from ssdd_jax.stages.networks import member_learner, repr_width
 from ssdd_jax.stages.provenance import provenance
-from ssdd_jax.stages.teacher import Teacher, cached_representations, checkpoint_fingerprint, get_teacher, teacher_digest, view_shifts
-
-# Limit on the data that a PCA is fitted to: all of CIFAR at 16 x 16 pixels.
-PCA_BYTES = 160_000_000
+from ssdd_jax.stages.teacher import (
+    Teacher,
+    cached_representations,
+    checkpoint_fingerprint,
+    get_teacher,
+    representations,
+    teacher_digest,
+    view_shifts,
+)
 
 
 @dataclass(eq=False)
@@ -49,9 +57,9 @@ class Context:
     workdir: Path
     metrics: Metrics
     display: Display
+    given: Given = NOTHING_GIVEN
 
     def __post_init__(self):
-        self.width = repr_width(self.spec.teacher, self.data.image_shape)
         self._pcas: dict[Any, PCA] = {}
         self._reprs: dict[str, np.ndarray] = {}
         self._experts: dict[Path, OnDisk] = {}
@@ -62,7 +70,7 @@ class Context:
     @cached_property
     def learner(self) -> Learner:
         """Return the network of the pool's members."""
-        return member_learner(self.spec, self.data.image_shape)
+        return member_learner(self.spec, self.data.image_shape, self.width)
 
     @cached_property
     def targets(self) -> dict[str, Data]:
@@ -100,7 +108,7 @@ class Context:
     @cached_property
     def absent(self) -> dict[str, str]:
         """Return the chosen methods that do not exist at this budget, and why; their lines of the table are empty."""
-        return absent_methods(self.spec, self.data, self.spec.chosen_methods())
+        return absent_methods(self.spec, self.data, self.spec.chosen_methods(), self.width)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -120,21 +128,44 @@ class Context:
     @cached_property
     def saving(self) -> dict[str, Any]:
         """Return the settings that all `Checkpoints` share."""
-        return {**json_ready(self.spec.checkpoints), "about": provenance(self.spec, self.data.fingerprint, self.checkpoint)}
+        features = "" if self.features is None else self.features.fingerprint
+        about = provenance(self.spec, self.data.fingerprint, self.checkpoint, features)
+        return {**json_ready(self.spec.checkpoints), "about": about}
 
     def resumable(self, folder: Path, state: Any, **settings: Any) -> tuple[Checkpoints, int, Any]:
         """Return `ssdd_jax.runtime.loop.resumable` with the settings of this run, except those given."""
         return resumable(folder, state, self.display, **{**self.saving, **settings})
 
     @cached_property
+    def features(self) -> Features | None:
+        """Return the teacher's representations if they were made elsewhere; there is no network then."""
+        if isinstance(self.given.teacher, Features):
+            return self.given.teacher
+        return read_features(self.spec.teacher.features, self.spec.data.split) if self.spec.teacher.features else None
+
+    @cached_property
+    def width(self) -> int:
+        """Return the width of a representation."""
+        if isinstance(self.given.teacher, Teacher):
+            return self.given.teacher.centre.size
+        return repr_width(self.spec.teacher, self.data.image_shape) if self.features is None else self.features.width
+
+    @cached_property
     def teacher(self) -> Teacher:
         """Return the frozen teacher; the first call pretrains or reads it."""
+        if isinstance(self.given.teacher, Teacher):
+            return self.given.teacher
+        if self.features is not None:
+            return features_teacher(self.spec, self.data, self.features, self.teacher_digest)
         return get_teacher(self.spec, self.data, self.teacher_digest, self.checkpoints, self.metrics, self.display, self.saving)
 
     @cached_property
     def teacher_digest(self) -> str:
         """Return the digest of everything that the teacher depends on, without computing the teacher."""
-        return teacher_digest(self.spec.teacher, self.data, self.checkpoint)
+        if isinstance(self.given.teacher, Teacher):
+            return self.given.teacher.digest
+        features = "" if self.features is None else self.features.fingerprint
+        return teacher_digest(self.spec.teacher, self.data, self.checkpoint, features)
 
     @cached_property
     def checkpoint(self) -> str:
@@ -143,22 +174,37 @@ class Context:
 
     def reprs(self, split: str) -> np.ndarray:
         """Return the teacher's representations of the training images, or of the images that students are evaluated on, memory-mapped."""
-        images = self.data.train_images if split == "train" else self.labelled.eval_images
-        name = split if split == "train" or self.labelled is self.data else f"labelled-{split}"
-        view = lambda batch, rows: self.data.normalize(batch)
-        return self._represented(images, view, f"{name}-identity")
+        return self._represented(split, "identity")
 
-    def _represented(self, images: Images, view: Callable[[jax.Array, jax.Array], jax.Array], name: str) -> np.ndarray:
-        """Return `cached_representations`; their file is verified once per run."""
+    def _represented(self, split: str, view: str) -> np.ndarray:
+        """Return `cached_representations` of a split under a real view; their file is verified once per run."""
+        train = split == "train"
+        name = f"{split}-{view}" if train or self.labelled is self.data else f"labelled-{split}-{view}"
         if name not in self._reprs:
-            self._reprs[name] = cached_representations(self.teacher, images, view, name, self.checkpoints, self.display)
+            if self.features is not None:
+                rows = self.features.take(self.data.train_rows if train else self.labelled.eval_rows, view)
+                to_input = lambda batch, _: batch
+            else:
+                rows, to_input = self.data.train_images if train else self.labelled.eval_images, partial(self.real.view, view)
+            self._reprs[name] = cached_representations(self.teacher, rows, to_input, name, self.checkpoints, self.display)
         return self._reprs[name]
+
+    def view_reprs(self, rows: np.ndarray, views: Sequence[str]) -> np.ndarray:
+        """Return the teacher's representations "A k d" of some training images under views."""
+        if self.features is None:
+            return np.stack([self.represent(images) for images in apply_views(self.normalized_images(rows), views)])
+        found = [self.features.take(self.data.train_rows, view) for view in views]
+        return np.stack([in_batches(self.teacher.jitted(), select_rows(of_view, rows)) for of_view in found])
 
     @cached_property
     def shifts(self) -> dict[str, float]:
         """Return the teacher's shift under every view that a chosen method uses."""
         methods = [self.spec.methods[name] for name in self.methods]
-        return view_shifts(self.teacher, self.data, tuple(dict.fromkeys(view for method in methods for view in views_of(method))))
+        views = tuple(dict.fromkeys(view for method in methods for view in views_of(method)))
+        represent = partial(representations, self.teacher, self.data)
+        if self.features is not None:
+            represent = lambda rows, view: self.view_reprs(rows, (view,))[0]
+        return view_shifts(represent, len(self.data.train_images), views)
 
     @cached_property
     def train_images(self) -> Table:
@@ -178,7 +224,7 @@ class Context:
         """
         if not self.real.names:
             return None
-        files = [self._represented(self.data.train_images, partial(self.real.view, name), f"train-{name}") for name in self.real.names]
+        files = [self._represented("train", name) for name in self.real.names]
         if isinstance(self.train_images, jax.Array):
             return jnp.concatenate([jnp.asarray(reprs) for reprs in files])
         return Concatenated([OnDisk(reprs) for reprs in files])
@@ -201,27 +247,7 @@ class Context:
         """Return the PCA of the training images at `base_shape`, flattened, or of the representations."""
         key = (base_shape, num_components)
         if key not in self._pcas:
-            what = "representations" if base_shape is None else "images"
-            # Evenly spaced images are enough for a basis, and more images of a large dataset would not fit into memory.
-            most = max(num_components + 1, PCA_BYTES // (4 * (prod(base_shape) if base_shape else self.width)))
-            sample = np.arange(0, len(self.data.train_images), -(-len(self.data.train_images) // most))
-            if base_shape is None:
-                rows = self.reprs("train")[sample]
-            else:
-                shrink = jax.jit(lambda batch: resize_images(self.data.normalize(batch), base_shape).reshape(len(batch), -1))
-                rows = in_batches(shrink, select_rows(self.data.train_images, sample))
-            limit = min(len(rows) - 1, rows.shape[1])
-            if limit < 1:
-                raise InputError(f"config.methods.{name} needs bases of the training {what}, of which there is one; expected two or more")
-            fitted = fit_pca(jnp.asarray(rows), min(num_components, limit))
-            rank = int(np.sum(np.asarray(fitted.variances) > 1e-6 * float(fitted.variances[0])))
-            if num_components > min(rank, limit):
-                setting = "repr_bases" if base_shape is None else "image_bases"
-                raise InputError(
-                    f"config.methods.{name}.{setting} is {num_components}, expected at most {min(rank, limit)}, "
-                    f"the rank of the training {what}; lower it"
-                )
-            self._pcas[key] = fitted
+            self._pcas[key] = fit_bases(self.data, lambda: self.reprs("train"), base_shape, num_components, f"config.methods.{name}")
         return self._pcas[key]
 
     def experts(self, spec: ExpertSpec, where: str) -> OnDisk:
@@ -279,8 +305,8 @@ class Context:
         return digest(made_from, self.budget, sections, spec, method.version)
 
 
-def absent_methods(spec: RunSpec, data: Data, names: Sequence[str]) -> dict[str, str]:
-    """Return which of some methods do not exist at the budget, and why, before anything runs.
+def absent_methods(spec: RunSpec, data: Data, names: Sequence[str], width: int) -> dict[str, str]:
+    """Return which of some methods do not exist at the budget, and why, before anything runs; `width` is that of a representation.
 
     Raises:
         BudgetError: none of them exists.
@@ -291,7 +317,7 @@ def absent_methods(spec: RunSpec, data: Data, names: Sequence[str]) -> dict[str,
         settings = spec.methods[name]
         # The teacher's shifts are not known yet.
         shifts = dict.fromkeys(views_of(settings), 0.0)
-        sizes = Sizes(spec.num_pairs, data.image_shape, repr_width(spec.teacher, data.image_shape), data.num_classes, shifts)
+        sizes = Sizes(spec.num_pairs, data.image_shape, width, data.num_classes, shifts)
         try:
             METHODS[settings.kind].plan(name, settings, sizes)
         except BudgetError as error:

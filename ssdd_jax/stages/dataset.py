@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +22,29 @@ from ssdd_jax.settings.digest import digest
 from ssdd_jax.settings.spec import DataSpec
 
 
+class Rows(NamedTuple):
+    """Which rows of a split of the dataset some images are.
+
+    Attributes:
+        split: the split.
+        count: how many images it has.
+        rows: integers "n"; None means all, in order.
+    """
+
+    split: str
+    count: int
+    rows: np.ndarray | None = None
+
+
+UNKNOWN = Rows("", 0)
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """The images of a run: training, held-out and evaluation split, and the statistics of the training images.
 
-    Images are uint8 NHWC, in memory or on disk; labels are int32 "n", or None where there are none.
+    Images are uint8 NHWC, in memory or on disk; labels are int32 "n", or None where there are none. Images that a program has normalised
+    itself are float32, with mean 0 and standard deviation 1. `train_rows` and `eval_rows` say where they come from.
     """
 
     name: str
@@ -41,6 +60,8 @@ class Data:
     fingerprint: str
     digest: str
     folder: Path
+    train_rows: Rows = UNKNOWN
+    eval_rows: Rows = UNKNOWN
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -77,6 +98,8 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
         known = ", ".join(dataset.splits)
         raise InputError(f"config.data.split is {spec.split!r}, {dataset.name} has {known}; set config.data.split to what it has")
 
+    origin = lambda name, rows=None: Rows(name, len(dataset.splits[name].images), rows)
+
     def part(name: str, rows: np.ndarray | None) -> tuple[Images, np.ndarray | None]:
         images, labels = dataset.splits[name].images, dataset.splits[name].labels
         in_memory = images.nbytes <= spec.memory_gb * 1e9
@@ -91,11 +114,11 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
         return rows[kept], rows[held]
 
     if "test" in dataset.splits:
-        test = part("test", None)
+        test, test_rows = part("test", None), origin("test")
     elif spec.test > 0:
         # Not the seed of the validation images, which are drawn from what remains.
         rows, drawn = draw(rows, spec.test, seed=1)
-        test = part(spec.split, drawn)
+        test, test_rows = part(spec.split, drawn), origin(spec.split, drawn)
     else:
         raise InputError(f"{dataset.name} has no test split to evaluate on; config.data.test=0.2 sets a fifth of the images apart")
     held_out = np.arange(0)
@@ -104,8 +127,9 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     if 0 < spec.limit < len(rows):
         # Not the first ones: many datasets are sorted by class.
         rows = rows[np.sort(np.random.RandomState(2).permutation(len(rows))[: spec.limit])]
+    held_out_rows = origin(spec.split, held_out)
     train, held_out = part(spec.split, rows), part(spec.split, held_out)
-    evaluation = held_out if split == "validation" else test
+    evaluation, eval_rows = (held_out, held_out_rows) if split == "validation" else (test, test_rows)
     together = []
     if groups is not None and ("test" not in dataset.splits or spec.validation > 0):
         together = ["equal images together"]
@@ -119,9 +143,8 @@ def load_data(spec: DataSpec, split: str, display: Display | None = None) -> Dat
     mean, std = cached_statistics(train[0], dataset.folder / f"statistics-{identity}.json")
     # A constant channel becomes zero.
     std = np.where(std > 0, std, 1.0)
-    return Data(
-        dataset.name, *train, *held_out, *evaluation, len(dataset.class_names), mean, std, dataset.fingerprint, identity, dataset.folder
-    )
+    about = (len(dataset.class_names), mean, std, dataset.fingerprint, identity, dataset.folder, origin(spec.split, rows), eval_rows)
+    return Data(dataset.name, *train, *held_out, *evaluation, *about)
 
 
 def data_warnings(spec: DataSpec, data: Data) -> list[str]:

@@ -18,7 +18,7 @@ from ssdd_jax.io.manifest import damaged_files, read_manifest
 from ssdd_jax.methods.method import TEACHER, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan
 from ssdd_jax.registry import METHODS
-from ssdd_jax.runtime import health, hosts
+from ssdd_jax.runtime import health, hosts, stop
 from ssdd_jax.runtime.devices import Devices, make_devices, placement, pool_axis
 from ssdd_jax.runtime.feed import Table
 from ssdd_jax.runtime.loop import Loop, seed_groups, stack, unstack
@@ -66,8 +66,7 @@ def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
         images=context.normalized_images,
         learner=context.learner,
         real=context.real,
-        # Not `context.represent` itself, which pretrains the teacher: a method that needs none has none.
-        represent=lambda images: context.represent(images),
+        view_reprs=context.view_reprs,
         train_reprs=partial(context.reprs, "train"),
         represent_in_step=represent_in_step,
         teacher_variables=lambda: context.teacher.variables,
@@ -100,12 +99,16 @@ class MethodRun:
         if hosts.agree(hosts.is_writer() and all(is_complete(context, folder, identity) for folder in folders)):
             return
         started = time.monotonic()
-        states, seconds_before = self.states(seeds, context.checkpoints / f"{name}-{identity}-seeds_{'_'.join(map(str, seeds))}")
+        folder = context.checkpoints / f"{name}-{identity}-seeds_{'_'.join(map(str, seeds))}"
+        states, seconds_before, stopped = self.states(seeds, folder)
         if not hosts.is_writer():
             return
         seconds = round((time.monotonic() - started + seconds_before) / len(seeds), 1)
         for seed, folder, state in zip(seeds, folders, states, strict=True):
             distilled, facts, warnings = self.method.finish(self.spec, self.plan, self.inputs, state)
+            if stopped is not None:
+                # The same settings make it again, from the checkpoint of that step if it is kept.
+                facts, identity = {**facts, "steps": stopped}, f"{context.distilled_digest(name)}, stopped"
             for warning in warnings:
                 context.display.print(f"warning: {name}, seed {seed}: {warning}")
             save_distilled(
@@ -122,9 +125,14 @@ class MethodRun:
                 **facts,
             )
 
-    def states(self, seeds: Sequence[int], folder: Path) -> tuple[list[Any], float]:
-        """Run all phases, from the newest checkpoint if any; return every seed's last state, and the seconds that earlier attempts took."""
-        context, seconds_before, seed_array = self.context, 0.0, jnp.asarray(seeds)
+    def states(self, seeds: Sequence[int], folder: Path) -> tuple[list[Any], float, int | None]:
+        """Run all phases, from the newest checkpoint if any.
+
+        Returns:
+            Every seed's last state, the seconds that earlier attempts took, and, if the run was asked to stop and goes on to the set that
+            it has got to, the steps that this set has had.
+        """
+        context, seconds_before, stopped, seed_array = self.context, 0.0, None, jnp.asarray(seeds)
         begun = hosts.agree(max((i for i, phase in enumerate(self.phases) if _has_checkpoint(folder / phase.name)), default=0))
         state = stack([self.method.start(self.spec, self.plan, self.inputs, seed) for seed in seeds])
         for i, (phase, init, loop) in enumerate(zip(self.phases, self.inits, self.loops, strict=True)):
@@ -135,15 +143,21 @@ class MethodRun:
                     f"distill/{self.name}: the initial state of the {phase.name} phase is not finite; likely cause: {cause}"
                 )
             num_steps = phase.num_steps(seeds) if callable(phase.num_steps) else phase.num_steps
-            if num_steps:
+            if num_steps and stopped is None:
                 settings = {"every": 0} if phase.preparatory else {}
                 checkpoints, done, state = context.resumable(folder / phase.name, state, **settings)
                 with checkpoints:
                     # A later phase has begun, so this one was completed; a short phase leaves no checkpoint.
                     if i >= begun:
-                        state = self._optimise(phase, loop, state, seed_array, phase.first + num_steps, done, checkpoints)
+                        try:
+                            state = self._optimise(phase, loop, state, seed_array, phase.first + num_steps, done, checkpoints)
+                        except stop.Stopped as error:
+                            if not context.given.partial:
+                                raise
+                            state, stopped = error.state, 0 if phase.preparatory else error.step
+                            context.display.print(f"warning: {self.name}: stopped after {stopped} steps; the set is what they have made")
                     seconds_before += checkpoints.seconds_before
-        return unstack(state), seconds_before
+        return unstack(state), seconds_before, stopped
 
     def _optimise(self, phase: Phase, loop: Loop, state: Any, seeds: jax.Array, end: int, done: int, checkpoints: Checkpoints) -> Any:
         """Run the remaining steps of a phase."""

@@ -54,8 +54,11 @@ def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str
     spec, has_teacher, named = context.spec, teacher_is_there(context), named or {}
     if not has_teacher:
         context.display.print("no teacher in the workdir: its rows and repr_error are left out; --task=teacher pretrains it")
+    left_out = set(spec.evaluation.controls) & {"teacher_init"} if context.features is not None else set()
+    if left_out and context.features is not None:
+        context.display.print(f"{context.features.where} has no network: the row of its untrained network (teacher_init) is left out")
     again: Sets = with_teacher(context, named or own) if has_teacher and spec.evaluation.teacher_targets else {}
-    controls = tuple(name for name in spec.evaluation.controls if has_teacher or name == "none")
+    controls = tuple(name for name in spec.evaluation.controls if (has_teacher or name == "none") and name not in left_out)
     scope, compiled = Scope(context, {**own, **named, **again}, controls, has_teacher), Compiled()
     digests = {cell: cell_digest(scope, cell) for cell in cells(scope)}
     results = Results(context.workdir / "results.json", _header(context, bool(own), has_teacher), list(digests.values()))
@@ -82,6 +85,8 @@ def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str
 def teacher_is_there(context: Context) -> bool:
     """Return whether the teacher needs no pretraining."""
     folder = context.checkpoints / f"teacher-{context.teacher_digest}"
+    if context.given.teacher is not None or context.spec.teacher.features:
+        return True
     if context.spec.teacher.checkpoint or context.spec.teacher.steps == 0:
         return True
     if not folder.is_dir():

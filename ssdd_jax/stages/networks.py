@@ -15,7 +15,6 @@ def teacher_learner(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> Lea
     return student_learner(NetSpec(spec.net, spec.widths), image_shape, 0, "config.teacher", pooled=True, precision=spec.precision)
 
 
-def member_learner(spec: RunSpec, image_shape: tuple[int, int, int]) -> Learner:
-    """Return the network of the pool's members: the student's, at the precision of the outer step."""
-    width = repr_width(spec.teacher, image_shape)
+def member_learner(spec: RunSpec, image_shape: tuple[int, int, int], width: int) -> Learner:
+    """Return the network of the pool's members with `width` outputs: the student's, at the precision of the outer step."""
     return student_learner(spec.student, image_shape, width, "config.student", precision=spec.outer.precision)

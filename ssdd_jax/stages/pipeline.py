@@ -1,8 +1,8 @@
 """The stages of a run, in order: teacher, distill, evaluate, report. What is complete for the same settings is not done again."""
 
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from ssdd_jax.runtime.compilation import use_cache
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.published import NOTHING_SAID, SetFacts
 from ssdd_jax.settings.spec import RunSpec
-from ssdd_jax.stages.checks import check_batches, check_sizes
+from ssdd_jax.stages.checks import check_batches, check_features, check_sizes
 from ssdd_jax.stages.choose import choose_settings
 from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.dataset import data_warnings, load_data
 from ssdd_jax.stages.distill import distill
 from ssdd_jax.stages.evaluate import evaluate
+from ssdd_jax.stages.given import NOTHING_GIVEN, Given
 from ssdd_jax.stages.provenance import FINGERPRINTS, check_changes
 from ssdd_jax.stages.sets import complete_sets, named_sets, own_sets
 
@@ -60,77 +61,86 @@ def run(
         InputError: a setting does not fit the data, or is another than those that the workdir was begun with; nothing has been
             computed then.
     """
+    with opened(spec, workdir, task, Given(logger=logger)) as context:
+        if task == "evaluate":
+            named = named_sets(sets, spec, facts)
+            own = own_sets(context) if named else complete_sets(context)
+        record_settings(context, accept_changes)
+        if task == "evaluate":
+            return on_writer_only(lambda: show_report(workdir, evaluate(context, own, named), context.display))
+        # Methods ask for a teacher if they need one; its controls need one whatever the methods.
+        wants_teacher = set(spec.evaluation.controls) - {"none"} or spec.evaluation.teacher_targets
+        if task == "teacher" or (task == "all" and wants_teacher):
+            _ = context.teacher
+        if task == "teacher":
+            return {}
+        choose_settings(context)
+        distill(context)
+        if task == "distill":
+            return {}
+        return on_writer_only(lambda: show_report(workdir, evaluate(context, complete_sets(context)), context.display))
+
+
+@contextmanager
+def opened(spec: RunSpec, workdir: Path, task: str, given: Given = NOTHING_GIVEN) -> Iterator[Context]:
+    """Open a run's folder, for this process alone, with its data, loggers and display; seal it when its work is done.
+
+    What cannot be had is refused before anything is computed or written.
+    """
     if hosts.is_writer():
         workdir = prepare_workdir(workdir)
     with locked(workdir) if hosts.is_writer() else nullcontext(), hosts.sharing(workdir):
-        display = Display(quiet=not hosts.is_writer())
-        with closing(make_loggers(spec.chosen_loggers(), workdir, spec.name, json_ready(spec), logger, display.print)) as loggers:
-            results = _run(spec, workdir, task, sets, facts, accept_changes, Metrics(workdir / "metrics.jsonl", loggers), display)
+        display = given.display or Display(quiet=not hosts.is_writer())
+        with closing(make_loggers(spec.chosen_loggers(), workdir, spec.name, json_ready(spec), given.logger, display.print)) as loggers:
+            yield _context(spec, workdir, task, given, Metrics(workdir / "metrics.jsonl", loggers), display)
         if hosts.is_writer():
             seal_run(workdir)
-        return results
 
 
-def _run(
-    spec: RunSpec,
-    workdir: Path,
-    task: str,
-    sets: Sequence[Path],
-    facts: SetFacts,
-    accept_changes: bool,
-    metrics: Metrics,
-    display: Display,
-) -> dict[str, Any]:
+def _context(spec: RunSpec, workdir: Path, task: str, given: Given, metrics: Metrics, display: Display) -> Context:
     off = use_cache(Path(spec.data.cache) if spec.data.cache else default_cache())
     if off:
         display.print(f"warning: {off}")
     if hosts.is_writer():
         check_sealed(workdir)
     # One process prepares the dataset, and then the others find it, unless their cache is another one.
-    data = load_data(spec.data, spec.evaluation.split, display) if hosts.is_writer() else None
+    data = given.data or (load_data(spec.data, spec.evaluation.split, display) if hosts.is_writer() else None)
     hosts.wait_for_writer()
     data = data or load_data(spec.data, spec.evaluation.split, display)
     display.print(
         f"{data.name}: {len(data.train_images)} training images of {data.image_shape}, {len(data.eval_images)} for {spec.evaluation.split}"
     )
-    for warning in data_warnings(spec.data, data):
+    for warning in data_warnings(spec.data, data) if given.data is None else ():
         display.print(f"warning: {warning}")
+    context = Context(spec, data, workdir, metrics, display, given)
     # Evaluation takes the sets that are there, whatever would be distilled.
-    check_sizes(spec, data, () if task == "evaluate" else spec.chosen_methods())
+    methods = () if task == "evaluate" else spec.chosen_methods()
+    check_sizes(spec, data, methods, context.width if given.teacher or spec.teacher.features else None)
     check_batches(spec)
-    context = Context(spec, data, workdir, metrics, display)
+    check_features(context, methods, task in ("all", "evaluate"))
     if hosts.is_writer():
         context.metrics.begin()
-    # What cannot be had is refused before anything is computed.
     _ = context.teacher_digest
     if task in ("all", "evaluate"):
         _ = context.targets
-    if task == "evaluate":
-        named = named_sets(sets, spec, facts)
-        own = own_sets(context) if named else complete_sets(context)
-    now = context.saving["about"]
+    return context
+
+
+def record_settings(context: Context, accept_changes: bool = False) -> None:
+    """Write what a run depends on into its folder; from here on its files change.
+
+    Raises:
+        InputError: the folder was begun with other settings, or another process of the run has others.
+    """
+    data, workdir, now = context.data, context.workdir, context.saving["about"]
     statistics = [data.mean.tolist(), data.std.tolist()]
     hosts.check_alike({**{name: now[name] for name in ("settings", "versions", *FINGERPRINTS)}, "image statistics": statistics})
     if hosts.is_writer():
         for line in check_changes(workdir / "spec.json", now, accept_changes):
-            display.print(line)
-        # From here on its files change.
+            context.display.print(line)
         (workdir / SUMS).unlink(missing_ok=True)
         write_json(workdir / "spec.json", now)
     hosts.wait_for_writer()
-    if task == "evaluate":
-        return on_writer_only(lambda: show_report(workdir, evaluate(context, own, named), display))
-    # Methods ask for a teacher if they need one; its controls need one whatever the methods.
-    wants_teacher = set(spec.evaluation.controls) - {"none"} or spec.evaluation.teacher_targets
-    if task == "teacher" or (task == "all" and wants_teacher):
-        _ = context.teacher
-    if task == "teacher":
-        return {}
-    choose_settings(context)
-    distill(context)
-    if task == "distill":
-        return {}
-    return on_writer_only(lambda: show_report(workdir, evaluate(context, complete_sets(context)), display))
 
 
 def on_writer_only(fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ MAY_CHANGE = re.compile(
 FINGERPRINTS = {
     "data_fingerprint": ("data", re.compile(r"data\.(source|data_dir|size|fit|channels|on_bad_image|overlap|ground)")),
     "checkpoint_fingerprint": ("teacher's checkpoint", re.compile(r"teacher\.checkpoint")),
+    "features_fingerprint": ("teacher's features", re.compile(r"teacher\.features")),
 }
 # Schedules span all steps, so with another number of them a stage starts anew, next to the checkpoints of the old number.
 STEPS = re.compile(r"(teacher|outer|methods\.[^.]+)\.steps")
@@ -41,18 +42,20 @@ def device() -> str:
     return f"{words} ({cores} cores)"
 
 
-def provenance(spec: RunSpec, fingerprint: str, checkpoint: str = "") -> dict[str, Any]:
+def provenance(spec: RunSpec, fingerprint: str, checkpoint: str = "", features: str = "") -> dict[str, Any]:
     """Return what the results depend on: settings, versions, data and the device.
 
     Args:
         spec: the settings.
         fingerprint: that of the data.
         checkpoint: that of the teacher's published checkpoint; "" where there is none.
+        features: that of the teacher's features; "" where there are none.
     """
     return {
         "settings": json_ready(spec),
         "data_fingerprint": fingerprint,
         "checkpoint_fingerprint": checkpoint,
+        "features_fingerprint": features,
         "versions": {
             "ssdd_jax": ssdd_jax.__version__,
             "python": sys.version.split()[0],

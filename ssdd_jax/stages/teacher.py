@@ -29,7 +29,7 @@ from ssdd_jax.runtime.encode import encode_batch_size, encode_to_file, in_batche
 from ssdd_jax.runtime.feed import to_device
 from ssdd_jax.runtime.loop import Loop, resumable, stack, unstack
 from ssdd_jax.runtime.memory import TooLarge, limit_bytes
-from ssdd_jax.settings.digest import digest
+from ssdd_jax.settings.digest import digest, json_ready
 from ssdd_jax.settings.spec import RunSpec, TeacherSpec
 from ssdd_jax.stages.dataset import Data
 from ssdd_jax.stages.networks import repr_width, teacher_learner
@@ -94,11 +94,19 @@ def checkpoint_fingerprint(teacher: TeacherSpec) -> str:
     return file_digest(file)
 
 
-def teacher_digest(teacher: TeacherSpec, data: Data, checkpoint: str) -> str:
-    """Return the digest of everything that the frozen teacher depends on; `checkpoint` is its `checkpoint_fingerprint`."""
+def teacher_digest(teacher: TeacherSpec, data: Data, checkpoint: str, features: str = "") -> str:
+    """Return the digest of everything that the frozen teacher depends on.
+
+    `checkpoint` is its `checkpoint_fingerprint`, `features` the fingerprint of its `Features`; both are "" for one that is pretrained.
+    """
+    if features:
+        return digest("features", teacher.standardize, data.digest, features)
     if not checkpoint:
         # The online probe only observes.
-        return digest(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate), data.digest)
+        settings = json_ready(replace(teacher, probe_learning_rate=TeacherSpec.probe_learning_rate))
+        # There are none, and teachers of versions that did not know them keep their names.
+        del settings["features"]
+        return digest(settings, data.digest)
     return digest(teacher.net, teacher.widths, teacher.precision, teacher.standardize, data.digest, checkpoint)
 
 
@@ -132,7 +140,13 @@ def read_teacher(file: str, net: str, learner: Learner) -> Any:
 def pretrain_teacher(
     spec: RunSpec, data: Data, learner: Learner, folder: Path, metrics: Metrics, display: Display, saving: Mapping[str, Any]
 ) -> Any:
-    """Pretrain with Barlow Twins from the newest checkpoint on, and return the encoder's variables."""
+    """Pretrain with Barlow Twins from the newest checkpoint on, and return the encoder's variables.
+
+    Raises:
+        InputError: the images are not pixels, whose colours it could change.
+    """
+    if data.train_images.dtype != np.uint8:
+        raise InputError(f"the teacher's pretraining augments pixels, but the images are {data.train_images.dtype}; give uint8 images")
     teacher = spec.teacher
     optimizer, probe_optimizer = teacher_optimizer(teacher), online_probe_optimizer(teacher)
     projector = Projector(teacher.projector_width, teacher.projector_layers)
@@ -201,6 +215,8 @@ def pretrain_teacher(
 
 def _source_of(spec: TeacherSpec) -> str:
     """Return what to do about a teacher that cannot be used."""
+    if spec.features:
+        return f"check config.teacher.features ({spec.features})"
     if spec.checkpoint:
         return f"check config.teacher.checkpoint ({spec.checkpoint}), and that its network expects images as they are normalized here"
     return "pretrain it with another config.teacher.learning_rate"
@@ -212,14 +228,26 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
     if bad:
         raise DataError(f"the teacher's {bad[0]} holds NaN or infinity, and {len(bad) - 1} more of its arrays; {_source_of(spec.teacher)}")
     raw = Teacher(learner, variables, np.zeros(repr_width(spec.teacher, data.image_shape), np.float32), 1.0, name)
+    return standardised(spec, raw, data.train_images, data.normalize)
+
+
+def standardised(spec: RunSpec, raw: Teacher, rows: Images, view: Callable[[jax.Array], jax.Array]) -> Teacher:
+    """Return a teacher standardised over the training images if the settings say so.
+
+    Args:
+        spec: the settings.
+        raw: the teacher.
+        rows: the training images, or what else it takes in their place.
+        view: what turns a batch of them into the input of its network.
+    """
     if not spec.teacher.standardize:
         return raw
-    encode = raw.jitted(data.normalize)
+    encode = raw.jitted(view)
     # Sums in float64, batch by batch: the representations of a large dataset do not fit into memory.
-    total, squares, count = np.zeros(raw.centre.shape), 0.0, len(data.train_images)
-    size = encode_batch_size(data.train_images)
+    total, squares, count = np.zeros(raw.centre.shape), 0.0, len(rows)
+    size = encode_batch_size(rows)
     for start in range(0, count, size):
-        reprs = in_batches(encode, data.train_images[start : start + size]).astype(np.float64)
+        reprs = in_batches(encode, rows[start : start + size]).astype(np.float64)
         total += reprs.sum(0)
         squares += float(np.sum(reprs**2))
     if not np.isfinite(squares):
@@ -233,13 +261,13 @@ def freeze(spec: RunSpec, data: Data, learner: Learner, variables: Any, name: st
         )
     scale = float(np.sqrt(variance))
     # They become part of compiled programs, which must be the same in all processes.
-    variables, centre, scale = hosts.agree((variables, centre.astype(np.float32), scale))
-    return Teacher(learner, variables, np.asarray(centre), float(scale), name)
+    variables, centre, scale = hosts.agree((raw.variables, centre.astype(np.float32), scale))
+    return replace(raw, variables=variables, centre=np.asarray(centre), scale=float(scale))
 
 
-def representations(teacher: Teacher, data: Data, images: Images, view: str = "identity") -> np.ndarray:
-    """Return the teacher's representations "n d" of uint8 images under an exact view."""
-    return in_batches(teacher.jitted(lambda batch: VIEWS[view](data.normalize(batch))), images)
+def representations(teacher: Teacher, data: Data, rows: np.ndarray, view: str = "identity") -> np.ndarray:
+    """Return the teacher's representations "n d" of some training images under an exact view."""
+    return in_batches(teacher.jitted(lambda batch: VIEWS[view](data.normalize(batch))), select_rows(data.train_images, rows))
 
 
 def cached_representations(
@@ -250,14 +278,14 @@ def cached_representations(
     folder: Path,
     display: Display,
 ) -> np.ndarray:
-    """Return the teacher's representations "n d" of uint8 images under a view, memory-mapped.
+    """Return the teacher's representations "n d" of images under a view, memory-mapped.
 
     They are computed once; an interrupted computation is resumed.
 
     Args:
         teacher: the frozen teacher.
-        images: uint8 images "n H W C".
-        view: (uint8 images, their rows) -> normalized images.
+        images: uint8 images "n H W C", or what else the teacher takes in their place.
+        view: (a batch of them, their rows) -> the input of its network.
         name: name of the split and the view, which becomes part of the file's name.
         folder: folder of all checkpoints.
         display: where progress is shown.
@@ -270,13 +298,15 @@ def cached_representations(
     return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
-def view_shifts(teacher: Teacher, data: Data, views: tuple[str, ...]) -> dict[str, float]:
-    """Return the mean squared shift of the representation under each view, divided by its variance, on a sample of training images."""
-    stride = max(1, len(data.train_images) // SHIFT_SAMPLE)
-    sample = select_rows(data.train_images, np.arange(0, len(data.train_images), stride)[:SHIFT_SAMPLE])
-    base = representations(teacher, data, sample)
+def view_shifts(represent: Callable[[np.ndarray, str], np.ndarray], count: int, views: tuple[str, ...]) -> dict[str, float]:
+    """Return the mean squared shift of the representation under each view, divided by its variance, on a sample of training images.
+
+    `represent` takes rows of the training images and the name of a view; `count` is the number of training images.
+    """
+    sample = np.arange(0, count, max(1, count // SHIFT_SAMPLE))[:SHIFT_SAMPLE]
+    base = represent(sample, "identity")
     # If all images are represented alike, any shift counts as large.
     variance = np.mean((base - base.mean(0)) ** 2, dtype=np.float64) or np.finfo(np.float64).tiny
-    ratio = lambda view: np.mean((representations(teacher, data, sample, view) - base) ** 2, dtype=np.float64) / variance
+    ratio = lambda view: np.mean((represent(sample, view) - base) ** 2, dtype=np.float64) / variance
     shifts = {view: float(min(ratio(view), np.finfo(np.float32).max)) for view in views if view != "identity"}
     return {view: float(shift) for view, shift in hosts.agree(shifts).items()}

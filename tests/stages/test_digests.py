@@ -49,6 +49,7 @@ VALUES = {
     "evaluation.datasets.other.source": "arrays:third.npz",
     "evaluation.datasets.other.split": "unlabelled",
     "data.split": "unlabelled",
+    "teacher.features": "features.npy",
     "data.ground": "black",
     "evaluation.datasets.other.ground": "black",
     "data.size": 6,
@@ -73,6 +74,7 @@ def spec(tmp_path, monkeypatch):
         images = {split: draw.randint(0, 256, (80, 8, 8, 1), np.uint8) for split in ("train", "test", "unlabelled")}
         arrays = {f"x_{split}": part for split, part in images.items()}
         np.savez(f"{name}.npz", **arrays, y_train=np.arange(80) % 4, y_test=np.arange(80) % 4)
+    np.save("features.npy", draw.normal(size=(80, 6)).astype(np.float32))
     students = {"convnet": NetSpec(widths=(6,)), "vit": NetSpec("vit", (6,))}
     evaluation = EvaluationSpec(
         students=students, datasets={"other": DataSpec("arrays:second.npz")}, recipes=RECIPES, protocols=tuple(protocol_defaults())

@@ -85,6 +85,7 @@ def test_steps_may_change_and_it_is_said(tmp_path):
 READ = {
     "data_fingerprint": ({"data": {"source": "arrays:moved/a.npz", "data_dir": "b", "size": 8, "channels": 1}}, "data"),
     "checkpoint_fingerprint": ({"teacher": {"checkpoint": "moved/t.pt"}}, "teacher's checkpoint"),
+    "features_fingerprint": ({"teacher": {"features": "moved/f.npz"}}, "teacher's features"),
 }
 
 
@@ -98,7 +99,7 @@ def test_what_has_a_fingerprint_is_compared_by_it_alone(tmp_path, name):
     with pytest.raises(InputError, match=f"fingerprint of the {what}: aaaaaaaaaaaa -> ffffffffffff") as caught:
         check_changes(begun(tmp_path, **{name: "a" * 64}), {**changed(), name: "f" * 64}, False)
     assert "config.data" not in str(caught.value)
-    with pytest.raises(InputError, match=r"\n  config\.(data\.source|teacher\.checkpoint): '.*' -> 'a?.*moved/"):
+    with pytest.raises(InputError, match=r"\n  config\.(data\.source|teacher\.(checkpoint|features)): '.*' -> 'a?.*moved/"):
         check_changes(begun(tmp_path, **{name: "a" * 64}), now, False)
 
 
