@@ -86,9 +86,7 @@ def main(argv=None):
         model, about = load_model(args.model, not args.random_weights, args.img_size)
         others = {name: (name, "identity") for name in dataset.splits if name != args.split}
         wanted = {**{view: (args.split, view) for view in views}, **others}
-        arrays = {
-            name: encode(model, about, dataset.splits[split].images, view, args.batch_size) for name, (split, view) in wanted.items()
-        }
+        arrays = {name: encode(model, about, dataset.splits[split].images, view, args.batch_size) for name, (split, view) in wanted.items()}
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
