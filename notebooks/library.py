@@ -88,7 +88,7 @@ projection = jax.random.normal(jax.random.key(0), (20, WIDTH)) / jnp.sqrt(20)
 
 @jax.jit
 def teacher(batch):
-    return encode(pca, batch.reshape(len(batch), -1)) / jnp.sqrt(pca.variances) @ projection
+    return encode(batch.reshape(len(batch), -1), pca.mean, pca.bases) / jnp.sqrt(pca.variances[:20]) @ projection
 
 
 reprs, test_reprs = teacher(x), teacher(x_test)
@@ -101,7 +101,7 @@ print(reprs.shape, "mean", float(reprs.mean()), "standard deviation", float(repr
 
 # %%
 flat = x[:8].reshape(8, -1)
-again = decode(pca, encode(pca, flat)).reshape(8, 8, 8)
+again = decode(encode(flat, pca.mean, pca.bases), pca.mean, pca.bases).reshape(8, 8, 8)
 fig, axes = plt.subplots(2, 8, figsize=(8, 2))
 for k in range(8):
     for axis, picture in zip(axes[:, k], (x[k, ..., 0], again[k]), strict=True):

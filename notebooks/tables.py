@@ -95,7 +95,7 @@ for method in methods:
 display(Markdown(to_markdown(["method", *(f"seed {seed}" for seed in seeds), "mean"], lines)))
 
 # %% [markdown]
-# ## A bar per method
+# ## A point per method
 #
 # `summarize` averages over seeds: a score becomes its mean and its sample standard deviation.
 
@@ -106,10 +106,10 @@ for axis, (label, of_run) in zip(axes[0], runs.items(), strict=True):
     rows = [row for row in summarize(of_run["rows"], columns) if SCORE in row]
     means = [100 * row[SCORE]["mean"] for row in rows]
     spreads = [100 * (row[SCORE]["std"] or 0) for row in rows]
-    axis.barh([row["method"] for row in rows], means, xerr=spreads, capsize=3)
-    axis.invert_yaxis()
+    axis.errorbar(means, [row["method"] for row in rows], xerr=spreads, fmt="o", capsize=3)
     axis.set(title=label, xlabel=f"{SCORE}, %")
-    axis.set_xlim(left=max(0, min(means) - 10))
+    axis.grid(axis="y", alpha=0.3)
+axes[0, 0].invert_yaxis()
 plt.tight_layout()
 plt.show()
 
@@ -136,7 +136,7 @@ plt.xticks(budgets, budgets)
 plt.minorticks_off()
 plt.xlabel("budget N, in pairs of an image and a representation")
 plt.ylabel("repr_error")
-plt.legend()
+plt.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]

@@ -76,8 +76,16 @@ def test_a_file_of_features_and_arrays_of_a_program_make_the_same_bytes(files, c
     assert "(teacher_init) is left out" in capsys.readouterr().out
     assert np.isfinite(rows["ours"]["repr_error"])
     seen = []
+
+    def interrupt(step, metrics):
+        seen.append((step, sorted(metrics)))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
     given = dict(method="ours", **OURS, **SMALL, progress=False, workdir=files / "mine")
-    distilled = ssdd_jax.distill(IMAGES, features(), callback=lambda step, metrics: seen.append((step, sorted(metrics))), **given)
+    ssdd_jax.distill(IMAGES, features(), callback=interrupt, **given)
+    # The same call goes on from there, to the bytes of a run that was not interrupted.
+    distilled = ssdd_jax.distill(IMAGES, features(), callback=interrupt, **given)
     written = [files / name / "distilled" / "ours" / "seed_0" / "distilled.safetensors" for name in ("run", "mine")]
     assert written[0].read_bytes() == written[1].read_bytes()
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
