@@ -16,13 +16,13 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ssdd-jax/ssdd_jax/blob/main/notebooks/library.ipynb)
 #
-# Everything that moves a distilled set is a pure function of arrays. This notebook uses five of them under `jit`, `vmap` and `grad`, in loops that are written here:
+# Everything that moves a distilled set is a pure function of arrays. This notebook uses some of them under `jit`, `vmap` and `grad`, in loops that are written here:
 #
 # | function | what it does |
 # |---|---|
 # | `fit_pca`, `encode`, `decode` | bases of images or representations, and the coefficients in them |
 # | `apply_views` | predefined augmentations: rotations, flips, zooms, shifts |
-# | `krr_predict` | kernel ridge regression in closed form, with a scaled ridge that is raised where it has to be |
+# | `krr_predict` | kernel ridge regression in closed form, with a scaled ridge that is increased where it has to be |
 # | `expand` | the pairs that a distilled set stands for |
 # | `make_outer_step` | one step of the distillation, with its pool of networks |
 

@@ -49,10 +49,10 @@ print("ssdd_jax", ssdd_jax.__version__, "jax", jax.__version__, "flax", metadata
 # Small, so that everything takes a minute. The digits config of the command line takes 300 steps for the teacher and 300 for every set.
 
 # %% tags=["parameters"]
-TEACHER_STEPS = 150
-STEPS = 150
+TEACHER_STEPS = 120
+STEPS = 120
 NUM_PAIRS = 20
-STUDENT_UPDATES = 150
+STUDENT_UPDATES = 100
 SEED = 0
 
 # %% [markdown]

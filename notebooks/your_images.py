@@ -29,8 +29,6 @@ if importlib.util.find_spec("ssdd_jax") is None:
     get_ipython().run_line_magic("pip", 'install -q "ssdd-jax[plots] @ git+https://github.com/ssdd-jax/ssdd_jax"')
 
 # %%
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -44,6 +42,7 @@ from sklearn.datasets import load_digits
 
 import ssdd_jax
 from ssdd_jax.data import validation_rows
+from ssdd_jax.data.__main__ import main as check
 
 # Last run with Python 3.11, ssdd_jax 0.1.0, jax 0.10.2, flax 0.12.8, torch 2.13, on two CPU cores.
 print("ssdd_jax", ssdd_jax.__version__, "jax", jax.__version__, "flax", metadata.version("flax"), jax.devices())
@@ -73,11 +72,12 @@ if not Path(FOLDER).is_dir():
 # %% [markdown]
 # ## Look first
 #
-# `check` says what was found (splits, classes, sizes, statistics), warns about what will hurt, and draws a contact sheet.
+# `check` says what was found (splits, classes, sizes, statistics), warns about what will hurt, and draws a contact sheet. On the command line: `python -m ssdd_jax.data check folder:photos --size 12
+# --sheet sheet.png`.
 
 # %%
-check = [sys.executable, "-m", "ssdd_jax.data", "check", f"folder:{FOLDER}", "--size", str(SIZE), "--sheet", "sheet.png"]
-print(subprocess.run(check, check=True, capture_output=True, text=True).stdout)
+check(["check", f"folder:{FOLDER}", "--size", str(SIZE), "--sheet", "sheet.png"])
+
 
 # %%
 display(ShownImage("sheet.png"))
