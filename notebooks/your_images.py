@@ -77,9 +77,6 @@ if not Path(FOLDER).is_dir():
 
 # %%
 check(["check", f"folder:{FOLDER}", "--size", str(SIZE), "--sheet", "sheet.png"])
-
-
-# %%
 display(ShownImage("sheet.png"))
 
 # %% [markdown]
