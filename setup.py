@@ -9,6 +9,8 @@ ROOT = Path(__file__).parent
 README = ROOT / "README.md"
 PLOTS = ["matplotlib"]
 DEMO = PLOTS
+# What tests run them with.
+NOTEBOOKS = ["jupytext", "nbclient", "ipykernel"]
 
 # Read as text: importing the package would need every dependency before pip has installed any.
 VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "ssdd_jax" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
@@ -55,6 +57,17 @@ setup(
         "hf": ["datasets>=4"],
         # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still installs with jax 0.5 but cannot save on it.
         "neural-tangents": ["neural-tangents", "jax<0.6", "orbax-checkpoint<0.11.24"],
-        "dev": [*DEMO, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]", "build"],
+        "dev": [
+            *DEMO,
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "beartype",
+            "ruff",
+            "pyright[nodejs]",
+            "build",
+            *NOTEBOOKS,
+        ],
     },
 )

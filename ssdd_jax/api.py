@@ -3,8 +3,8 @@
 Images are uint8 pixels "n H W C", which are normalised by their own mean and standard deviation per channel as in a run, or floats of
 that shape, which the caller has normalised and which stay as they are. NumPy's and jax's arrays are taken alike.
 
-Without `workdir` nothing is kept but what is returned. With one, the same call goes on where it was interrupted, and the set lies there
-with its manifest, as the command line writes it.
+Without `workdir` nothing is kept but what is returned. With one, a folder of its own for every call, the same call goes on where it was
+interrupted, and the set lies there with its manifest, as the command line writes it.
 
 Any further keyword is a setting: of the method (`steps`, `learning_rate`, `image_bases`, ...), or a section or a value of the run
 (`outer={"batch_size": 64}`, `student={"widths": (16, 32)}`, `log_every=10`), with the names, defaults and ranges of the configs.
@@ -200,10 +200,11 @@ def evaluate(
     from ssdd_jax.stages.sets import named_sets
 
     is_control = isinstance(distilled, str)
-    if is_control and (distilled not in CONTROLS or (distilled != "none" and teacher is None)):
-        raise InputError(
-            f"evaluate: {distilled!r} with{'out' * (teacher is None)} a teacher, expected a distilled set or {', '.join(CONTROLS)}"
-        )
+    if is_control and distilled not in CONTROLS:
+        raise InputError(f"evaluate: {distilled!r} is not a control, expected {', '.join(CONTROLS)}, or a distilled set")
+    is_there = teacher is not None and (not _is_settings(teacher) or {"checkpoint", "features"} & set(teacher))
+    if (teacher is not None or (is_control and distilled != "none")) and not is_there:
+        raise InputError(f"evaluate: teacher is {teacher!r}, expected one that is there; give what pretrain_teacher returns")
     mine = {f.name for f in fields(EvaluationSpec)}
     section = {**{key: value for key, value in settings.items() if key in mine}, "controls": (distilled,) if is_control else ()}
     others = {key: value for key, value in settings.items() if key not in mine}
@@ -282,7 +283,7 @@ def _opened(
     from ssdd_jax.paths import local_path
     from ssdd_jax.progress import Display
     from ssdd_jax.runtime import stop
-    from ssdd_jax.stages.given import Given, check_floats, data_of_arrays, given_teacher
+    from ssdd_jax.stages.given import Given, check_given, data_of_arrays, given_teacher
     from ssdd_jax.stages.pipeline import opened, record_settings
 
     if callback is not None:
@@ -292,7 +293,7 @@ def _opened(
     with stop.on_interrupt(), tempfile.TemporaryDirectory(prefix="ssdd_jax-") as temporary:
         folder = Path(temporary) if workdir is None else local_path(workdir, "workdir")
         found = None if _is_settings(teacher) or isinstance(teacher, str | Path) else given_teacher(spec, arrays, teacher)
-        check_floats(spec, arrays, task)
+        check_given(spec, arrays, found, task)
         given = Given(arrays, found, calls if callback else None, Display(quiet=not progress), partial=True)
         try:
             with opened(spec, folder, task, given) as context:

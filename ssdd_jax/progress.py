@@ -1,5 +1,6 @@
-"""What a user sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+"""What a user sees while a run goes on: a live bar on a terminal or in a notebook, plain lines elsewhere."""
 
+import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ class _Console(Console):
         raise
 
 
+def _has_widgets(console: Console) -> bool:
+    """Return whether this is a notebook with ipywidgets, with which rich draws its bar; Colab has them."""
+    return console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+
+
 class Display:
     """The display of one run; `Task.advance` is cheap enough to call every step.
 
@@ -30,7 +36,7 @@ class Display:
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.console = _Console(highlight=False, markup=False)
-        self.live = self.console.is_terminal and not quiet
+        self.live = (self.console.is_terminal or _has_widgets(self.console)) and not quiet
         if not self.live:
             self.console.width = FILE_WIDTH
 

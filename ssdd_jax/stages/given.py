@@ -166,12 +166,16 @@ def given_teacher(spec: RunSpec, data: Data, teacher: Any) -> Teacher | Features
     return Features({name: np.asarray(array) for name, array in arrays.items()})
 
 
-def check_floats(spec: RunSpec, data: Data, task: str) -> None:
-    """Refuse normalised floats where a stage would augment pixels.
+def check_given(spec: RunSpec, data: Data, teacher: Teacher | Features | None, task: str) -> None:
+    """Refuse normalised floats where a stage would augment pixels, and a function that jax cannot trace where a step would run it.
 
     Raises:
         InputError: it would.
     """
+    if isinstance(teacher, HostTeacher) and spec.outer.real_augment == "fresh":
+        raise InputError(
+            "config.outer.real_augment is 'fresh', which runs the teacher in compiled steps; give a function of jax, or 'crops'"
+        )
     if data.train_images.dtype == np.uint8:
         return
     asking = {

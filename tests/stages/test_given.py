@@ -76,8 +76,16 @@ def test_a_file_of_features_and_arrays_of_a_program_make_the_same_bytes(files, c
     assert "(teacher_init) is left out" in capsys.readouterr().out
     assert np.isfinite(rows["ours"]["repr_error"])
     seen = []
+
+    def interrupt(step, metrics):
+        seen.append((step, sorted(metrics)))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
     given = dict(method="ours", **OURS, **SMALL, progress=False, workdir=files / "mine")
-    distilled = ssdd_jax.distill(IMAGES, features(), callback=lambda step, metrics: seen.append((step, sorted(metrics))), **given)
+    ssdd_jax.distill(IMAGES, features(), callback=interrupt, **given)
+    # The same call goes on from there, to the bytes of a run that was not interrupted.
+    distilled = ssdd_jax.distill(IMAGES, features(), callback=interrupt, **given)
     written = [files / name / "distilled" / "ours" / "seed_0" / "distilled.safetensors" for name in ("run", "mine")]
     assert written[0].read_bytes() == written[1].read_bytes()
     assert [step for step, _ in seen] == [1, 2, 3, 4, 5, 6]
@@ -159,6 +167,7 @@ def test_a_pretrained_teacher_and_an_interrupted_one():
         ({"teacher": IMAGES}, "identity of the teacher is uint8"),
         ({"teacher": features(), "outer": {"real_augment": "crops"}}, "no network that represents crops"),
         ({"teacher": lambda images: images}, r"the teacher returns \(1, 8, 8, 1\) .*, expected one row per image"),
+        ({"teacher": lambda images: np.asarray(represent(images)), "outer": {"real_augment": "fresh"}}, "give a function of jax"),
         ({"teacher": "none.npz"}, r"config\.teacher\.features: no file 'none\.npz'"),
         ({"teacher": {"checkpoint": "a.pt", "features": "a.npy"}}, "a checkpoint and features"),
         ({"method": "our"}, "method is 'our', expected one of random, .*did you mean 'ours'"),
@@ -170,6 +179,25 @@ def test_what_cannot_be_used_is_refused_in_one_line(arguments, message):
     given = {"images": IMAGES, "teacher": represent, "progress": False, **OURS, **SMALL, **arguments}
     with pytest.raises(InputError, match=message) as caught:
         ssdd_jax.distill(given.pop("images"), given.pop("teacher"), **given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"distilled": "all"}, "'all' is not a control, expected none, full, teacher"),
+        ({"distilled": "full"}, "teacher is None, expected one that is there"),
+        ({"teacher": {"steps": 3}}, r"teacher is \{'steps': 3\}, expected one that is there"),
+        ({"teacher": features()["identity"]}, "evaluation on test asks for test, the teacher has identity; add test"),
+        ({"eval_images": TEST[..., 0]}, r"eval_images are uint8 \(30, 8, 8\)"),
+        ({"labels": None}, "eval_labels were given without eval_images or labels"),
+        ({"images": normalise(IMAGES), "eval_images": normalise(TEST), "protocols": ("finetune",)}, "finetune augments pixels"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_one_line(arguments, message):
+    given = dict(distilled="none", images=IMAGES, labels=LABELS, eval_images=TEST, eval_labels=TEST_LABELS, teacher=None, progress=False)
+    with pytest.raises(InputError, match=message) as caught:
+        ssdd_jax.evaluate(**{**given, **arguments})
     assert "\n" not in str(caught.value)
 
 
