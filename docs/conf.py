@@ -83,10 +83,11 @@ def visit_math(self, node):
 
 
 def mark_doctests(app, doctree):
-    """Let the doctest builder run sessions in pages, fenced as `pycon`, as it does those of docstrings."""
+    """Let the doctest builder run what pages show: sessions, fenced as `pycon`, and in the guides programs before them."""
+    kinds = {"pycon": "doctest"} | ({"python": "testcode"} if app.env.docname.startswith("docs/howto/") else {})
     for block in doctree.findall(nodes.literal_block):
-        if block.get("language") == "pycon":
-            block["testnodetype"], block["groups"] = "doctest", ["default"]
+        if block.get("language") in kinds:
+            block["testnodetype"], block["groups"], block["options"] = kinds[block["language"]], ["default"], {}
 
 
 def check_names(app, env):
