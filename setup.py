@@ -22,6 +22,18 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="The ssdd_jax developers",
+    keywords=["dataset distillation", "self-supervised learning", "representation learning", "JAX"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     # The configs live at the top of the repository and ship in the wheel, so that an installed package finds them by name.
     packages=[*find_packages(include=["ssdd_jax", "ssdd_jax.*"]), "ssdd_jax.configs"],
@@ -53,6 +65,8 @@ setup(
         "hf": ["datasets>=4"],
         # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still installs with jax 0.5 but cannot save on it.
         "neural-tangents": ["neural-tangents", "jax<0.6", "orbax-checkpoint<0.11.24"],
-        "dev": [*DEMO, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]", "build"],
+        "dev": [*DEMO, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]"],
+        "docs": ["sphinx", "myst-nb", "sphinx-book-theme", "sphinx-external-toc", "sphinx-copybutton"],
+        "release": ["build", "twine", "check-jsonschema"],
     },
 )
