@@ -43,5 +43,4 @@ def check(site):
 
 
 if __name__ == "__main__":
-    problems = list(check(Path(sys.argv[1])))
-    sys.exit("\n".join(problems))
+    sys.exit("\n".join(check(Path(sys.argv[1]))) or 0)
