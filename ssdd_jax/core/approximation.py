@@ -48,6 +48,7 @@ def predict_shift(networks: Networks, coefficients: Float[Array, "m V"]) -> Floa
     """Return g_a(c) for every network a and every row c.
 
     Example:
+        >>> from ssdd_jax.core.approximation import init_networks
         >>> predict_shift(init_networks(jax.random.key(0), 3, 8, 4), jnp.ones((5, 8))).shape
         (3, 5, 8)
     """

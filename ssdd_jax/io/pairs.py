@@ -67,6 +67,7 @@ def read_pairs(
     """Read what a student is trained on, and check it against its manifest.
 
     The folder is one of three, told apart by its manifest.json:
+
     - what `save_distilled` wrote, with `normalization` among its metadata;
     - what `export_distilled` wrote, in any format; PyTorch is not needed;
     - somebody else's set. Its manifest.json has at least {"kind": "pairs", "normalization": {"mean": [...], "std": [...]}} with one number
