@@ -57,7 +57,7 @@ setup(
         # tensorflow-datasets imports importlib_resources without declaring it.
         "tfds": ["tensorflow-datasets>=4.9.9", "array-record", "importlib_resources"],
         # Earlier versions run code that comes with a dataset.
-        "hf": ["datasets>=4"],
+        "hf": ["datasets>=4", "huggingface-hub"],
         # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still installs with jax 0.5 but cannot save on it.
         "neural-tangents": ["neural-tangents", "jax<0.6", "orbax-checkpoint<0.11.24"],
         "dev": [

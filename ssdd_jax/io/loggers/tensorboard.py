@@ -10,6 +10,7 @@ import tensorboardX.summary
 from PIL import Image
 
 from ssdd_jax.io.loggers.logger import Logger, flat_settings, scalars
+from ssdd_jax.io.markdown import to_markdown
 
 
 class _TensorBoard:
@@ -30,8 +31,7 @@ class _TensorBoard:
         self._writer.add_image(f"{stage}/{name}", pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        lines = [header, ["--"] * len(header), *rows]
-        self._writer.add_text(title, "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        self._writer.add_text(title, to_markdown(header, rows))
 
     def close(self) -> None:
         self._writer.close()

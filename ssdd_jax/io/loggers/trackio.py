@@ -1,13 +1,15 @@
 """Trackio: a run of its project `config.name`, named after the workdir, in $TRACKIO_DIR; `trackio show` shows it, without an account."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import trackio  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from ssdd_jax.io.loggers.logger import Logger, flat_settings, scalars
+
+trackio: Any = import_module("trackio")
 
 
 class _Trackio:

@@ -32,7 +32,7 @@ def test_an_event_file_holds_what_was_logged(run):
     assert step == 50
     assert np.array_equal(Image.open(io.BytesIO(picture.image.encoded_image_string)), run.picture)
     (table,) = [value.tensor.string_val[0].decode() for tag, (_, value) in values.items() if tag.startswith("Results")]
-    assert table.splitlines() == ["| method | linear probe |", "| -- | -- |", "| krr_st | 75.0 |", "| ours | 76.1 |"]
+    assert table.splitlines() == ["| method | linear probe |", "|:--|--:|", "| krr_st | 75.0 |", "| ours | 76.1 |"]
     settings = values["_hparams_/session_start_info"][1].metadata.plugin_data.content
     assert b"outer.steps" in settings
     assert b"[0, 1]" in settings
