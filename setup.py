@@ -11,6 +11,9 @@ PLOTS = ["matplotlib"]
 DEMO = PLOTS
 # What tests run them with.
 NOTEBOOKS = ["jupytext", "nbclient", "ipykernel"]
+# Loggers, each by its name in `config.logger`.
+TENSORBOARD = ["tensorboardX>=2.6"]
+WANDB = ["wandb>=0.17"]
 
 # Read as text: importing the package would need every dependency before pip has installed any.
 VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "ssdd_jax" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
@@ -59,6 +62,10 @@ setup(
     extras_require={
         "demo": DEMO,
         "plots": PLOTS,
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
+        # Not among what the tests need: it excludes pillow 13. Its test runs where it is installed.
+        "trackio": ["trackio>=0.30"],
         # What the benchmark compares with.
         "bench": ["torch"],
         # tensorflow-datasets imports importlib_resources without declaring it.
@@ -66,10 +73,22 @@ setup(
         # For experiments/embed_timm.py.
         "timm": ["timm"],
         # Earlier versions run code that comes with a dataset.
-        "hf": ["datasets>=4"],
+        "hf": ["datasets>=4", "huggingface-hub"],
         # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still installs with jax 0.5 but cannot save on it.
         "neural-tangents": ["neural-tangents", "jax<0.6", "orbax-checkpoint<0.11.24"],
-        "dev": [*DEMO, *NOTEBOOKS, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]"],
+        "dev": [
+            *DEMO,
+            *NOTEBOOKS,
+            *TENSORBOARD,
+            *WANDB,
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "beartype",
+            "ruff",
+            "pyright[nodejs]",
+        ],
         "docs": ["sphinx", "myst-nb", "sphinx-book-theme", "sphinx-external-toc", "sphinx-copybutton"],
         "release": ["build", "twine", "check-jsonschema"],
     },

@@ -38,6 +38,7 @@ _HOMES = {
     "ssdd_jax.nets": ("make_learner", "variables_from_torch"),
     "ssdd_jax.io.artifacts": ("load_distilled", "save_distilled"),
     "ssdd_jax.io.export": ("export_distilled",),
+    "ssdd_jax.io.publish": ("push_to_hub",),
     "ssdd_jax.io.pairs": ("Pairs", "read_pairs"),
     "ssdd_jax.io.torch_files": ("read_state_dict", "read_torch"),
 }

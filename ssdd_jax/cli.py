@@ -30,6 +30,8 @@ USAGE = f"""{__doc__}
              evaluate  evaluate the sets in the workdir, or those of --set
              report    write the report of results.json again; needs no --config
              export    write the sets in the workdir, or those of --set, as plain files; needs no --config
+             push      send the set in the workdir, or that of --set, which may also be the folder of a teacher, to
+                       the Hugging Face Hub as --repo; needs no --config
              verify    check every byte of the sets, exports, checkpoints and representations in the workdir, or
                        those of --set, against their digests; needs no --config
 --set      folder of a distilled set, or for evaluate and verify also of an export; for evaluate also a published
@@ -39,7 +41,10 @@ USAGE = f"""{__doc__}
 --set_targets  what its targets are, unless integers: labels or logits
 --set_views    mosaic for images that stand for their four quadrants (IDM), or none
 --set_zca      none, or an .npz file with the mean and the inverse of the whitening of its images
---format   format of the export: safetensors (the default), npz, png or pt (PyTorch)
+--format   format of the export: safetensors (the default), npz, png, pt (PyTorch), ddranking (for DD-Ranking and DC-BENCH) or
+           hf (the folder of a repository on the Hugging Face Hub)
+--repo     USER/NAME, the repository that push sends to; --private makes a new one private
+--licence  that of the source images as the Hub spells it (cc-by-4.0, mit, other, unknown), for push and --format=hf
 --accept_changes  go on in a workdir that was begun with other settings; whatever depends on them is made again
 --distributed  start one process per host (or device) with the same command: auto on a TPU pod, under Slurm or Open MPI,
            elsewhere HOST:PORT,NUM,ID: the address of process 0, how many processes, and which of them this is
@@ -48,9 +53,9 @@ exit status
 {{statuses}}
 shipped configs: {{configs}}"""
 
-TASKS = ("all", "teacher", "distill", "evaluate", "report", "export", "verify")
-WITHOUT_CONFIG = ("report", "export", "verify")
-WITH_SETS = ("evaluate", "export", "verify")
+TASKS = ("all", "teacher", "distill", "evaluate", "report", "export", "push", "verify")
+WITHOUT_CONFIG = ("report", "export", "push", "verify")
+WITH_SETS = ("evaluate", "export", "push", "verify")
 
 # HOST:PORT of process 0, the number of processes, and the index of this one.
 Address = tuple[str, int, int]
@@ -68,6 +73,9 @@ class Command:
     accept_changes: bool = False
     distributed: Address | Literal["auto"] | None = None
     facts: SetFacts = NOTHING_SAID
+    repo: str | None = None
+    licence: str | None = None
+    private: bool = False
 
 
 def usage() -> str:
@@ -163,6 +171,9 @@ def parse(argv: Sequence[str]) -> Command:
     set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
     fact_flags = {field.name: flags.DEFINE_string(f"set_{field.name}", None, "set", flag_values=values) for field in fields(SetFacts)}
     format_flag = flags.DEFINE_string("format", None, "format", flag_values=values)
+    repo_flag = flags.DEFINE_string("repo", None, "repo", flag_values=values)
+    licence_flag = flags.DEFINE_string("licence", None, "licence", flag_values=values)
+    private_flag = flags.DEFINE_bool("private", False, "private", flag_values=values)
     accept_flag = flags.DEFINE_bool("accept_changes", False, "accept_changes", flag_values=values)
     distributed_flag = flags.DEFINE_string("distributed", None, "distributed", flag_values=values)
     logger = logging.getLogger("absl")
@@ -193,6 +204,12 @@ def parse(argv: Sequence[str]) -> Command:
         raise InputError(f"--set_{facts.given[0]} is for --task=evaluate with --set, the task is {task}; drop it, or add --set")
     if format_flag.value and task != "export":
         raise InputError(f"--format is for --task=export, the task is {task}; drop one of them")
+    publishes = task == "push" or (task == "export" and format_flag.value == "hf")
+    for name, given, wanted in (("repo", repo_flag.value, task == "push"), ("private", private_flag.value or None, task == "push")):
+        if given is not None and not wanted:
+            raise InputError(f"--{name} is for --task=push, the task is {task}; drop one of them")
+    if licence_flag.value is not None and not publishes:
+        raise InputError(f"--licence is for --task=push and --format=hf, the task is {task}; drop it")
     distributed = None if distributed_flag.value is None else _distributed(distributed_flag.value)
     if distributed is not None and task in WITHOUT_CONFIG:
         raise InputError(f"--distributed is not for --task={task}, which one process does; drop one of them")
@@ -203,7 +220,8 @@ def parse(argv: Sequence[str]) -> Command:
     sets = tuple(_path("--set", path) for path in set_flag.value)
     spec = to_spec(config) if config is not None else None
     workdir, fmt = _path("--workdir", workdir_flag.value), format_flag.value or "safetensors"
-    return Command(spec, workdir, task, sets, fmt, accept_flag.value, distributed, facts)
+    published = repo_flag.value, licence_flag.value, private_flag.value
+    return Command(spec, workdir, task, sets, fmt, accept_flag.value, distributed, facts, *published)
 
 
 def _facts(given: Mapping[str, str | None]) -> SetFacts:

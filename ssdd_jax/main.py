@@ -72,7 +72,9 @@ def _execute(command: Command) -> None:
     from ssdd_jax.stages import pipeline
 
     if command.task == "export":
-        pipeline.export(command.workdir, command.format, command.sets)
+        pipeline.export(command.workdir, command.format, command.sets, command.licence)
+    elif command.task == "push":
+        pipeline.push(command.workdir, command.repo, command.licence, command.sets, command.private)
     elif command.spec is None or command.task == "report":
         pipeline.report(command.workdir)
     else:

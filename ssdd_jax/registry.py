@@ -162,5 +162,13 @@ PROTOCOLS = Registry(
 )
 """How a student is evaluated: `ssdd_jax.evals.protocol.Protocol`."""
 
-LOGGERS = Registry("logger", {"console": "ssdd_jax.io.loggers:make_console"})
+LOGGERS = Registry(
+    "logger",
+    {
+        "console": "ssdd_jax.io.loggers.console:make_console",
+        "tensorboard": "ssdd_jax.io.loggers.tensorboard:make_tensorboard",
+        "wandb": "ssdd_jax.io.loggers.wandb:make_wandb",
+        "trackio": "ssdd_jax.io.loggers.trackio:make_trackio",
+    },
+)
 """Where lines of metrics go besides metrics.jsonl: makers of a `ssdd_jax.io.loggers.Logger`."""

@@ -16,7 +16,10 @@ from ssdd_jax.io.files import locked
 from ssdd_jax.main import main
 from ssdd_jax.runtime import hosts, stop
 from ssdd_jax.runtime.health import NumericalError
+from ssdd_jax.stages.dataset import load_data
+from ssdd_jax.stages.networks import teacher_learner
 from ssdd_jax.stages.pipeline import run
+from ssdd_jax.stages.teacher import read_teacher
 
 # Few methods, so that the run is short: the smoke variants of all configs are in test_configs.py.
 ARGS = ["--config", "digits:smoke", "--config.only=krr_st,ours", *QUICK_TEACHER]
@@ -69,6 +72,18 @@ def test_every_logged_number_is_finite_and_steps_ascend(finished):
     # How well the labels can be read from the teacher is logged as it trains, and at its end on the held-out images.
     assert all(0 <= record["probe_accuracy"][0] <= 1 for record in records if record["stage"] == "teacher")
     assert [0 <= record["probe_accuracy"] <= 1 for record in records if record["stage"] == "teacher/held-out"] == [True]
+
+
+def test_the_teacher_of_a_run_is_kept_as_pytorch_names_it_and_represents_alike(finished):
+    folder, spec = finished[0] / "teacher", parse([*ARGS, "--workdir", "x"]).spec
+    about = json.loads((folder / "manifest.json").read_text())
+    data = load_data(spec.data, spec.evaluation.split)
+    learner = teacher_learner(spec.teacher, data.image_shape)
+    variables = read_teacher(str(folder / "teacher.safetensors"), about["net"], learner)
+    outputs = np.asarray(learner.apply(variables, data.normalize(data.train_images[:16])))
+    found = (outputs - np.asarray(about["centre"])) / about["scale"]
+    (file,) = finished[0].glob("checkpoints/representations-*/train-identity.npy")
+    np.testing.assert_allclose(found, np.load(file)[:16], rtol=1e-3, atol=1e-4)
 
 
 def test_a_finished_run_is_not_run_again(finished, monkeypatch):
@@ -148,7 +163,7 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(finished, 
             "data source folder: is 's3://b/x', expected a path",
         ),
         (["--config", "digits", "--workdir", "x", "--task=evalute"], "--task is 'evalute'.*did you mean 'evaluate'"),
-        (["--config", "digits", "--workdir", "x", "--set=y"], "--set is for --task=evaluate, export, verify"),
+        (["--config", "digits", "--workdir", "x", "--set=y"], "--set is for --task=evaluate, export, push, verify"),
         (["--config", "digits", "--workdir", "x", "--task=evaluate", "--set=y"], "--set y: no manifest.json there"),
         # A budget that methods would not fit into does not matter where none is run.
         (["--config", "digits", "--workdir", "x", "--task=evaluate", "--set=y", "--config.num_pairs=2"], "--set y: no manifest.json there"),

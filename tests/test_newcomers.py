@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import struct
+from PIL import Image
 from quick import VIEWS
 
 from ssdd_jax import expand, export_distilled, load_distilled, read_pairs
@@ -163,12 +164,25 @@ def open_stripes(data_dir):
     return Source("stripes", {"train": split(120, 0), "test": split(30, 1)}, ("left", "middle", "right"), ())
 
 
-LINES = []
+LINES, PICTURES, TABLES = [], [], []
 
 
 # A logger.
-def make_list(workdir, name, settings):
-    return lambda stage, step, values: LINES.append((name, stage, step, values))
+class ListLogger:
+    def __init__(self, workdir, name, settings):
+        self.name = name
+
+    def __call__(self, stage, step, values):
+        LINES.append((self.name, stage, step, values))
+
+    def picture(self, stage, step, name, picture):
+        PICTURES.append((stage, step, name, picture))
+
+    def table(self, title, header, rows):
+        TABLES.append((title, header, rows))
+
+    def close(self):
+        pass
 
 
 @contextmanager
@@ -190,7 +204,7 @@ def newcomers():
             (PROTOCOLS, "nearest", NEAREST),
             (NETS, "perceptron", PERCEPTRON),
             (NAMED, "stripes", open_stripes),
-            (LOGGERS, "list", make_list),
+            (LOGGERS, "list", ListLogger),
         ):
             stack.enter_context(registered(registry, name, value))
         yield
@@ -215,7 +229,8 @@ def make_spec(**changes):
 @pytest.fixture(scope="module")
 def run(newcomers, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("newcomers")
-    LINES.clear()
+    for kept in (LINES, PICTURES, TABLES):
+        kept.clear()
     results = pipeline.run(make_spec(), workdir)
     return workdir, results, list(LINES)
 
@@ -285,6 +300,22 @@ def test_a_logger_sees_the_lines_of_metrics(run):
     workdir, _, lines = run
     written = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(stage, step, values) for _, stage, step, values in lines] == [(line.pop("stage"), line.pop("step"), line) for line in written]
+
+
+def test_a_logger_sees_pictures_at_checkpoints_and_the_tables_at_the_end(run):
+    workdir, results, _ = run
+    steps = lambda method: [(step, name) for stage, step, name, _ in PICTURES if stage == f"distill/{method}"]
+    assert steps("kept") == [(2, "images/seed_0"), (4, "images/seed_0"), (6, "images/seed_0")]
+    # Its states are the set itself, which is shown when it is finished.
+    assert steps("means") == [(5, "images/seed_0")]
+    first, *_, last = [picture for stage, *_, picture in PICTURES if stage == "distill/kept"]
+    assert first.tobytes() != last.tobytes()
+    # The pictures draw nothing else than the report does.
+    assert np.array_equal(last, Image.open(workdir / "report" / "kept-images.png"))
+    titles = [title for title, _, _ in TABLES]
+    assert titles[0].startswith("Results")
+    assert len(set(titles)) == len(titles)
+    assert {row[0] for row in TABLES[0][2]} >= {"kept", "means", "teacher"}
 
 
 def test_what_is_added_resumes_from_its_checkpoints(run, tmp_path):

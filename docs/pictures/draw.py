@@ -63,7 +63,9 @@ def draw_method():
     arrow((53.8, 8), (72, 21.2), "features", at=(70, 9), bend=0.2)
     arrow((43.5, 21.2), (43.5, 12.8), "train", at=(47, 15.5))
     axes.plot([98, 98, 10.5], [21.2, 0, 0], color=red, linestyle="--")
-    axes.add_patch(FancyArrowPatch((10.5, 0), (10.5, 21.2), arrowstyle="-|>", mutation_scale=14, color=red, linestyle="--", shrinkA=0, shrinkB=0))
+    axes.add_patch(
+        FancyArrowPatch((10.5, 0), (10.5, 21.2), arrowstyle="-|>", mutation_scale=14, color=red, linestyle="--", shrinkA=0, shrinkB=0)
+    )
     axes.text(76, 1, "gradient: moves the set", color=red, ha="center", va="bottom")
     save(figure, "method")
 
@@ -76,7 +78,9 @@ def draw_bases(run):
     coefficients, bases = np.asarray(store.coefficients)[IMAGE], np.asarray(store.bases)
     shown = np.argsort(-np.abs(coefficients), kind="stable")[:5]
     panels = [("mean", np.asarray(store.mean), "")]
-    panels += [(f"base {k + 1}", bases[k], f"{coefficients[k]:+.2f}".replace("-", "\N{MINUS SIGN}") + " \N{MULTIPLICATION SIGN}") for k in shown]
+    panels += [
+        (f"base {k + 1}", bases[k], f"{coefficients[k]:+.2f}".replace("-", "\N{MINUS SIGN}") + " \N{MULTIPLICATION SIGN}") for k in shown
+    ]
     panels += [(f"image, with all {len(bases)}", images[IMAGE], "+ ... =")]
     figure, row = plt.subplots(1, len(panels), figsize=(13, 1.6))
     for axes, (title, values, sign) in zip(row, panels, strict=True):

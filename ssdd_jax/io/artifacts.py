@@ -15,6 +15,7 @@ from ssdd_jax.core.distilled import DistilledSet, Layout, num_images
 from ssdd_jax.core.quantise import rows_of, stored_numbers, to_floats, to_integers
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import sha256
+from ssdd_jax.io.hub import ADDRESS, download
 from ssdd_jax.io.manifest import MANIFEST, read_manifest, write_folder
 from ssdd_jax.registry import STORES
 
@@ -137,16 +138,17 @@ def load_distilled(path: str | Path) -> DistilledSet:
     """Read a distilled set and check it against its manifest.
 
     Args:
-        path: the folder that `save_distilled` wrote, such as `runs/digits/distilled/ours/seed_0`.
+        path: the folder that `save_distilled` wrote, such as `runs/digits/distilled/ours/seed_0`, or hf://USER/NAME for one that
+            `push_to_hub` has sent to the Hugging Face Hub (hf://USER/NAME@REVISION for one of its versions), which is downloaded once.
 
     Raises:
-        InputError: the folder holds no distilled set.
+        InputError: the folder holds no distilled set, or the repository cannot be reached.
         DataError: its files have changed since they were written.
 
     Example:
         >>> images, reprs = expand(load_distilled("my_set"))  # doctest: +SKIP
     """
-    path = Path(path)
+    path = download(str(path)) if str(path).startswith(ADDRESS) else Path(path)
     manifest = read_manifest(path)
     if manifest is None:
         below = sorted(str(file.parent) for file in path.glob(f"**/{MANIFEST}"))

@@ -15,12 +15,14 @@ from PIL import Image
 from ssdd_jax.core.distilled import Layout, expand
 from ssdd_jax.core.views import VIEWS
 from ssdd_jax.errors import InputError, nearest
-from ssdd_jax.io.artifacts import load_distilled
-from ssdd_jax.io.files import sha256
-from ssdd_jax.io.manifest import MANIFEST, listed_files, read_manifest, write_folder
+from ssdd_jax.io.artifacts import TENSORS, load_distilled
+from ssdd_jax.io.cards import CARD, check_licence, dataset_card, scores_of
+from ssdd_jax.io.files import sha256, write_bytes
+from ssdd_jax.io.hub import ORIGINAL, hub_library
+from ssdd_jax.io.manifest import MANIFEST, SUMS, listed_files, read_manifest, write_folder
 from ssdd_jax.io.pairs import EXPORT_FORMAT, EXPORT_KIND, normalization_of
 
-FORMATS = ("safetensors", "npz", "png", "pt")
+FORMATS = ("safetensors", "npz", "png", "pt", "ddranking", "hf")
 # Meaning of the targets, by `Layout.target_kind`.
 TARGET_MEANINGS = {
     "representation": "the teacher's representation of the image under its view; the teacher's own numbers are target * scale + centre",
@@ -54,33 +56,53 @@ PROTOCOL = {
         "steps": 5000,
     },
 }
-_AXES = {"images_uint8": "A m H W C", "images": "A m H W C", "targets": "A m d", "x_syn": "A*m C H W", "y_syn": "A*m d"}
+_AXES = {
+    "images_uint8": "A m H W C",
+    "images": "A m H W C",
+    "targets": "A m d",
+    "x_syn": "A*m C H W",
+    "y_syn": "A*m d",
+    "hard_labels": "A*m",
+    "lr": "",
+}
+# What the Hub shows of a repository.
+PARQUET = "data/train-00000-of-00001.parquet"
 _COLOURS = {1: "grey", 3: "RGB"}
-_OWN_FILE = re.compile(r"export\.(npz|safetensors)|[xy]_syn\.pt|images/[a-z0-9_]+-\d{5,}\.png")
+_OWN_FILE = re.compile(
+    r"export\.(npz|safetensors)|([xy]_syn|images|labels|representations|hard_labels|lr)\.pt|images/[a-z0-9_]+-\d{5,}\.png"
+    rf"|{PARQUET}|{ORIGINAL}/({TENSORS}|{MANIFEST}|{SUMS})"
+)
 
 # File name -> its bytes and the arrays in it.
 _Files = dict[str, tuple[bytes, dict[str, np.ndarray]]]
 
 
-def export_distilled(source: str | Path, destination: str | Path, fmt: str) -> Path:
+def export_distilled(source: str | Path, destination: str | Path, fmt: str, *, licence: str | None = None, repo: str = "USER/NAME") -> Path:
     """Write every view's images and targets of a distilled set as plain files, and a manifest that says how to train on them.
 
     With A views of m images: "A m H W C" images as uint8 pixels (rounded, clipped) and as normalised float32, float32 targets "A m d".
     `safetensors` and `npz`: one file, export.FORMAT, with `images_uint8`, `images` and `targets`. `png`: images/VIEW-INDEX.png and an
     export.npz with `images` and `targets`, since a PNG is clipped. `pt`: KRR-ST's x_syn.pt "A*m C H W" (normalised) and y_syn.pt "A*m d".
+    `ddranking`: images.pt as x_syn.pt, labels.pt or representations.pt as y_syn.pt, of label sets also hard_labels.pt "A*m", sorted by
+    class, and lr.pt where the set has a learning rate of its own; the manifest's `evaluation` says what DD-Ranking and DC-BENCH need
+    besides. `hf`: the folder of a dataset repository on the Hugging Face Hub, with the set itself in distilled/, a parquet file that the
+    Hub shows, and a card.
     manifest.json is written last, so a folder with one is complete; an earlier export in `destination` is replaced.
 
     Args:
         source: the folder that `save_distilled` wrote, with `normalization` among its metadata.
         destination: folder, made if it is missing.
         fmt: one of `FORMATS`.
+        licence: for `hf` that of the source images, as the Hub spells it, such as cc-by-4.0.
+        repo: for `hf` the name of the repository, which its card shows.
 
     Returns:
         The destination.
 
     Raises:
         InputError: an unknown format; no distilled set at `source`, or one without `normalization`; a destination that is a file or
-            holds something else's manifest; `png` for images that are neither grey nor RGB; `pt` without PyTorch.
+            holds something else's manifest; `png` or `hf` for images that are neither grey nor RGB; `pt` or `ddranking` without PyTorch;
+            `hf` without a licence or without the extra `hf`.
 
     Example:
         >>> export_distilled("runs/digits/distilled/ours/seed_0", "ours_export", "npz")  # doctest: +SKIP
@@ -89,18 +111,31 @@ def export_distilled(source: str | Path, destination: str | Path, fmt: str) -> P
     if fmt not in FORMATS:
         raise InputError(f"format is {fmt!r}, expected one of {', '.join(FORMATS)}{nearest(str(fmt), FORMATS) or '; choose one'}")
     former = _check_destination(destination)
+    if fmt == "hf":
+        check_licence(licence)
     distilled = load_distilled(source)
     metadata = read_manifest(source) or {}
     images, targets = (np.asarray(array) for array in expand(distilled))
     mean, std = normalization_of(source, metadata, images.shape[-1])
     views = distilled.layout.views
-    files = _encode(fmt, to_uint8(images, mean, std), images, targets, views)
+    pixels, kind = to_uint8(images, mean, std), distilled.layout.target_kind
+    if fmt == "hf":
+        files = _hub_files(source, pixels, targets, views, kind)
+    elif fmt == "ddranking":
+        files = _ranking_files(images, targets, kind, metadata.get("learning_rate"))
+    else:
+        files = _encode(fmt, pixels, images, targets, views)
     manifest = _describe(fmt, files, metadata, images, mean, std, distilled.layout)
+    if fmt == "hf":
+        card = dataset_card(manifest, licence=check_licence(licence), scores=scores_of(source, metadata), parquet=PARQUET, repo=repo)
     # An old manifest must not vouch for left-over files. Only it knows the old files; their names are checked, since it may come from
     # anywhere.
     (destination / MANIFEST).unlink(missing_ok=True)
     for name in filter(_OWN_FILE.fullmatch, listed_files(destination, former)):
         (destination / name).unlink(missing_ok=True)
+    if fmt == "hf":
+        # Nothing vouches for the card: people edit it on the Hub.
+        write_bytes(destination / CARD, card.encode())
     write_folder(destination, {name: content for name, (content, _) in files.items()}, manifest)
     return destination
 
@@ -132,19 +167,63 @@ def _encode(fmt: str, pixels: np.ndarray, images: np.ndarray, targets: np.ndarra
         arrays = {"images_uint8": pixels, **both}
         return {"export.npz": (_npz(arrays), arrays)}
     if fmt == "png":
-        if images.shape[-1] not in _COLOURS:
-            raise InputError(
-                f"--format=png: images have {images.shape[-1]} channels, expected 1 (grey) or 3 (RGB); use safetensors, npz or pt"
-            )
+        _check_colours(fmt, pixels)
         files: _Files = {
             f"images/{view}-{i:05d}.png": (_png(pixels[a, i]), {f"images_uint8[{a}, {i}]": pixels[a, i]})
             for a, view in enumerate(views)
             for i in range(images.shape[1])
         }
         return files | {"export.npz": (_npz(both), both)}
-    x_syn = np.ascontiguousarray(images.reshape(-1, *images.shape[2:]).transpose(0, 3, 1, 2))
-    y_syn = targets.reshape(-1, targets.shape[-1])
-    return {"x_syn.pt": (_pt(x_syn), {"x_syn": x_syn}), "y_syn.pt": (_pt(y_syn), {"y_syn": y_syn})}
+    x_syn, y_syn = _rows(images, targets)
+    return {"x_syn.pt": (_pt(fmt, x_syn), {"x_syn": x_syn}), "y_syn.pt": (_pt(fmt, y_syn), {"y_syn": y_syn})}
+
+
+def _rows(images: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return images "A*m C H W" and targets "A*m d", view by view, as PyTorch's programs read them."""
+    return np.ascontiguousarray(images.reshape(-1, *images.shape[2:]).transpose(0, 3, 1, 2)), targets.reshape(-1, targets.shape[-1])
+
+
+def _ranking_files(images: np.ndarray, targets: np.ndarray, kind: str, rate: Any) -> _Files:
+    """Return the tensors that DD-Ranking's evaluation is handed; it takes the images of label sets in the order of their classes."""
+    x_syn, y_syn = _rows(images, targets)
+    if kind == "representation":
+        arrays = {"images": x_syn, "representations": y_syn}
+    else:
+        classes = y_syn.argmax(1)
+        order = np.argsort(classes, kind="stable")
+        arrays = {"images": x_syn[order], "labels": y_syn[order], "hard_labels": classes[order].astype(np.int64)}
+    if rate is not None:
+        arrays["lr"] = np.asarray(rate, np.float32)
+    axes = {"images": "x_syn", "labels": "y_syn", "representations": "y_syn"}
+    return {f"{name}.pt": (_pt("ddranking", array), {axes.get(name, name): array}) for name, array in arrays.items()}
+
+
+def _hub_files(source: Path, pixels: np.ndarray, targets: np.ndarray, views: tuple[str, ...], kind: str) -> _Files:
+    """Return the files of a Hub repository except its card: the set itself, and one row per view of each image for the Hub to show."""
+    _check_colours("hf", pixels)
+    datasets = hub_library("datasets", "--format=hf")
+    types = datasets.Value("string"), datasets.Value("int32")
+    columns = {
+        "image": ([{"bytes": _png(image)} for view in pixels for image in view], datasets.Image()),
+        kind: ([row.tolist() for view in targets for row in view], datasets.List(datasets.Value("float32"), length=targets.shape[-1])),
+        "view": ([name for name in views for _ in pixels[0]], types[0]),
+        "index": ([i for _ in views for i in range(len(pixels[0]))], types[1]),
+    }
+    if kind != "representation":
+        columns["label"] = targets.argmax(-1).ravel().tolist(), types[1]
+    features = datasets.Features({name: feature for name, (_, feature) in columns.items()})
+    content = io.BytesIO()
+    rows = datasets.Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features=features)
+    # Its own `to_parquet` shows a bar of progress.
+    hub_library("pyarrow.parquet", "--format=hf").write_table(rows.with_format("arrow")[:], content)
+    original = {f"{ORIGINAL}/{name}": ((source / name).read_bytes(), {}) for name in (TENSORS, MANIFEST, SUMS)}
+    return {PARQUET: (content.getvalue(), {}), **original}
+
+
+def _check_colours(fmt: str, pixels: np.ndarray) -> None:
+    channels = pixels.shape[-1]
+    if channels not in _COLOURS:
+        raise InputError(f"--format={fmt}: images have {channels} channels, expected 1 (grey) or 3 (RGB); use safetensors, npz or pt")
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -159,12 +238,12 @@ def _png(pixels: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def _pt(array: np.ndarray) -> bytes:
+def _pt(fmt: str, array: np.ndarray) -> bytes:
     try:
         # Imported here: nothing else needs PyTorch.
         torch = importlib.import_module("torch")
     except ImportError as error:
-        raise InputError("--format=pt needs PyTorch: pip install torch, or use --format=npz") from error
+        raise InputError(f"--format={fmt} needs PyTorch: pip install torch, or use --format=npz") from error
     content = io.BytesIO()
     torch.save(torch.tensor(array), content)
     return content.getvalue()
@@ -188,7 +267,8 @@ def _describe(
         },
         "images_uint8": {"meaning": "pixels, rounded and clipped: to look at", "range": [0, 255]},
     }
-    values = {"x_syn": values["images"]} if fmt == "pt" else values
+    in_torch = fmt in ("pt", "ddranking")
+    values = {"x_syn": values["images"]} if in_torch else values
     kept = (
         "dataset",
         "method",
@@ -208,7 +288,7 @@ def _describe(
         "file_format": fmt,
         "files": {name: {"sha256": sha256(content), "arrays": _shapes(arrays)} for name, (content, arrays) in files.items()},
         "letters": "A views, m images, H rows from the top, W columns from the left, C colours, d numbers per target; A*m: view by view",
-        "image_axes": _AXES["x_syn" if fmt == "pt" else "images"],
+        "image_axes": _AXES["x_syn" if in_torch else "images"],
         "colours": _COLOURS.get(channels, f"{channels} channels"),
         "values": values,
         "normalization": {key: metadata["normalization"][key] for key in ("mean", "std")},
@@ -220,12 +300,32 @@ def _describe(
         # Of sets that students are trained on at a rate of their own.
         **{key: metadata[key] for key in ("learning_rate",) if key in metadata},
         "published_protocol": PROTOCOL if of_teacher else None,
+        **({"evaluation": evaluation_note(layout.target_kind, mean, std)} if fmt == "ddranking" else {}),
         "checksum": {
             "of": "the first view of the first image, normalised: float32, little endian, (H, W, C) in C order",
             "sha256": sha256(np.ascontiguousarray(images[0, 0], "<f4").tobytes()),
         },
         "source_sha256": metadata["sha256"],
     }
+
+
+def evaluation_note(kind: str, mean: np.ndarray, std: np.ndarray) -> str:
+    """Return what DD-Ranking and DC-BENCH need to evaluate an export: they measure labels, on images that are normalised alike."""
+    numbers = lambda values: [round(float(value), 4) for value in values]
+    common = (
+        "DD-Ranking needs the real dataset, ipc, and test images normalised as these are: "
+        f"custom_val_trans of ToTensor and Normalize({numbers(mean)}, {numbers(std)})"
+    )
+    if kind == "representation":
+        return (
+            f"{common}; it measures labels, which a set of representations has none of: with soft_label_mode 'M' a teacher of theirs "
+            "labels images.pt, and its part with hard labels takes images sorted by class, which these are not"
+        )
+    return (
+        f"{common}; hand it images.pt with labels.pt as soft_labels (soft_label_mode 'S', whose losses take logits) or with "
+        "hard_labels.pt, and lr.pt, where there is one, as syn_lr; every class must have ipc images. "
+        "DC-BENCH reads images.pt and hard_labels.pt as images_best.pt and labels_best.pt of its method tm"
+    )
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ssdd_jax.errors import StorageError
 from ssdd_jax.io.files import attribute_errors_to, write_bytes
-from ssdd_jax.io.loggers import LogFn
+from ssdd_jax.io.loggers import LogFn, Loggers
 
 
 class Metrics:
@@ -14,11 +14,13 @@ class Metrics:
 
     Args:
         path: path of the file.
-        logger: called with every line that is written; `ssdd_jax.io.loggers.Loggers` never raises.
+        logger: called with every line that is written; one that raises is reported, and not called again.
     """
 
     def __init__(self, path: Path, logger: LogFn | None = None):
-        self.path, self.logger = path, logger
+        self.path = path
+        self.loggers = logger if isinstance(logger, Loggers) else Loggers({} if logger is None else {"": lambda: logger})
+        """Where lines go besides the file; also for pictures and tables, which the file has none of."""
 
     def read(self) -> list[dict[str, Any]]:
         """Return all lines, except a last line that was cut off.
@@ -52,5 +54,4 @@ class Metrics:
         """Append one line."""
         with attribute_errors_to(self.path), self.path.open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
-        if self.logger is not None:
-            self.logger(stage, step, dict(values))
+        self.loggers(stage, step, values)

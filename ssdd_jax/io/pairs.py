@@ -12,8 +12,9 @@ import safetensors.numpy
 from ssdd_jax.core.distilled import expand
 from ssdd_jax.core.views import apply_views
 from ssdd_jax.errors import DataError, InputError
-from ssdd_jax.io.artifacts import load_distilled
+from ssdd_jax.io.artifacts import TENSORS, load_distilled
 from ssdd_jax.io.files import sha256
+from ssdd_jax.io.hub import ORIGINAL
 from ssdd_jax.io.manifest import MANIFEST, listed_files, read_manifest
 from ssdd_jax.io.published import is_published, one_hot, read_published
 from ssdd_jax.io.torch_files import read_torch
@@ -182,7 +183,13 @@ def _normalised(path: Path, images: np.ndarray, manifest: Mapping[str, Any]) -> 
 def _read_export(path: Path, manifest: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     names = _check_files(path, manifest)
     if {"x_syn.pt", "y_syn.pt"} <= names:
-        return _read_syn(path)
+        return _read_syn(path, "x_syn.pt", "y_syn.pt")
+    for targets in ("labels.pt", "representations.pt"):
+        if {"images.pt", targets} <= names:
+            return _read_syn(path, "images.pt", targets)
+    if f"{ORIGINAL}/{TENSORS}" in names:
+        images, targets = expand(load_distilled(path / ORIGINAL))
+        return np.asarray(images), np.asarray(targets)
     if "export.safetensors" in names:
         arrays = safetensors.numpy.load_file(path / "export.safetensors")
         return arrays["images"], arrays["targets"]
@@ -195,7 +202,7 @@ def _read_export(path: Path, manifest: Mapping[str, Any]) -> tuple[np.ndarray, n
 def _read_foreign(path: Path, manifest: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     _check_files(path, manifest)
     if (path / "x_syn.pt").is_file() and (path / "y_syn.pt").is_file():
-        images, targets = _read_syn(path)
+        images, targets = _read_syn(path, "x_syn.pt", "y_syn.pt")
     else:
         images, targets = (_read_npy(path, name) for name in ("images.npy", "targets.npy"))
     if images.ndim != 4:
@@ -215,10 +222,10 @@ def _check_files(path: Path, manifest: Mapping[str, Any]) -> set[str]:
     return set(listed_files(path, manifest))
 
 
-def _read_syn(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    images, targets = (read_torch(path / name) for name in ("x_syn.pt", "y_syn.pt"))
+def _read_syn(path: Path, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    images, targets = (read_torch(path / name) for name in names)
     if not isinstance(images, np.ndarray) or not isinstance(targets, np.ndarray) or images.ndim != 4:
-        raise InputError(f"x_syn.pt and y_syn.pt in {path} are not tensors, expected (n, C, H, W) and (n, d); save such tensors")
+        raise InputError(f"{' and '.join(names)} in {path} are not tensors, expected (n, C, H, W) and (n, d); save such tensors")
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), targets
 
 

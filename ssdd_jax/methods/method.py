@@ -88,6 +88,7 @@ class Phase(NamedTuple):
         name: name of its checkpoints, unique within the method.
         num_steps: number of steps, or a function of the seeds that run together where it depends on them.
         init: (seed, last state of the previous phase) -> state; the first phase gets what `Method.start` returns. Works under jit and vmap.
+            Of a state's `distilled`, if it has one, loggers show pictures while it moves.
         step: (state, step number, batch, seed, shared) -> (state, metrics with "loss"), for one seed. The batch has rows of `tables`.
         draw: (step number, seed) -> a tuple of integers "b", the rows of each table.
         tables: names among "images", "targets" (the teacher's representations under every real view) and "labels", or functions

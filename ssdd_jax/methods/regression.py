@@ -39,6 +39,11 @@ class State:
     outer: OuterState
     r2: Array | None
 
+    @property
+    def distilled(self) -> DistilledSet:
+        """Return the distilled set."""
+        return self.outer.distilled
+
 
 def watched(state: State) -> OuterState:
     """Return the part of a state that is checked to be finite."""

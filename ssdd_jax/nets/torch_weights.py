@@ -180,3 +180,30 @@ def variables_from_torch(net: str, state_dict: Mapping[str, Any], template_varia
             array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
         arrays.append(jnp.asarray(array, leaf.dtype))
     return jax.tree.unflatten(tree, arrays)
+
+
+def torch_from_variables(net: str, variables: Any) -> dict[str, np.ndarray]:
+    """Return the PyTorch state dict of a network, which `variables_from_torch` turns back into its variables.
+
+    Args:
+        net: a name in `NETS`.
+        variables: as from `learner.init`.
+
+    Raises:
+        ValueError: the net is unknown.
+    """
+    NETS.check(net, f"net is {net!r}")
+    about: Net = NETS[net]
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    state_dict = {}
+    for path, leaf in leaves:
+        names, array = tuple(part.key for part in path[1:]), np.asarray(leaf)
+        if names[-1] == "kernel":
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        state_dict[_unwrap(_torch_key(about, names))] = array
+    head = f"{about.torch_head}.weight"
+    if about.flattens and head in state_dict:
+        convolutions = sorted((key for key, array in state_dict.items() if array.ndim == 4), key=_natural)
+        channels, weight = len(state_dict[convolutions[-1]]), state_dict[head]
+        state_dict[head] = weight.reshape(len(weight), -1, channels).transpose(0, 2, 1).reshape(len(weight), -1)
+    return {name: np.ascontiguousarray(array) for name, array in state_dict.items()}

@@ -15,6 +15,8 @@ from ssdd_jax.io.export import to_uint8
 MIN_SIDE = 48
 MAX_BASES, MAX_IMAGES, MAX_ROWS = 64, 100, 6
 MID_GREY = 128
+# How many channels a picture has.
+DRAWABLE = (1, 3)
 FONT_SIZE = 13
 # Okabe and Ito's palette without the yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -39,7 +41,7 @@ def grid(images: np.ndarray, columns: int, scale: int | None = None, gap: int = 
         >>> grid(np.zeros((5, 8, 8, 1), np.uint8), columns=3, scale=2, gap=1).size
         (52, 35)
     """
-    if images.ndim != 4 or not len(images) or images.dtype != np.uint8 or images.shape[3] not in (1, 3):
+    if images.ndim != 4 or not len(images) or images.dtype != np.uint8 or images.shape[3] not in DRAWABLE:
         raise ValueError(f"grid: images are {images.dtype} {images.shape}, expected uint8 (n, H, W, C) with n > 0 and C 1 or 3")
     n, h, w, channels = images.shape
     scale = scale or _scale(h, w)

@@ -11,6 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ssdd_jax.io.markdown import to_markdown as to_markdown
+
 Row = Mapping[str, Any]
 TextTable = tuple[list[str], list[list[str]]]
 
@@ -194,19 +196,6 @@ def views_table(results: Mapping[str, Any]) -> TextTable | None:
         cells = [_targets(view, group) for group in groups.values()]
         rows.append([view, _bare(shifts[view], 2) if view in shifts else NOTHING, *cells])
     return ["view", "teacher's shift", *groups], rows
-
-
-def to_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in GitHub's Markdown, the first column aligned left and the others right.
-
-    Example:
-        >>> print(to_markdown(["method", "probe"], [["ours", "76.1"]]))
-        | method | probe |
-        |:--|--:|
-        | ours | 76.1 |
-    """
-    line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-    return "\n".join([line(header), "|:--" + "|--:" * (len(header) - 1) + "|", *map(line, rows)])
 
 
 @dataclass(frozen=True)

@@ -163,12 +163,14 @@ class Loop:
         metrics: Metrics | None = None,
         log_every: int = 50,
         checkpoints: Saves | None = None,
+        on_save: Callable[[int, Any], None] = lambda step, state: None,
     ) -> Any:
         """Run steps start ... num_steps - 1 and return the last state.
 
         If all tables are on the device, the step gathers rows from them; if any is on disk, batches are read ahead of the steps.
         Every `log_every` steps the metrics, averaged over the steps since the last time, go to `metrics` under `name`, as a list with
-        one value per seed. Finiteness is checked inside the step, and read whenever something is logged or saved.
+        one value per seed. Finiteness is checked inside the step, and read whenever something is logged or saved. `on_save` is called
+        with (step, state) after a save, before the state is donated to the next step.
 
         Raises:
             TooLarge: a step takes more memory than the limit.
@@ -236,6 +238,7 @@ class Loop:
                     check()
                     sums = {key: total.tolist() for key, total in _sums(pending).items()} if pending else {}
                     checkpoints.save(step, state, {"logged": logged, "sums": sums})
+                    on_save(step, state)
                 task.advance(step, note)
                 hosts.report_position(step, name)
                 if stopping:

@@ -1,15 +1,17 @@
 """The distillation stage: from real images to distilled sets on disk, whatever the method."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssdd_jax.core.batching import map_in_chunks
+from ssdd_jax.core.distilled import DistilledSet
 from ssdd_jax.core.pool import over_leading_axis
 from ssdd_jax.errors import DataError
 from ssdd_jax.io.artifacts import save_distilled
@@ -18,6 +20,7 @@ from ssdd_jax.io.manifest import damaged_files, read_manifest
 from ssdd_jax.methods.method import TEACHER, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan
 from ssdd_jax.registry import METHODS
+from ssdd_jax.report.figures import DRAWABLE, bases_picture, images_picture
 from ssdd_jax.runtime import health, hosts, stop
 from ssdd_jax.runtime.devices import Devices, make_devices, placement, pool_axis
 from ssdd_jax.runtime.feed import Table
@@ -111,6 +114,7 @@ class MethodRun:
                 facts, identity = {**facts, "steps": stopped}, f"{context.distilled_digest(name)}, stopped"
             for warning in warnings:
                 context.display.print(f"warning: {name}, seed {seed}: {warning}")
+            self._show(facts.get("steps", 0), seed, distilled)
             save_distilled(
                 folder,
                 distilled,
@@ -177,9 +181,32 @@ class MethodRun:
                 metrics=None if phase.preparatory else context.metrics,
                 log_every=context.spec.log_every,
                 checkpoints=checkpoints,
+                on_save=partial(self._show_state, phase, end, seeds.tolist()),
             )
         except TooLarge as error:
             raise TooLarge(f"{self.name}: {error}; {self._what_fits(phase, state, seeds)}") from error
+
+    def _show_state(self, phase: Phase, end: int, seeds: Sequence[int], step: int, state: Any) -> None:
+        """Show loggers the sets of a group of seeds while they move; those after the last step are shown when they are finished."""
+        stacked = getattr(state, "distilled", None)
+        if stacked is None or phase.preparatory or step == end:
+            return
+        for place, seed in enumerate(seeds):
+            # Through the host: of several processes this one alone computes with them.
+            one = lambda leaf, place=place: jnp.asarray(np.asarray(leaf)[place])
+            self._show(step, seed, stacked, lambda one=one: jax.tree.map(one, stacked))
+
+    def _show(self, step: int, seed: int, like: DistilledSet, read: Callable[[], DistilledSet] | None = None) -> None:
+        """Show loggers pictures of a set, which is read, and they are drawn, only if a logger takes any."""
+        context, layout = self.context, like.layout
+        if layout.image_shape[2] not in DRAWABLE:
+            return
+        read = read or (lambda: like)
+        pictures = {"images": lambda: images_picture(read(), context.data.mean, context.data.std)}
+        if like.images.bases is not None:
+            pictures["bases"] = lambda: bases_picture(read().images.bases, layout.base_shape)
+        for name, draw in pictures.items():
+            context.metrics.loggers.picture(f"distill/{self.name}", step, f"{name}/seed_{seed}", draw)
 
     def _what_fits(self, phase: Phase, state: Any, seeds: jax.Array) -> str:
         """Return the settings nearest to the present ones whose step fits into memory."""

@@ -16,6 +16,7 @@ from ssdd_jax.evals.protocol import Encoded, Protocol, Readout, Steps, Tools
 from ssdd_jax.evals.student import repr_error
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.registry import PROTOCOLS
+from ssdd_jax.report import results_tables
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime.encode import in_batches
 from ssdd_jax.runtime.feed import to_device
@@ -79,7 +80,10 @@ def evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str
             if "failed" in row:
                 context.display.print(f"no scores for {row['method']}, seed {row['seed']}: {row['failed']}")
     shutil.rmtree(_checkpoints(context), ignore_errors=True)
-    return results.write()
+    found = results.write()
+    for title, table in results_tables(found).items():
+        context.metrics.loggers.table(title, *table)
+    return found
 
 
 def teacher_is_there(context: Context) -> bool:

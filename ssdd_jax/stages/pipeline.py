@@ -13,6 +13,7 @@ from ssdd_jax.io.files import locked, write_json
 from ssdd_jax.io.loggers import LogFn, make_loggers
 from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files, read_manifest, seal
 from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.io.publish import push_to_hub
 from ssdd_jax.io.published import refuse_published
 from ssdd_jax.progress import Display
 from ssdd_jax.report import read_results, results_tables, to_rich, write_report
@@ -33,7 +34,7 @@ from ssdd_jax.stages.sets import complete_sets, named_sets, own_sets
 
 # What a run writes, and whether it is a folder.
 FILES = ("spec.json", "metrics.jsonl", "results.json")
-CONTENTS = {**dict.fromkeys(("checkpoints", "distilled", "report"), True), **dict.fromkeys((*FILES, SUMS), False)}
+CONTENTS = {**dict.fromkeys(("checkpoints", "distilled", "report", "teacher"), True), **dict.fromkeys((*FILES, SUMS), False)}
 
 
 def run(
@@ -170,8 +171,8 @@ def report(workdir: Path) -> None:
     seal_run(workdir)
 
 
-def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
-    """Export distilled sets, those in `workdir` if none is named, into workdir/export/FORMAT.
+def export(workdir: Path, fmt: str, sets: Sequence[Path] = (), licence: str | None = None) -> list[Path]:
+    """Export distilled sets, those in `workdir` if none is named, into workdir/export/FORMAT; `licence` is for `hf`.
 
     Raises:
         InputError: there is no set, or the format is unknown.
@@ -190,8 +191,26 @@ def export(workdir: Path, fmt: str, sets: Sequence[Path] = ()) -> list[Path]:
             raise InputError(f"--set {folder} would replace the export of {destinations[destination]}; export them into two workdirs")
         destinations[destination] = folder
     for destination, folder in destinations.items():
-        display.print(f"exported {export_distilled(folder, destination, fmt)}")
+        display.print(f"exported {export_distilled(folder, destination, fmt, licence=licence)}")
+        if note := (read_manifest(destination) or {}).get("evaluation"):
+            display.print(f"  {note}")
     return list(destinations)
+
+
+def push(workdir: Path, repo: str | None, licence: str | None, sets: Sequence[Path] = (), private: bool = False) -> str:
+    """Send a distilled set, or the teacher in its folder, to the Hugging Face Hub, and return the repository's address.
+
+    Raises:
+        InputError: there is no set, or several and none is named; as for `push_to_hub`.
+    """
+    refuse_published(sets, "push")
+    folders = list(sets) or sorted(file.parent for file in (workdir / "distilled").rglob(MANIFEST))
+    if len(folders) != 1:
+        found = f"{len(folders)} sets" if folders else "no distilled set"
+        raise InputError(f"{found} in {workdir}, expected one to push; name its folder, or that of the teacher, with --set")
+    address = push_to_hub(folders[0], repo, licence=licence, private=private)
+    Display().print(f"pushed {folders[0]} to {address}")
+    return address
 
 
 def seal_run(workdir: Path) -> None:

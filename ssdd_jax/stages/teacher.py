@@ -18,8 +18,9 @@ from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.evals.probe import accuracy, init_probe, probe_logits
 from ssdd_jax.io.files import file_digest
 from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.io.teacher_file import save_teacher
 from ssdd_jax.io.torch_files import read_state_dict
-from ssdd_jax.nets.torch_weights import variables_from_torch
+from ssdd_jax.nets.torch_weights import torch_from_variables, variables_from_torch
 from ssdd_jax.paths import local_path
 from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
@@ -125,7 +126,25 @@ def get_teacher(
         variables = read_teacher(spec.teacher.checkpoint, spec.teacher.net, learner)
     else:
         variables = pretrain_teacher(spec, data, learner, folder / f"teacher-{name}", metrics, display, saving)
-    return freeze(spec, data, learner, variables, name)
+    teacher = freeze(spec, data, learner, variables, name)
+    if hosts.is_writer():
+        save_teacher(folder.parent / "teacher", torch_from_variables(spec.teacher.net, teacher.variables), _about(spec, data, teacher))
+    return teacher
+
+
+def _about(spec: RunSpec, data: Data, teacher: Teacher) -> dict[str, Any]:
+    """Return what the manifest of a teacher's own folder says of it."""
+    steps = f"Barlow Twins, {spec.teacher.steps:,} steps of {spec.teacher.batch_size} images"
+    return {
+        "net": spec.teacher.net,
+        "widths": list(spec.teacher.widths),
+        "dataset": data.name,
+        "image_shape": list(data.image_shape),
+        "repr_width": int(teacher.centre.size),
+        "normalization": {"mean": data.mean.tolist(), "std": data.std.tolist()},
+        "pretraining": "a published checkpoint" if spec.teacher.checkpoint else steps,
+        **teacher.facts(),
+    }
 
 
 def read_teacher(file: str, net: str, learner: Learner) -> Any:

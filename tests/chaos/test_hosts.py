@@ -101,6 +101,7 @@ def test_two_processes_make_what_one_makes(whole, tmp_path):
         "distilled",
         "metrics.jsonl",
         "spec.json",
+        "teacher",
     ]
 
 

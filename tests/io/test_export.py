@@ -1,15 +1,18 @@
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from torch_writer import save_torch
 
 from ssdd_jax import VIEWS, DistilledSet, Factors, Layout, Networks, Plain, expand, load_distilled, save_distilled
 from ssdd_jax.errors import InputError
@@ -17,6 +20,7 @@ from ssdd_jax.io.artifacts import TENSORS
 from ssdd_jax.io.export import FORMATS, TARGET_MEANINGS, export_distilled
 from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files
 from ssdd_jax.io.pairs import read_pairs
+from ssdd_jax.io.torch_files import read_torch
 from ssdd_jax.settings.fields import TARGET_KINDS
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -45,9 +49,10 @@ def source(request, tmp_path, key):
     return save_distilled(tmp_path / "set", distilled, normalization=normalization, teacher=teacher, method="ours", seed=3, dataset="toy")
 
 
-@pytest.fixture(params=FORMATS)
+# That of the Hub has tests of its own.
+@pytest.fixture(params=[fmt for fmt in FORMATS if fmt != "hf"])
 def fmt(request):
-    if request.param == "pt":
+    if request.param in ("pt", "ddranking"):
         pytest.importorskip("torch")
     return request.param
 
@@ -133,7 +138,7 @@ def test_the_manifest_says_what_the_files_are(source, tmp_path, fmt):
     assert manifest["checksum"]["sha256"] == hashlib.sha256(images[0, 0].astype("<f4").tobytes()).hexdigest()
     assert [view["name"] for view in manifest["views"]] == list(load_distilled(source).layout.views)
     assert manifest["colours"] == ("grey" if images.shape[-1] == 1 else "RGB")
-    assert manifest["values"]["x_syn" if fmt == "pt" else "images"]["range"] == [images.min(), images.max()]
+    assert manifest["values"]["x_syn" if fmt in ("pt", "ddranking") else "images"]["range"] == [images.min(), images.max()]
     assert (manifest["targets"]["centre"], manifest["targets"]["scale"]) == ([0.5] * 6, 2.0)
     assert (manifest["method"], manifest["seed"], manifest["dataset"]) == ("ours", 3, "toy")
     original = json.loads((source / MANIFEST).read_text())
@@ -142,6 +147,40 @@ def test_the_manifest_says_what_the_files_are(source, tmp_path, fmt):
     assert manifest["published_protocol"]["pretraining"]["weight_decay"] == 1e-3
     assert manifest["target_kind"] == "representation"
     assert manifest["targets"]["meaning"].startswith("the teacher's representation")
+
+
+@pytest.fixture
+def torch_files(monkeypatch):
+    """Let tensors be written as PyTorch writes them, with or without it."""
+    if importlib.util.find_spec("torch") is None:
+        writer = SimpleNamespace(tensor=np.asarray, save=lambda array, file: save_torch(file, array))
+        monkeypatch.setitem(sys.modules, "torch", writer)
+
+
+def test_dd_ranking_is_handed_images_sorted_by_class_and_the_rate(tmp_path, key, torch_files):
+    layout = Layout((8, 6, 3), (8, 6, 3), target_kind="labels")
+    labels = jnp.eye(2)[jnp.array([1, 0, 1, 0])] * 0.75
+    distilled = DistilledSet(Plain(jax.random.normal(key, (4, 8, 6, 3))), Plain(labels[None]), None, layout)
+    source = save_distilled(tmp_path / "set", distilled, normalization=RGB, learning_rate=0.25)
+    exported = export_distilled(source, tmp_path / "export", "ddranking")
+    read = {file.stem: read_torch(file) for file in exported.glob("*.pt")}
+    assert set(read) == {"images", "labels", "hard_labels", "lr"}
+    np.testing.assert_array_equal(read["images"], np.asarray(distilled.images.rows)[[1, 3, 0, 2]].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(read["labels"], np.asarray(labels)[[1, 3, 0, 2]])
+    assert read["hard_labels"].tolist() == [0, 0, 1, 1]
+    assert read["hard_labels"].dtype == np.int64
+    assert float(read["lr"]) == 0.25
+    manifest = json.loads((exported / MANIFEST).read_text())
+    assert "Normalize([0.5, 0.4, 0.3], [0.2, 0.25, 0.3])" in manifest["evaluation"]
+    np.testing.assert_array_equal(read_pairs(exported).targets, read["labels"])
+
+
+def test_dd_ranking_is_handed_representations_under_their_name(source, tmp_path, torch_files):
+    exported = export_distilled(source, tmp_path / "export", "ddranking")
+    assert {file.name for file in exported.glob("*.pt")} == {"images.pt", "representations.pt"}
+    assert "which a set of representations has none of" in json.loads((exported / MANIFEST).read_text())["evaluation"]
+    np.testing.assert_array_equal(read_pairs(exported).targets, read_pairs(source).targets)
+    np.testing.assert_array_equal(read_pairs(exported).images, read_pairs(source).images)
 
 
 @pytest.mark.parametrize("kind", ["labels", "logits"])
@@ -227,7 +266,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(source, tmp_path):
 
 def test_what_cannot_be_exported_leaves_no_trace(source, tmp_path, key, monkeypatch):
     refuses(
-        "format is 'safetensor', expected one of safetensors, npz, png, pt; did you mean 'safetensors'",
+        "format is 'safetensor', expected one of safetensors, npz, png, pt, ddranking, hf; did you mean 'safetensors'",
         export_to(tmp_path),
         source,
         "safetensor",

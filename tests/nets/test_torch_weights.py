@@ -10,7 +10,7 @@ from oracles.convnet_in import convnet_frepo, convnet_in
 
 from ssdd_jax.nets import NETS, make_learner, variables_from_torch
 from ssdd_jax.nets.resnet import BasicBlock
-from ssdd_jax.nets.torch_weights import parameter_names
+from ssdd_jax.nets.torch_weights import parameter_names, torch_from_variables
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OUTPUTS = np.load(GOLDEN / "nets.npz")
@@ -104,6 +104,17 @@ def test_with_the_weights_of_pytorch_a_network_gives_its_features_and_outputs(ca
     expected = OUTPUTS[f"{case}/features"].reshape(4, CASES[case][1][-1], -1).transpose(0, 2, 1).reshape(4, -1)
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(outputs, OUTPUTS[f"{case}/outputs"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_variables_become_the_state_dict_that_they_were_read_from(case):
+    net, _, state_dict, shapes = given(case)
+    variables = variables_from_torch(net, state_dict, shapes)
+    written = torch_from_variables(net, variables)
+    assert {name: array.shape for name, array in written.items()}.items() <= {n: a.shape for n, a in state_dict.items()}.items()
+    for name, array in written.items():
+        np.testing.assert_array_equal(array, state_dict[name])
+    assert_same(variables_from_torch(net, written, shapes), variables)
 
 
 @pytest.mark.parametrize("case", ["vgg11", "alexnet"])

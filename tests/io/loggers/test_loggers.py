@@ -1,9 +1,12 @@
 import json
+import sys
 
 import pytest
+from PIL import Image
 
 from ssdd_jax.errors import InputError
-from ssdd_jax.io.loggers import Loggers, make_console, make_loggers
+from ssdd_jax.io.loggers import Loggers, make_loggers
+from ssdd_jax.io.loggers.console import make_console
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.registry import LOGGERS
 from ssdd_jax.settings.digest import json_ready
@@ -93,6 +96,50 @@ def test_a_maker_from_outside_is_called_with_the_run_and_only_when_a_line_comes(
     assert made[0].lines == own == [("teacher", 1, {"loss": 0.25})]
     with pytest.raises(InputError, match=r"config\.logger names 'recorder', expected one of console"):
         RunSpec(logger="recorder")
+
+
+class Gallery(Recorder):
+    """A logger that takes pictures and tables as well."""
+
+    def picture(self, *about):
+        self.lines.append(about)
+
+    def table(self, *about):
+        self.lines.append(about)
+
+
+def test_a_picture_is_drawn_once_and_only_for_a_logger_that_takes_pictures():
+    drawn = []
+    draw = lambda: drawn.append(1) or Image.new("L", (4, 4))
+    plain, first, second = Recorder(), Gallery(), Gallery()
+    Loggers({"plain": lambda: plain}).picture("distill/ours", 5, "bases/seed_0", draw)
+    assert not drawn
+    Loggers({"plain": lambda: plain, "first": lambda: first, "second": lambda: second}).picture("distill/ours", 5, "bases/seed_0", draw)
+    assert len(drawn) == 1
+    assert plain.lines == []
+    assert first.lines == second.lines
+    assert first.lines[0][:3] == ("distill/ours", 5, "bases/seed_0")
+
+
+def test_a_picture_that_cannot_be_drawn_is_reported_and_its_loggers_go_on():
+    gallery, warnings = Gallery(), []
+    loggers = Loggers({"gallery": lambda: gallery}, warnings.append)
+    loggers.picture("distill/ours", 5, "bases/seed_0", lambda: Image.new("L", (-1, 4)))
+    loggers.table("Results", ["method"], [["ours"]])
+    assert [line.split(":")[:2] for line in warnings] == [["warning", " no picture bases/seed_0 of distill/ours"]]
+    assert gallery.lines == [("Results", ["method"], [["ours"]])]
+
+
+@pytest.mark.parametrize(("name", "library"), [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("trackio", "trackio")])
+def test_a_library_that_is_missing_is_named_with_the_command_before_anything_runs(name, library, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"ssdd_jax.io.loggers.{name}", raising=False)
+    monkeypatch.setattr(LOGGERS, "_objects", {})
+    with pytest.raises(InputError) as caught:
+        make_loggers([name], tmp_path, "toy", {})
+    message = f"config.logger names '{name}', which needs {library}, which is not installed; run: pip install ssdd-jax[{name}]"
+    assert str(caught.value) == message
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_console_prints_a_line_each(tmp_path, capsys):
