@@ -1,7 +1,7 @@
 """Settings that choose themselves: which of the regression's are automatic, and the rule that finds them by short trials.
 
-A trial distils a set with some settings for a few steps and returns the outer loss, the error of the regression on real images that the
-set is optimised for. So the rule sees training images and the teacher, never a label, a student or the test split.
+A trial distils a set with some settings for a few steps and returns the error of the regression on real training images, which the set
+is optimised for. So the rule sees training images and the teacher, never a label, a student or the test split.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.settings.methods import AUTO, AUTO_VIEWS, RegressionSpec
 
 Trial = Callable[[RegressionSpec], float]
-"""Takes settings of which none is automatic, and returns the mean outer loss of a short distillation; infinite where they cannot be."""
+"""Takes settings of which none is automatic, and returns the error after a short distillation; infinite where they cannot be."""
 
 GRIDS: Mapping[str, Sequence[float]] = {
     # Side of the bases, as a share of the images'.
@@ -49,8 +49,8 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
     """Return settings of which none is automatic.
 
     First sizes: from `first_choice` on, each of the bases' side, their number and that of the representations' bases goes a step
-    of its grid down or up, and on in that direction while the loss falls. Then views: flips that share the image's target, and rotations
-    whose targets networks predict, are each kept if the loss falls. Last the width of these networks.
+    of its grid down or up, and on in that direction while the error falls. Then views: flips that share the image's target, and rotations
+    whose targets networks predict, are each kept if the error falls. Last the width of these networks.
 
     Args:
         spec: the settings.
@@ -97,18 +97,18 @@ class _Search:
     """Trials by their settings, and how many there may still be."""
 
     def __init__(self, trial: Trial, most: int):
-        self.trial, self.left, self.losses = trial, most, {}
+        self.trial, self.left, self.errors = trial, most, {}
 
     def __call__(self, spec: RegressionSpec) -> RegressionSpec:
-        if spec not in self.losses:
+        if spec not in self.errors:
             self.left -= 1
-            self.losses[spec] = self.trial(spec)
+            self.errors[spec] = self.trial(spec)
         return spec
 
     def better(self, tried: RegressionSpec, best: RegressionSpec) -> bool:
-        if tried == best or (tried not in self.losses and self.left < 1):
+        if tried == best or (tried not in self.errors and self.left < 1):
             return False
-        return self.losses[self(tried)] < self.losses.get(best, inf)
+        return self.errors[self(tried)] < self.errors.get(best, inf)
 
 
 def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> RegressionSpec:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array
 
@@ -16,20 +18,32 @@ from ssdd_jax.core.batching import MIN_CHUNK
 from ssdd_jax.core.distilled import DistilledSet, Layout, compress, finished_shapes, init_distilled
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.optimizers import continue_with_networks, num_steps, outer_optimizer, sgd
-from ssdd_jax.core.outer import OuterState, init_outer, make_outer_step, make_warm_up_step, warm_up_ages, without_pool
+from ssdd_jax.core.outer import (
+    OuterState,
+    init_outer,
+    make_outer_step,
+    make_warm_up_step,
+    outer_loss,
+    set_reader,
+    warm_up_ages,
+    without_pool,
+)
 from ssdd_jax.core.quantise import BITS
 from ssdd_jax.core.sharding import Shard, unsharded
-from ssdd_jax.core.stores.store import Start, StoreSizes
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.automatic import choose, first_choice, is_automatic
 from ssdd_jax.methods.kernel import check_kernel, check_rows, kernel_settings, ridge_warnings
 from ssdd_jax.methods.method import TEACHER, Finished, Inputs, Method, Phase
 from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
 from ssdd_jax.methods.selection import select_images
-from ssdd_jax.registry import KERNELS, STORES
+from ssdd_jax.methods.stores import factor_scale, make_stores
+from ssdd_jax.registry import KERNELS
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.methods import RegressionSpec
 from ssdd_jax.settings.spec import RunSpec
+
+ERROR_IMAGES, ERROR_ROWS = 1024, 2048
+"""Training images and rows of the regression by which a trial is judged."""
 
 
 @struct.dataclass
@@ -69,7 +83,7 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
         raise InputError(f"{where}.repr_bases is {spec.repr_bases}, expected at most {width}, the width of the teacher's representation")
     if spec.bits not in BITS:
         raise InputError(f"{where}.bits is {spec.bits}, expected one of {', '.join(map(str, BITS))}")
-    _factor_scale(where, spec)
+    factor_scale(where, spec)
     check_kernel(where, spec)
     layout = partial(Layout, sizes.image_shape, base_shape, spec.views)
     try:
@@ -96,39 +110,6 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
             raise InputError(f"{unused} in view_targets={spec.view_targets}; set it to 0, or a view to 'network'")
         return replace(plan, notes=(f"{unused}, since others fit more images; it has no effect",))
     return plan
-
-
-def make_stores(where: str, spec: RegressionSpec, image_pca: Any, repr_pca: Any) -> dict[str, Start]:
-    """Return how images and representations are kept, as `init_distilled` takes it; each `pca`: number of components -> PCA.
-
-    Raises:
-        InputError: a store is not for these, or a setting of theirs cannot be used.
-    """
-
-    def store(setting: str, num_bases: int, pca: Any) -> Start:
-        chosen = getattr(spec, setting) or ("factored" if num_bases else "plain")
-        sizes = StoreSizes(num_bases, _factor_scale(where, spec), pca)
-        try:
-            return STORES[chosen].start(sizes)
-        except ValueError as error:
-            raise InputError(f"{where}.{setting}: {error}") from error
-
-    return {
-        "image_store": store("image_store", spec.image_bases, image_pca),
-        "repr_store": store("repr_store", spec.repr_bases, repr_pca),
-    }
-
-
-def _factor_scale(where: str, spec: RegressionSpec) -> float | str:
-    if spec.factor_scale == "balanced":
-        return spec.factor_scale
-    try:
-        scale = float(spec.factor_scale)
-    except ValueError:
-        scale = 0.0
-    if not isfinite(scale) or scale == 0:
-        raise InputError(f"{where}.factor_scale is {spec.factor_scale!r}, expected 'balanced' or a number other than 0")
-    return scale
 
 
 def start(spec: RegressionSpec, plan: Plan, inputs: Inputs, seed: int) -> DistilledSet:
@@ -314,6 +295,21 @@ def finish(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State | Dist
     return Finished(state.outer.distilled, facts, warnings)
 
 
+def error(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State) -> float:
+    """Return the outer loss on evenly spaced training images, by all rows of the set at once, up to `ERROR_ROWS`, averaged over the pool.
+
+    Unlike the loss of a step it does not depend on how many images take part in one.
+    """
+    sample = np.arange(0, inputs.num_train, -(-inputs.num_train // ERROR_IMAGES))
+    batch = inputs.images(sample), jnp.asarray(inputs.train_reprs()[sample])
+    kernel = make_kernel(spec, inputs.run, inputs.learner, chunk_size=inputs.chunk_size(inputs.learner), shard=inputs.shard)
+    read = set_reader(step_key(0, Stream.TRIALS), state.outer.distilled, ERROR_ROWS // len(plan.layout.views), spec.bits)
+    loss = jax.jit(lambda distilled, variables: outer_loss(read(distilled), variables, *batch, kernel=kernel)[0])
+    pool = state.outer.pool
+    members = [None] if pool is None else [jax.tree.map(lambda leaf, i=i: leaf[i], pool.variables) for i in range(len(pool.age))]
+    return float(np.mean([loss(state.outer.distilled, variables) for variables in members]))
+
+
 METHOD = Method(
     spec=RegressionSpec,
     version=2,
@@ -325,4 +321,5 @@ METHOD = Method(
     finish=finish,
     is_automatic=is_automatic,
     choose=choose,
+    error=error,
 )

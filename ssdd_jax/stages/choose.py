@@ -8,8 +8,6 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.files import write_json
 from ssdd_jax.io.metrics import Metrics
@@ -34,7 +32,7 @@ def choose_settings(context: Context) -> None:
         if method.is_automatic(spec):
             trials = _Trials(context, name)
             sizes = context.sizes(context.shifts if TEACHER in method.needs else {})
-            context.chosen[name] = method.choose(spec, sizes, trials.loss, context.spec.trials.most)
+            context.chosen[name] = method.choose(spec, sizes, trials.error, context.spec.trials.most)
             context.display.print(f"{name}: chosen after {len(trials.found)} trials: {trials.describe(context.chosen[name])}")
 
 
@@ -48,8 +46,8 @@ class _Trials:
         self.earlier = json.loads(self.file.read_text()) if self.file.is_file() else {}
         self.found: dict[str, dict[str, Any]] = {}
 
-    def loss(self, spec: Any) -> float:
-        """Return the mean outer loss of the second half of a short distillation; infinite where the settings are impossible."""
+    def error(self, spec: Any) -> float:
+        """Return the error of a set after a short distillation; infinite where the settings are impossible."""
         key = digest(spec)
         if key not in self.found:
             trial = self.earlier.get(key) or {"settings": self._changed(spec), **self._run(spec, self.folder / key)}
@@ -57,9 +55,9 @@ class _Trials:
             if hosts.is_writer():
                 write_json(self.file, {**self.earlier, **self.found})
                 shutil.rmtree(self.folder, ignore_errors=True)
-            outcome = trial.get("refused") or f"{trial['images']} images, loss {trial['loss']:.4f}"
+            outcome = trial.get("refused") or f"{trial['images']} images, error {trial['error']:.4f}"
             self.context.display.print(f"{self.name}, trial {len(self.found)}: {self.describe(spec)}: {outcome}")
-        found = float(hosts.agree(self.found[key].get("loss", inf)))
+        found = float(hosts.agree(self.found[key].get("error", inf)))
         return found if isfinite(found) else inf
 
     def describe(self, spec: Any) -> str:
@@ -72,7 +70,7 @@ class _Trials:
         return {f.name: json_ready(value) for f in fields(spec) if (value := getattr(spec, f.name)) != getattr(asked, f.name)}
 
     def _run(self, spec: Any, folder: Path) -> dict[str, Any]:
-        """Return the number of images and the loss, or why there is none."""
+        """Return the number of images and the error, or why there is none."""
         context, trials = self.context, self.context.spec.trials
         # What all trials share is computed once, before the context is copied.
         _ = context.teacher, context.learner, context.real, context.train_images, context.real_targets
@@ -83,7 +81,6 @@ class _Trials:
             only="",
             pool=replace(context.spec.pool, size=trials.pool_size, members_per_step=1),
             checkpoints=replace(context.spec.checkpoints, every=0),
-            log_every=max(1, trials.steps // 2),
         )
         trial.chosen, trial.metrics = {}, Metrics(folder / "metrics.jsonl")
         # Half a trial says nothing, so a stop ends the choice.
@@ -94,9 +91,8 @@ class _Trials:
             folder.mkdir(parents=True, exist_ok=True)
         try:
             run = MethodRun(trial, self.name)
-            run.states([SEED], folder)
-        except (InputError, TooLarge, NumericalError) as error:
-            return {"refused": str(error)}
-        # One of several processes writes the lines; `loss` passes its result on.
-        lines = trial.metrics.read() if hosts.is_writer() else [{"loss": inf}]
-        return {"images": run.plan.num_images, "loss": float(np.mean(lines[-1]["loss"]))}
+            (state,), *_ = run.states([SEED], folder)
+            error = run.method.error(run.spec, run.plan, run.inputs, state)
+        except (InputError, TooLarge, NumericalError) as refusal:
+            return {"refused": str(refusal)}
+        return {"images": run.plan.num_images, "error": error}
