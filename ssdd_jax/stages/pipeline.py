@@ -6,7 +6,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ssdd_jax.data.prepare import default_cache
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import locked, write_json
@@ -14,6 +13,7 @@ from ssdd_jax.io.loggers import LogFn, make_loggers
 from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files, read_manifest, seal
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.io.published import refuse_published
+from ssdd_jax.paths import default_cache
 from ssdd_jax.progress import Display
 from ssdd_jax.report import read_results, results_tables, to_rich, write_report
 from ssdd_jax.runtime import hosts

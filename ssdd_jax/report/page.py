@@ -1,0 +1,316 @@
+"""The report's page: one file that opens offline, of one run or of several next to each other."""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ssdd_jax.io.files import write_bytes
+from ssdd_jax.report import charts
+from ssdd_jax.report.gallery import Gallery, make_gallery
+from ssdd_jax.report.nearest import FILE, read_nearest
+from ssdd_jax.report.run import FINGERPRINT, VIEWS_CAPTION, Run, definitions, facts
+from ssdd_jax.report.tables import (
+    CONTROL_LABELS,
+    NOTHING,
+    Cell,
+    Line,
+    line_titles,
+    result_lines,
+    results_tables,
+    score_columns,
+    score_label,
+    scores_in,
+    summarize,
+    views_table,
+)
+
+NO_PAGE = "index.html skipped: {} is not installed; pip install ssdd-jax[plots]"
+NO_NEAREST = "nearest real images left out: a run writes those of its sets to {}; the run's own command adds what is missing"
+BEST_CAPTION = "Bold: the best distilled set of a student on a dataset at a budget."
+BUDGET = "budget N"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table of the page.
+
+    Attributes:
+        cells: one per column.
+        keys: what switches it on and off: run, method, student, dataset.
+        group: rows of one group compete for being the best; None for those that do not compete.
+        best: columns in which it is.
+    """
+
+    cells: Sequence[Cell]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    group: Hashable = ()
+    best: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        title: heading.
+        header: titles of the columns.
+        rows: its rows.
+        notes: lines below it.
+        prose: whether its cells are texts, which break into lines.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+    prose: bool = False
+
+    def __post_init__(self):
+        for column in range(len(self.header)):
+            groups: dict[Hashable, list[Row]] = {}
+            for row in self.rows:
+                if row.group is not None and row.cells[column].better and row.cells[column].value is not None:
+                    groups.setdefault(row.group, []).append(row)
+            for rows in groups.values():
+                best = max(row.cells[column].better * row.cells[column].value for row in rows)
+                for row in rows:
+                    # The best of one says nothing.
+                    if len(rows) > 1 and row.cells[column].better * row.cells[column].value == best:
+                        row.best.add(column)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing that can be switched on and off."""
+
+    value: str
+    label: str
+    shown: bool = True
+    style: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts of which one is seen at a time.
+
+    Attributes:
+        title: heading.
+        note: a line below it.
+        specs: of Vega-Lite, by what picks them.
+    """
+
+    title: str
+    note: str
+    specs: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows, from top to bottom.
+
+    Attributes:
+        title: heading.
+        facts: names and texts.
+        warnings: what must not be overlooked.
+        filters: what is switched on and off, by key of the rows.
+        tables: tables above the charts.
+        charts: charts.
+        more_tables: tables below them.
+        galleries: pictures that open.
+        pictures: others: address and what it shows.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]] = ()
+    warnings: Sequence[str] = ()
+    filters: Mapping[str, Sequence[Choice]] = field(default_factory=dict)
+    tables: Sequence[Table] = ()
+    charts: Sequence[Charts] = ()
+    more_tables: Sequence[Table] = ()
+    galleries: Sequence[Gallery] = ()
+    pictures: Sequence[tuple[str, str]] = ()
+
+
+def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> Table:
+    """Return a table whose first column is the method, for the page; the best of a column is that of all sets."""
+    names = {label: method for method, label in CONTROL_LABELS.items()}
+    cells = lambda row: [cell if isinstance(cell, Cell) else Cell(cell) for cell in row]
+    key = lambda row: {"method": names.get(row[0], row[0])} if header[0] == "method" else {}
+    return Table(title, header, [Row(cells(row), key(row), None if row[0] in names else ()) for row in rows], notes)
+
+
+def render(page: Page) -> str:
+    """Return the page as HTML.
+
+    Raises:
+        ImportError: Jinja2 is not installed, or for charts vl-convert-python.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ssdd_jax.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    read = lambda name: (resources.files("ssdd_jax.report") / "templates" / name).read_text(encoding="utf-8")
+    opened = [{kind: [asdict(item)["groups"] for item in getattr(g, kind)] for kind in ("images", "bases")} for g in page.galleries]
+    return environment.get_template("page.html").render(
+        page=page,
+        style=read("page.css"),
+        script=read("page.js"),
+        vega=charts.library() if page.charts else "",
+        data={"charts": [list(group.specs.values()) for group in page.charts], "galleries": opened},
+    )
+
+
+def write_page(runs: Sequence[Run], file: Path, warnings: Sequence[str] = ()) -> list[str]:
+    """Write the page of some runs, and return one line for each thing that was left out."""
+    found = {run.label: read_nearest(run.workdir) for run in runs}
+    missing = []
+    galleries, num_sets = [], sum(len(run.sets) for run in runs)
+    for run in runs:
+        for method, drawn in run.sets.items():
+            nearest = found[run.label].get(method)
+            if nearest is not None and nearest.digest != drawn.digest:
+                nearest = None
+            missing += [] if nearest is not None or run.label in missing else [run.label]
+            title = f"{method}, seed {drawn.seed}" if len(runs) == 1 else f"{run.label}: {method}, seed {drawn.seed}"
+            galleries.append(make_gallery(run.label, method, drawn, nearest, title, num_sets))
+    notes = [NO_NEAREST.format(FILE)] if missing else []
+    try:
+        content = render(page_of(runs, galleries, warnings))
+    except ImportError as error:
+        return [NO_PAGE.format({"jinja2": "Jinja2"}.get(error.name or "", "vl-convert-python"))]
+    write_bytes(file, content.encode())
+    return notes
+
+
+def page_of(runs: Sequence[Run], galleries: Sequence[Gallery] = (), warnings: Sequence[str] = ()) -> Page:
+    """Gather what the page of some runs shows."""
+    lines = [(run, line) for run in runs for line in result_lines(run.results, run.results["rows"])]
+    methods = list(dict.fromkeys(line.method for _, line in lines))
+    styles = {method: charts.style(i) for i, method in enumerate(name for name in methods if name not in CONTROL_LABELS)}
+    losses = {run.label: run.curves for run in runs if run.curves}
+    drawn = []
+    if budgets := _budget_charts(runs, styles):
+        note = "Means over seeds; the band is one sample standard deviation to each side."
+        drawn.append(Charts("Scores over the budget", note, budgets))
+    if losses:
+        note = "Each method's own loss, on a logarithmic scale: the mean over seeds, and a band from the smallest to the largest."
+        note += " The runs' lines differ in width, the first is the widest." if len(losses) > 1 else ""
+        drawn.append(Charts("Outer loss", note, {"loss": charts.loss_chart(losses, styles)}))
+    more = []
+    for run in runs:
+        name = f"{run.label}: " if len(runs) > 1 else ""
+        _, *others = results_tables(run.results).items()
+        more += [text_table(name + title, *table) for title, table in others]
+        if (views := views_table(run.results)) is not None:
+            more.append(text_table(f"{name}Views", *views, [VIEWS_CAPTION]))
+    own = lambda run: run.results["dataset"]["name"]
+    firsts = {next((row["student"] for row in run.results["rows"] if row["student"]), "") for run in runs}
+    shown = {"student": firsts, "dataset": {own(run) for run in runs}}
+    values = {
+        "run": [run.label for run in runs],
+        "method": methods,
+        "student": _distinct(line.student for _, line in lines),
+        "dataset": _distinct(line.dataset for _, line in lines),
+    }
+    choice = lambda key, v: Choice(v, CONTROL_LABELS.get(v, v) if key == "method" else v, v in shown.get(key, (v,)), styles.get(v))
+    results = Table("Results", *_long_table(lines, runs), [BEST_CAPTION, *_distinct(definitions(run.results) for run in runs)])
+    single = facts(runs[0].results) if len(runs) == 1 else []
+    return Page(
+        title=runs[0].results["name"] if len(runs) == 1 else f"{', '.join(run.label for run in runs)} compared",
+        facts=[*single, *([("Hardware", hardware)] if single and (hardware := runs[0].results.get("device")) else [])],
+        warnings=warnings,
+        filters={key: [choice(key, v) for v in found] for key, found in values.items() if len(found) > 1},
+        tables=[results, *([_runs_table(runs)] if len(runs) > 1 else [])],
+        charts=drawn,
+        more_tables=more,
+        galleries=galleries,
+    )
+
+
+def joined_table(lines: Sequence[tuple[Run, Line]], runs: Sequence[Run]) -> tuple[list[str], list[list[Cell]]]:
+    """Return the header and the rows of some runs' lines, with columns for what they differ in."""
+    several = len(runs) > 1
+    keys = {
+        "run": lambda run, line: Cell(run.label) if several else NOTHING,
+        "student": lambda run, line: Cell(line.student) if line.student else NOTHING,
+        "dataset": lambda run, line: Cell(line.dataset),
+    }
+    told = {title: [cell(*pair) for pair in lines] for title, cell in keys.items()}
+    if several:
+        told[BUDGET] = [budget_cell(run) for run, _ in lines]
+    titles = [title for title, cells in told.items() if len({cell for cell in cells if cell != NOTHING}) > 1]
+    method, *others = line_titles([line for _, line in lines])
+    before = ["run"] if "run" in titles else []
+    header = [*before, method, *(title for title in titles if title != "run"), *others]
+    cell = lambda i, title: told[title][i] if title in told else lines[i][1].cells.get(title, NOTHING)
+    return header, [[cell(i, title) for title in header] for i in range(len(lines))]
+
+
+def budget_cell(run: Run) -> Cell:
+    """Return a run's budget in pairs."""
+    budget = run.results["budget"]
+    return Cell(f"{budget['num_pairs']:,}", budget["num_pairs"]) if budget else NOTHING
+
+
+def _long_table(lines: Sequence[tuple[Run, Line]], runs: Sequence[Run]) -> tuple[list[str], list[Row]]:
+    header, cells = joined_table(lines, runs)
+    rows = []
+    for (run, line), of_line in zip(lines, cells, strict=True):
+        known = {"run": run.label, "method": line.method, "student": line.student, "dataset": line.dataset}
+        group = (budget_cell(run), line.student, run.results["dataset"]["fingerprint"], line.dataset)
+        keys = {key: value for key, value in known.items() if value is not None}
+        rows.append(Row(_with_published(of_line, header, run, line), keys, None if line.is_control else group))
+    return header, rows
+
+
+def _with_published(cells: Sequence[Cell], header: Sequence[str], run: Run, line: Line) -> list[Cell]:
+    """Return the cells with published numbers in brackets, where results.json has them for the run's own dataset."""
+    published = run.results.get("published", {})
+    if line.dataset != run.results["dataset"]["name"]:
+        return list(cells)
+    titles = {score_label(score, score_columns(run.results)): by_student for score, by_student in published.get("scores", {}).items()}
+    number = lambda title: titles.get(title, {}).get(line.student, {}).get(line.method)
+    beside = [number(title) for title in header]
+    add = lambda cell, number: cell if number is None else Cell(f"{cell} [{number}]", cell.value, cell.better)
+    return [add(cell, number) for cell, number in zip(cells, beside, strict=True)]
+
+
+def _runs_table(runs: Sequence[Run]) -> Table:
+    """Return what the runs are about, one row per run."""
+    of_run = {run.label: {name: text[:12] if name == FINGERPRINT else text for name, text in facts(run.results)} for run in runs}
+    names = list(dict.fromkeys(name for found in of_run.values() for name in found))
+    rows = [Row([Cell(label), *(Cell(of[name]) if name in of else NOTHING for name in names)], {"run": label}) for label, of in of_run.items()]
+    return Table("Runs", ["run", *names], rows, prose=True)
+
+
+def _budget_charts(runs: Sequence[Run], styles: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the charts of scores over the budget, by score, student and dataset; none unless there are several budgets."""
+    points: dict[Any, list[dict[str, Any]]] = {}
+    titles: dict[str, str] = {}
+    for run in runs:
+        rows, columns, budget = run.results["rows"], score_columns(run.results), run.results["budget"]
+        for score in scores_in(rows, columns) if budget else ():
+            titles[score] = score_label(score, columns)
+            unit = 1 if score == "repr_error" else 100
+            for entry in summarize([row for row in rows if row["method"] in styles and score in row], columns):
+                mean, std = (unit * (value or 0) for value in entry[score].values())
+                point = {"run": run.label, "method": entry["method"], "x": budget["num_pairs"], "mean": round(mean, 4)}
+                place = (score, entry["student"], entry["dataset"], run.results["dataset"]["fingerprint"])
+                points.setdefault(place, []).append(point | {"low": round(mean - std, 4), "high": round(mean + std, 4)})
+    points = {place: found for place, found in points.items() if len({point["x"] for point in found}) > 1}
+    differ = [len({place[i] for place in points}) > 1 for i in range(4)]
+    found = {}
+    for (score, student, dataset, fingerprint), of_place in points.items():
+        parts = [titles[score], student, dataset, fingerprint[:6]]
+        # Of datasets of one name only the fingerprint tells which is which.
+        name = ", ".join(part for i, part in enumerate(parts) if i == 0 or differ[i])
+        title = titles[score] + ("" if score == "repr_error" else ", %")
+        found[name] = charts.budget_chart(of_place, title, styles)
+    return found
+
+
+def _distinct(values: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(value for value in values if value))
