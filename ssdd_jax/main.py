@@ -73,6 +73,8 @@ def _execute(command: Command) -> None:
 
     if command.task == "export":
         pipeline.export(command.workdir, command.format, command.sets)
+    elif command.task == "compare":
+        pipeline.compare(command.compared, command.workdir)
     elif command.spec is None or command.task == "report":
         pipeline.report(command.workdir)
     else:

@@ -9,6 +9,10 @@ import numpy as np
 from ssdd_jax.io.files import write_bytes
 from ssdd_jax.paths import default_cache
 
+# By method: the steps "t" and the losses "t S" of S seeds.
+Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]
+# By method, of `style`.
+Styles = Mapping[str, Mapping[str, Any]]
 MAX_POINTS = 300
 """Points of a curve; more are not seen, and make the page large."""
 
@@ -44,7 +48,7 @@ def library() -> str:
     if not file.is_file():
         import vl_convert
 
-        content = vl_convert.javascript_bundle()
+        content = vl_convert.javascript_bundle(None)
         try:
             write_bytes(file, content.encode())
         except OSError:  # the next one makes it again
@@ -57,11 +61,11 @@ def style(place: int) -> dict[str, Any]:
     return {"colour": f"var(--series-{place % NUM_COLOURS})", "dashes": list(DASHES[place // NUM_COLOURS % len(DASHES)])}
 
 
-def loss_chart(curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], styles: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def loss_chart(curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], styles: Styles) -> dict[str, Any]:
     """Return the chart of outer losses: means over seeds, and a band from the smallest to the largest.
 
     Args:
-        curves: by run and method the steps "t" and the losses "t S" of S seeds, positive.
+        curves: by run; losses are positive.
         styles: by method, of `style`.
     """
     values = []
@@ -69,55 +73,59 @@ def loss_chart(curves: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]
         for method, (steps, losses) in by_method.items():
             shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MAX_POINTS)).astype(int))
             for step, loss in zip(steps[shown].tolist(), losses[shown], strict=True):
-                point = {"run": run, "method": method, "x": step, "mean": _round(loss.mean())}
-                values.append(point | {"low": _round(loss.min()), "high": _round(loss.max())})
-    x = {"field": "x", "type": "quantitative", "title": "outer step", "scale": {"nice": False}}
-    y = {"field": "mean", "type": "quantitative", "title": "outer loss", "scale": {"type": "log"}}
-    return _chart(values, x, y, styles, several_runs=len(curves) > 1)
+                numbers = {"mean": _round(loss.mean()), "lowest": _round(loss.min()), "highest": _round(loss.max())}
+                values.append({**({"run": run} if len(curves) > 1 else {}), "method": method, "step": step, **numbers})
+    x = {"title": "outer step", "scale": {"nice": False}, "axis": {"grid": False, "tickMinStep": 1, "tickCount": 8, "format": ",d"}}
+    y = {"title": "outer loss", "scale": {"type": "log", "nice": False, "padding": 12}, "axis": {"tickCount": 6}}
+    return _chart(values, ("step", "mean", "lowest", "highest"), x, y, styles)
 
 
-def budget_chart(points: Sequence[Mapping[str, Any]], title: str, styles: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def budget_chart(points: Sequence[Mapping[str, Any]], title: str, styles: Styles) -> dict[str, Any]:
     """Return the chart of a score over the budget: means over seeds, and a band of one sample standard deviation to each side.
 
     Args:
-        points: each with `run`, `method`, the budget `x` in pairs, and `mean`, `low` and `high` of the score.
+        points: each with `run`, `method`, the budget in `pairs`, and `mean`, `low` and `high` of the score.
         title: of the score.
         styles: by method, of `style`.
     """
-    ticks = sorted({point["x"] for point in points})
-    x = {"field": "x", "type": "quantitative", "title": "budget N (pairs)", "scale": {"type": "log"}, "axis": {"values": ticks, "grid": False}}
-    y = {"field": "mean", "type": "quantitative", "title": title, "scale": {"zero": False}}
-    # A method has one line over all runs: each run has one budget.
-    return _chart(points, x, y, styles, several_runs=False, marks=True)
+    ticks = {"values": sorted({point["pairs"] for point in points}), "grid": False, "format": ",d", "labelOverlap": True}
+    x = {"title": "budget N (pairs)", "scale": {"type": "log", "nice": False, "padding": 16}, "axis": ticks}
+    y = {"title": title, "scale": {"zero": False, "nice": False, "padding": 12}, "axis": {"tickCount": 6}}
+    # A method has one line over all runs, each of which has one budget.
+    return _chart(points, ("pairs", "mean", "low", "high"), x, y, styles, across_runs=True)
 
 
 def _chart(
     values: Sequence[Mapping[str, Any]],
+    names: tuple[str, str, str, str],
     x: Mapping[str, Any],
     y: Mapping[str, Any],
-    styles: Mapping[str, Mapping[str, Any]],
+    styles: Styles,
     *,
-    several_runs: bool,
-    marks: bool = False,
+    across_runs: bool = False,
 ) -> dict[str, Any]:
-    """Return lines by method with bands. The page sets `hiddenMethods` and `hiddenRuns` when something is switched off."""
+    """Return lines by method with bands. The page sets `hiddenMethods` and `hiddenRuns` when something is switched off.
+
+    Args:
+        values: points; what they have is what one sees when pointing at them.
+        names: of their place, of the line, and of the lower and the upper end of the band.
+        x: title, scale and axis of the place.
+        y: likewise, of the others.
+        styles: by method.
+        across_runs: whether a line goes through the points of all runs, or each run has its own, of another width.
+    """
+    place, middle, low, high = names
     methods = list(dict.fromkeys(point["method"] for point in values))
+    runs = list(dict.fromkeys(point["run"] for point in values if "run" in point))
     scale = lambda key: {"domain": methods, "range": [styles[method][key] for method in methods]}
-    series = {
-        "color": {"field": "method", "type": "nominal", "scale": scale("colour"), "legend": None},
-        "strokeDash": {"field": "method", "type": "nominal", "scale": scale("dashes"), "legend": None},
-        "detail": {"field": "run", "type": "nominal"},
-    }
-    if several_runs:
-        runs = list(dict.fromkeys(point["run"] for point in values))
-        widths = {"domain": runs, "range": [round(2.6 - 1.8 * i / (len(runs) - 1), 2) for i in range(len(runs))]}
-        series["strokeWidth"] = {"field": "run", "type": "nominal", "scale": widths, "legend": None}
-    if marks:
-        del series["detail"]
-    names = {"run": "run", "method": "method", "x": x["title"], "mean": y["title"], "low": "from", "high": "to"}
-    tooltip = [{"field": key, "title": name} for key, name in names.items() if key != "run" or several_runs or marks]
-    hover = {"condition": {"param": "nearest", "empty": False, "value": 1}, "value": 0}
-    single = len({point["x"] for point in values}) < 3
+    band = {"color": {"field": "method", "type": "nominal", "scale": scale("colour"), "legend": None}}
+    band |= {} if across_runs else {"detail": {"field": "run", "type": "nominal"}}
+    line = {**band, "strokeDash": {"field": "method", "type": "nominal", "scale": scale("dashes"), "legend": None}}
+    if len(runs) > 1 and not across_runs:
+        widths = {"domain": runs, "range": [round(2.8 - 2 * i / (len(runs) - 1), 2) for i in range(len(runs))]}
+        line["strokeWidth"] = {"field": "run", "type": "nominal", "scale": widths, "legend": None}
+    seen = {"condition": {"param": "nearest", "empty": False, "value": 1}, "value": 0}
+    few = len({point[place] for point in values}) < 3
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": "container",
@@ -126,17 +134,17 @@ def _chart(
         "data": {"values": list(values)},
         "params": [{"name": "hiddenMethods", "value": []}, {"name": "hiddenRuns", "value": []}],
         "transform": [{"filter": "indexof(hiddenMethods, datum.method) < 0 && indexof(hiddenRuns, datum.run) < 0"}],
-        "encoding": {"x": x, "y": y},
+        "encoding": {"x": {"field": place, "type": "quantitative", **x}, "y": {"field": middle, "type": "quantitative", **y}},
         "layer": [
             {
                 "mark": {"type": "area", "opacity": 0.18},
-                "encoding": {"y": {**y, "field": "low"}, "y2": {"field": "high"}, **{k: v for k, v in series.items() if "stroke" not in k}},
+                "encoding": {**band, "y": {"field": low, "type": "quantitative", **y}, "y2": {"field": high}},
             },
-            {"mark": {"type": "line", "strokeWidth": 2, "point": marks or single}, "encoding": series},
+            {"mark": {"type": "line", "strokeWidth": 2, "point": across_runs or few}, "encoding": line},
             {
                 "params": [{"name": "nearest", "select": {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}}],
-                "mark": {"type": "circle", "size": 90},
-                "encoding": {"color": series["color"], "opacity": hover, "tooltip": tooltip},
+                "mark": {"type": "circle", "size": 90, "tooltip": {"content": "data"}},
+                "encoding": {"color": band["color"], "opacity": seen},
             },
         ],
         "config": _CONFIG,
@@ -144,5 +152,5 @@ def _chart(
 
 
 def _round(value: float) -> float:
-    """Return a number with the digits that a tooltip shows."""
+    """Return a number with as many digits as one wants to read."""
     return float(f"{value:.4g}")

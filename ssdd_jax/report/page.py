@@ -69,15 +69,16 @@ class Table:
 
     def __post_init__(self):
         for column in range(len(self.header)):
-            groups: dict[Hashable, list[Row]] = {}
+            groups: dict[Hashable, list[tuple[Row, float]]] = {}
             for row in self.rows:
-                if row.group is not None and row.cells[column].better and row.cells[column].value is not None:
-                    groups.setdefault(row.group, []).append(row)
-            for rows in groups.values():
-                best = max(row.cells[column].better * row.cells[column].value for row in rows)
-                for row in rows:
+                cell = row.cells[column]
+                if row.group is not None and cell.better and cell.value is not None:
+                    groups.setdefault(row.group, []).append((row, cell.better * cell.value))
+            for found in groups.values():
+                best = max(value for _, value in found)
+                for row, value in found:
                     # The best of one says nothing.
-                    if len(rows) > 1 and row.cells[column].better * row.cells[column].value == best:
+                    if len(found) > 1 and value == best:
                         row.best.add(column)
 
 
@@ -150,7 +151,11 @@ def render(page: Page) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ssdd_jax.report"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("ssdd_jax.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     read = lambda name: (resources.files("ssdd_jax.report") / "templates" / name).read_text(encoding="utf-8")
     opened = [{kind: [asdict(item)["groups"] for item in getattr(g, kind)] for kind in ("images", "bases")} for g in page.galleries]
@@ -217,7 +222,7 @@ def page_of(runs: Sequence[Run], galleries: Sequence[Gallery] = (), warnings: Se
     }
     choice = lambda key, v: Choice(v, CONTROL_LABELS.get(v, v) if key == "method" else v, v in shown.get(key, (v,)), styles.get(v))
     results = Table("Results", *_long_table(lines, runs), [BEST_CAPTION, *_distinct(definitions(run.results) for run in runs)])
-    single = facts(runs[0].results) if len(runs) == 1 else []
+    single = [(name, _short(name, text)) for name, text in facts(runs[0].results)] if len(runs) == 1 else []
     return Page(
         title=runs[0].results["name"] if len(runs) == 1 else f"{', '.join(run.label for run in runs)} compared",
         facts=[*single, *([("Hardware", hardware)] if single and (hardware := runs[0].results.get("device")) else [])],
@@ -280,13 +285,15 @@ def _with_published(cells: Sequence[Cell], header: Sequence[str], run: Run, line
 
 def _runs_table(runs: Sequence[Run]) -> Table:
     """Return what the runs are about, one row per run."""
-    of_run = {run.label: {name: text[:12] if name == FINGERPRINT else text for name, text in facts(run.results)} for run in runs}
+    of_run = {run.label: {name: _short(name, text) for name, text in facts(run.results)} for run in runs}
     names = list(dict.fromkeys(name for found in of_run.values() for name in found))
-    rows = [Row([Cell(label), *(Cell(of[name]) if name in of else NOTHING for name in names)], {"run": label}) for label, of in of_run.items()]
+    rows = [
+        Row([Cell(label), *(Cell(of[name]) if name in of else NOTHING for name in names)], {"run": label}) for label, of in of_run.items()
+    ]
     return Table("Runs", ["run", *names], rows, prose=True)
 
 
-def _budget_charts(runs: Sequence[Run], styles: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _budget_charts(runs: Sequence[Run], styles: charts.Styles) -> dict[str, dict[str, Any]]:
     """Return the charts of scores over the budget, by score, student and dataset; none unless there are several budgets."""
     points: dict[Any, list[dict[str, Any]]] = {}
     titles: dict[str, str] = {}
@@ -297,10 +304,10 @@ def _budget_charts(runs: Sequence[Run], styles: Mapping[str, Mapping[str, Any]])
             unit = 1 if score == "repr_error" else 100
             for entry in summarize([row for row in rows if row["method"] in styles and score in row], columns):
                 mean, std = (unit * (value or 0) for value in entry[score].values())
-                point = {"run": run.label, "method": entry["method"], "x": budget["num_pairs"], "mean": round(mean, 4)}
+                point = {"run": run.label, "method": entry["method"], "pairs": budget["num_pairs"], "mean": round(mean, 4)}
                 place = (score, entry["student"], entry["dataset"], run.results["dataset"]["fingerprint"])
                 points.setdefault(place, []).append(point | {"low": round(mean - std, 4), "high": round(mean + std, 4)})
-    points = {place: found for place, found in points.items() if len({point["x"] for point in found}) > 1}
+    points = {place: found for place, found in points.items() if len({point["pairs"] for point in found}) > 1}
     differ = [len({place[i] for place in points}) > 1 for i in range(4)]
     found = {}
     for (score, student, dataset, fingerprint), of_place in points.items():
@@ -310,6 +317,11 @@ def _budget_charts(runs: Sequence[Run], styles: Mapping[str, Mapping[str, Any]])
         title = titles[score] + ("" if score == "repr_error" else ", %")
         found[name] = charts.budget_chart(of_place, title, styles)
     return found
+
+
+def _short(name: str, text: str) -> str:
+    """Return as much of a fact as tells one run from another."""
+    return text[:12] if name == FINGERPRINT else text
 
 
 def _distinct(values: Iterable[str | None]) -> list[str]:

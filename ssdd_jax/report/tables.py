@@ -61,6 +61,7 @@ class Line:
         """Return whether it is about no distilled set."""
         return self.method in CONTROL_LABELS
 
+
 # score -> its column heading, where results.json does not name it; scores of the few-label probe are named few_PERCENT.
 SCORES = {
     "repr_error": "repr_error",
