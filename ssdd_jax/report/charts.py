@@ -123,7 +123,7 @@ def _chart(
     line = {**band, "strokeDash": {"field": "method", "type": "nominal", "scale": scale("dashes"), "legend": None}}
     if len(runs) > 1 and not across_runs:
         widths = {"domain": runs, "range": [round(2.8 - 2 * i / (len(runs) - 1), 2) for i in range(len(runs))]}
-        line["strokeWidth"] = {"field": "run", "type": "nominal", "scale": widths, "legend": None}
+        line["strokeWidth"] = {"field": "run", "type": "ordinal", "scale": widths, "legend": None}
     seen = {"condition": {"param": "nearest", "empty": False, "value": 1}, "value": 0}
     few = len({point[place] for point in values}) < 3
     return {

@@ -110,8 +110,8 @@ def make_gallery(run: str, method: str, drawn: DrawnSet, nearest: Nearest | None
                 Picture(_uri(pixels[a, i]), f"{method}, image {i + 1} under the view {views[a]}", names[a]) for a in range(len(views))
             ]
         if nearest is not None and i < len(nearest.images):
-            groups["Nearest real images in the teacher's representation, and how far"] = [
-                Picture(_uri(image), f"training image {row:,}, {place + 1} among the nearest", f"no. {row:,}, {distance:.2f}")
+            groups["Nearest real images in the teacher's representation"] = [
+                Picture(_uri(image), f"training image {row:,}, {place + 1} among the nearest", f"no. {row:,}, distance {distance:.2f}")
                 for place, (image, row, distance) in enumerate(zip(nearest.images[i], nearest.rows[i], nearest.distances[i], strict=True))
             ]
         picture = Picture(_uri(pixels[0, i]), f"{method}, distilled image {i + 1} of {total}", str(i + 1))

@@ -27,7 +27,7 @@ from ssdd_jax.report.tables import (
 )
 
 NO_PAGE = "index.html skipped: {} is not installed; pip install ssdd-jax[plots]"
-NO_NEAREST = "nearest real images left out: a run writes those of its sets to {}; the run's own command adds what is missing"
+NO_NEAREST = "nearest real images left out: {} lacks them; a run writes them if its teacher has represented the training images"
 BEST_CAPTION = "Bold: the best distilled set of a student on a dataset at a budget."
 BUDGET = "budget N"
 
@@ -150,13 +150,10 @@ def render(page: Page) -> str:
     """
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ssdd_jax.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    settings = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("ssdd_jax.report"), autoescape=True, **settings)
+    # Pictures in the order of their views.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     read = lambda name: (resources.files("ssdd_jax.report") / "templates" / name).read_text(encoding="utf-8")
     opened = [{kind: [asdict(item)["groups"] for item in getattr(g, kind)] for kind in ("images", "bases")} for g in page.galleries]
     return environment.get_template("page.html").render(
@@ -170,24 +167,30 @@ def render(page: Page) -> str:
 
 def write_page(runs: Sequence[Run], file: Path, warnings: Sequence[str] = ()) -> list[str]:
     """Write the page of some runs, and return one line for each thing that was left out."""
-    found = {run.label: read_nearest(run.workdir) for run in runs}
-    missing = []
-    galleries, num_sets = [], sum(len(run.sets) for run in runs)
-    for run in runs:
-        for method, drawn in run.sets.items():
-            nearest = found[run.label].get(method)
-            if nearest is not None and nearest.digest != drawn.digest:
-                nearest = None
-            missing += [] if nearest is not None or run.label in missing else [run.label]
-            title = f"{method}, seed {drawn.seed}" if len(runs) == 1 else f"{run.label}: {method}, seed {drawn.seed}"
-            galleries.append(make_gallery(run.label, method, drawn, nearest, title, num_sets))
-    notes = [NO_NEAREST.format(FILE)] if missing else []
     try:
+        galleries, notes = _galleries(runs)
         content = render(page_of(runs, galleries, warnings))
     except ImportError as error:
         return [NO_PAGE.format({"jinja2": "Jinja2"}.get(error.name or "", "vl-convert-python"))]
+    except Exception as error:  # a page is not worth losing a run
+        return [f"index.html skipped: {type(error).__name__}: {error}"]
     write_bytes(file, content.encode())
     return notes
+
+
+def _galleries(runs: Sequence[Run]) -> tuple[list[Gallery], list[str]]:
+    """Return the pictures of all sets, and a line if some are without the real images next to them."""
+    galleries, lacking, num_sets = [], False, sum(len(run.sets) for run in runs)
+    for run in runs:
+        found = read_nearest(run.workdir)
+        for method, drawn in run.sets.items():
+            nearest = found.get(method)
+            # Those of another set of this name are not its own.
+            nearest = nearest if nearest is not None and nearest.digest == drawn.digest else None
+            lacking |= nearest is None
+            title = f"{method}, seed {drawn.seed}" if len(runs) == 1 else f"{run.label}: {method}, seed {drawn.seed}"
+            galleries.append(make_gallery(run.label, method, drawn, nearest, title, num_sets))
+    return galleries, [NO_NEAREST.format(FILE)] if lacking else []
 
 
 def page_of(runs: Sequence[Run], galleries: Sequence[Gallery] = (), warnings: Sequence[str] = ()) -> Page:
@@ -221,7 +224,9 @@ def page_of(runs: Sequence[Run], galleries: Sequence[Gallery] = (), warnings: Se
         "dataset": _distinct(line.dataset for _, line in lines),
     }
     choice = lambda key, v: Choice(v, CONTROL_LABELS.get(v, v) if key == "method" else v, v in shown.get(key, (v,)), styles.get(v))
-    results = Table("Results", *_long_table(lines, runs), [BEST_CAPTION, *_distinct(definitions(run.results) for run in runs)])
+    sources = _distinct(run.results.get("published", {}).get("source") for run in runs)
+    notes = [BEST_CAPTION, *(f"In brackets: {source}." for source in sources), *_distinct(definitions(run.results) for run in runs)]
+    results = Table("Results", *_long_table(lines, runs), notes)
     single = [(name, _short(name, text)) for name, text in facts(runs[0].results)] if len(runs) == 1 else []
     return Page(
         title=runs[0].results["name"] if len(runs) == 1 else f"{', '.join(run.label for run in runs)} compared",

@@ -26,6 +26,15 @@ for (const table of all("table")) {
 
 // Charts: one of each group is seen, drawn when it is picked.
 const views = new Map();
+const told = ["run", "method", "step", "pairs", "mean", "lowest", "highest", "low", "high"];
+const tooltip = {
+  theme: "page",
+  disableDefaultStyle: true,
+  formatTooltip: (point, html) => {
+    const row = (key) => `<tr><td class="key">${key}</td><td class="value">${html(point[key])}</td></tr>`;
+    return `<table>${told.filter((key) => key in point).map(row).join("")}</table>`;
+  },
+};
 const hidden = (key) => all(`fieldset[data-key=${key}] input:not(:checked)`).map((input) => input.value);
 const update = (view) => view.signal("hiddenMethods", hidden("method")).signal("hiddenRuns", hidden("run")).runAsync();
 for (const group of all("[data-charts]")) {
@@ -33,7 +42,7 @@ for (const group of all("[data-charts]")) {
     views.get(group)?.finalize();
     const spec = data.charts[group.dataset.charts][index];
     const actions = { export: true, source: false, compiled: false, editor: false };
-    const result = await vegaEmbed(group.querySelector(".chart"), spec, { renderer: "svg", actions, tooltip: { theme: "page" } });
+    const result = await vegaEmbed(group.querySelector(".chart"), spec, { renderer: "svg", actions, tooltip });
     views.set(group, result.view);
     await update(result.view);
   };
