@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
-PLOTS = ["matplotlib"]
+# The curves of results.md, and the page next to it: its template and the library that draws its curves.
+PLOTS = ["matplotlib", "jinja2", "vl-convert-python>=1.9"]
 DEMO = PLOTS
 
 # Read as text: importing the package would need every dependency before pip has installed any.
@@ -26,6 +27,7 @@ setup(
     # The configs live at the top of the repository and ship in the wheel, so that an installed package finds them by name.
     packages=[*find_packages(include=["ssdd_jax", "ssdd_jax.*"]), "ssdd_jax.configs"],
     package_dir={"ssdd_jax.configs": "configs"},
+    package_data={"ssdd_jax.report": ["templates/*"]},
     install_requires=[
         "jax>=0.5.3",
         "jaxlib>=0.5.3",
@@ -53,6 +55,6 @@ setup(
         "hf": ["datasets>=4"],
         # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still installs with jax 0.5 but cannot save on it.
         "neural-tangents": ["neural-tangents", "jax<0.6", "orbax-checkpoint<0.11.24"],
-        "dev": [*DEMO, "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]", "build"],
+        "dev": [*DEMO, "playwright", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]", "build"],
     },
 )
