@@ -224,7 +224,7 @@ def page_of(runs: Sequence[Run], galleries: Sequence[Gallery] = (), warnings: Se
         "dataset": _distinct(line.dataset for _, line in lines),
     }
     choice = lambda key, v: Choice(v, CONTROL_LABELS.get(v, v) if key == "method" else v, v in shown.get(key, (v,)), styles.get(v))
-    sources = _distinct(run.results.get("published", {}).get("source") for run in runs)
+    sources = _distinct(told["source"] for run in runs for told in run.results.get("published", {}).values())
     notes = [BEST_CAPTION, *(f"In brackets: {source}." for source in sources), *_distinct(definitions(run.results) for run in runs)]
     results = Table("Results", *_long_table(lines, runs), notes)
     single = [(name, _short(name, text)) for name, text in facts(runs[0].results)] if len(runs) == 1 else []
@@ -277,15 +277,13 @@ def _long_table(lines: Sequence[tuple[Run, Line]], runs: Sequence[Run]) -> tuple
 
 
 def _with_published(cells: Sequence[Cell], header: Sequence[str], run: Run, line: Line) -> list[Cell]:
-    """Return the cells with published numbers in brackets, where results.json has them for the run's own dataset."""
-    published = run.results.get("published", {})
-    if line.dataset != run.results["dataset"]["name"]:
+    """Return the cells with a published number in brackets, where results.json has one for the run's own dataset."""
+    told = run.results.get("published", {}).get(line.method)
+    if told is None or line.student not in told["students"] or line.dataset != run.results["dataset"]["name"]:
         return list(cells)
-    titles = {score_label(score, score_columns(run.results)): by_student for score, by_student in published.get("scores", {}).items()}
-    number = lambda title: titles.get(title, {}).get(line.student, {}).get(line.method)
-    beside = [number(title) for title in header]
-    add = lambda cell, number: cell if number is None else Cell(f"{cell} [{number}]", cell.value, cell.better)
-    return [add(cell, number) for cell, number in zip(cells, beside, strict=True)]
+    title, number = score_label(told["score"], score_columns(run.results)), told["values"][told["students"].index(line.student)]
+    beside = lambda cell: Cell(f"{cell} [{number:g}]", cell.value, cell.better)
+    return [beside(cell) if of == title else cell for cell, of in zip(cells, header, strict=True)]
 
 
 def _runs_table(runs: Sequence[Run]) -> Table:

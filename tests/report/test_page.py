@@ -64,7 +64,7 @@ def test_equal_scores_are_both_bold_and_one_alone_is_not():
 
 
 def test_published_numbers_stand_in_brackets_where_the_results_have_them(workdir, results):
-    results["published"] = {"source": "Yu et al., 2025", "scores": {"linear": {"convnet": {"ours": 52.41}}}}
+    results["published"] = {"ours": {"source": "Yu et al., 2025", "score": "linear", "students": ["vit", "convnet"], "values": [1, 52.41]}}
     (workdir / "results.json").write_text(json.dumps(results))
     (table,) = page_of([read_run(workdir)]).tables
     cells = {str(row.cells[0]): str(row.cells[table.header.index("linear probe")]) for row in table.rows}
