@@ -55,6 +55,17 @@ setup(
         "hf": ["datasets>=4"],
         # neural-tangents uses parts of jax that 0.6 removed; orbax-checkpoint 0.11.24 still installs with jax 0.5 but cannot save on it.
         "neural-tangents": ["neural-tangents", "jax<0.6", "orbax-checkpoint<0.11.24"],
-        "dev": [*DEMO, "playwright", "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "beartype", "ruff", "pyright[nodejs]", "build"],
+        "dev": [
+            *DEMO,
+            "playwright",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "beartype",
+            "ruff",
+            "pyright[nodejs]",
+            "build",
+        ],
     },
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.files import write_bytes
-from ssdd_jax.report.page import joined_table, write_page
+from ssdd_jax.report.contents import joined_table, write_page
 from ssdd_jax.report.run import FINGERPRINT, Run, definitions, facts, read_run
 from ssdd_jax.report.tables import TextTable, main_rows, result_lines, to_markdown
 

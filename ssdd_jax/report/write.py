@@ -8,7 +8,7 @@ from urllib.parse import quote
 from ssdd_jax.core.distilled import num_images
 from ssdd_jax.io.files import write_bytes
 from ssdd_jax.report import figures
-from ssdd_jax.report.page import write_page
+from ssdd_jax.report.contents import write_page
 from ssdd_jax.report.run import FINGERPRINT, VIEWS_CAPTION, DrawnSet, definitions, facts, read_run
 from ssdd_jax.report.tables import results_tables, to_markdown, views_table
 

@@ -11,10 +11,13 @@ from ssdd_jax.errors import InputError
 from ssdd_jax.report import nearest, read_runs, write_comparison, write_report
 from ssdd_jax.report.charts import MAX_POINTS, loss_chart, style
 from ssdd_jax.report.compare import comparison_table
+from ssdd_jax.report.contents import NO_NEAREST, NO_PAGE, page_of
 from ssdd_jax.report.gallery import images_shown
-from ssdd_jax.report.page import NO_NEAREST, NO_PAGE, Table, page_of, text_table
+from ssdd_jax.report.page import Table, text_table
 from ssdd_jax.report.run import read_run
 from ssdd_jax.report.tables import Cell
+from ssdd_jax.settings.digest import json_ready
+from ssdd_jax.settings.evaluation import PublishedSpec
 
 needs_page = pytest.mark.usefixtures("page_packages")
 
@@ -63,14 +66,15 @@ def test_equal_scores_are_both_bold_and_one_alone_is_not():
     assert bold(table) == {"a": [("x", "2.0"), ("y", "2.0")]}
 
 
-def test_published_numbers_stand_in_brackets_where_the_results_have_them(workdir, results):
-    results["published"] = {"ours": {"source": "Yu et al., 2025", "score": "linear", "students": ["vit", "convnet"], "values": [1, 52.41]}}
+@pytest.mark.parametrize(("num_pairs", "shown"), [(3, "76.0 ± 1.4 [52.40]"), (4, "76.0 ± 1.4")])
+def test_published_numbers_stand_in_brackets_at_their_budget_alone(num_pairs, shown, workdir, results):
+    spec = PublishedSpec("Yu et al., 2025", "toy", num_pairs, "linear", ("vit", "convnet"), (1.0, 52.4))
+    results["published"] = {"ours": json_ready(spec)}
     (workdir / "results.json").write_text(json.dumps(results))
     (table,) = page_of([read_run(workdir)]).tables
     cells = {str(row.cells[0]): str(row.cells[table.header.index("linear probe")]) for row in table.rows}
-    assert cells["ours"] == "76.0 ± 1.4 [52.41]"
-    assert cells["krr_st"] == "60.0 ± 0.0"
-    assert "In brackets: Yu et al., 2025." in table.notes
+    assert (cells["ours"], cells["krr_st"]) == (shown, "60.0 ± 0.0")
+    assert ("In brackets: Yu et al., 2025." in table.notes) == ("[" in shown)
 
 
 def test_what_a_run_is_called_stays_text(workdir, results, page_packages):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from ssdd_jax.errors import InputError
 from ssdd_jax.report import results_table, to_markdown, views_table, write_report
+from ssdd_jax.report.contents import NO_NEAREST
 from ssdd_jax.report.nearest import FILE
-from ssdd_jax.report.page import NO_NEAREST
 from ssdd_jax.report.run import loss_curves
 from ssdd_jax.report.write import NO_PLOTS
 
