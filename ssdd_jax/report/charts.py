@@ -91,8 +91,9 @@ def budget_chart(points: Sequence[Mapping[str, Any]], title: str, styles: Styles
     ticks = {"values": sorted({point["pairs"] for point in points}), "grid": False, "format": ",d", "labelOverlap": True}
     x = {"title": "budget N (pairs)", "scale": {"type": "log", "nice": False, "padding": 16}, "axis": ticks}
     y = {"title": title, "scale": {"zero": False, "nice": False, "padding": 12}, "axis": {"tickCount": 6}}
-    # A method has one line over all runs, each of which has one budget.
-    return _chart(points, ("pairs", "mean", "low", "high"), x, y, styles, across_runs=True)
+    # A method has one line over all runs, unless two of them have the same budget: then there are points alone.
+    places = [(point["method"], point["pairs"]) for point in points]
+    return _chart(points, ("pairs", "mean", "low", "high"), x, y, styles, by_run=len(set(places)) < len(places), marks=True)
 
 
 def _chart(
@@ -102,7 +103,8 @@ def _chart(
     y: Mapping[str, Any],
     styles: Styles,
     *,
-    across_runs: bool = False,
+    by_run: bool = True,
+    marks: bool = False,
 ) -> dict[str, Any]:
     """Return lines by method with bands. The page sets `hiddenMethods` and `hiddenRuns` when something is switched off.
 
@@ -112,16 +114,17 @@ def _chart(
         x: title, scale and axis of the place.
         y: likewise, of the others.
         styles: by method.
-        across_runs: whether a line goes through the points of all runs, or each run has its own, of another width.
+        by_run: whether each run has its own line, of another width, or one goes through the points of all.
+        marks: whether points are seen.
     """
     place, middle, low, high = names
     methods = list(dict.fromkeys(point["method"] for point in values))
     runs = list(dict.fromkeys(point["run"] for point in values if "run" in point))
     scale = lambda key: {"domain": methods, "range": [styles[method][key] for method in methods]}
     band = {"color": {"field": "method", "type": "nominal", "scale": scale("colour"), "legend": None}}
-    band |= {} if across_runs else {"detail": {"field": "run", "type": "nominal"}}
+    band |= {"detail": {"field": "run", "type": "nominal"}} if by_run else {}
     line = {**band, "strokeDash": {"field": "method", "type": "nominal", "scale": scale("dashes"), "legend": None}}
-    if len(runs) > 1 and not across_runs:
+    if len(runs) > 1 and by_run and not marks:
         widths = {"domain": runs, "range": [round(2.8 - 2 * i / (len(runs) - 1), 2) for i in range(len(runs))]}
         line["strokeWidth"] = {"field": "run", "type": "ordinal", "scale": widths, "legend": None}
     seen = {"condition": {"param": "nearest", "empty": False, "value": 1}, "value": 0}
@@ -140,7 +143,7 @@ def _chart(
                 "mark": {"type": "area", "opacity": 0.18},
                 "encoding": {**band, "y": {"field": low, "type": "quantitative", **y}, "y2": {"field": high}},
             },
-            {"mark": {"type": "line", "strokeWidth": 2, "point": across_runs or few}, "encoding": line},
+            {"mark": {"type": "line", "strokeWidth": 2, "point": marks or few}, "encoding": line},
             {
                 "params": [{"name": "nearest", "select": {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}}],
                 "mark": {"type": "circle", "size": 90, "tooltip": {"content": "data"}},

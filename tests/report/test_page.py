@@ -9,7 +9,7 @@ import pytest
 
 from ssdd_jax.errors import InputError
 from ssdd_jax.report import nearest, read_runs, write_comparison, write_report
-from ssdd_jax.report.charts import MAX_POINTS, loss_chart, style
+from ssdd_jax.report.charts import MAX_POINTS, budget_chart, loss_chart, style
 from ssdd_jax.report.compare import comparison_table
 from ssdd_jax.report.contents import NO_NEAREST, NO_PAGE, page_of
 from ssdd_jax.report.gallery import images_shown
@@ -154,6 +154,13 @@ def test_curves_are_thinned_to_what_can_be_seen_with_both_their_ends():
     values = loss_chart({"a": {"ours": (steps, np.ones((10_000, 2)))}}, {"ours": style(0)})["data"]["values"]
     assert len(values) == MAX_POINTS
     assert (values[0]["step"], values[-1]["step"]) == (1, 10_000)
+
+
+@pytest.mark.parametrize(("budgets", "by_run"), [((10, 20), False), ((10, 10), True)])
+def test_a_line_goes_from_budget_to_budget_and_not_between_two_runs_of_one(budgets, by_run):
+    point = {"method": "ours", "mean": 1.0, "low": 1.0, "high": 1.0}
+    chart = budget_chart([point | {"run": f"{i}", "pairs": n} for i, n in enumerate(budgets)], "probe", {"ours": style(0)})
+    assert ("detail" in chart["layer"][1]["encoding"]) == by_run
 
 
 def test_runs_are_compared_in_one_table(runs):
