@@ -33,6 +33,8 @@ BUDGET = "budget N"
 
 def write_page(runs: Sequence[Run], file: Path, warnings: Sequence[str] = ()) -> list[str]:
     """Write the page of some runs, and return one line for each thing that was left out."""
+    # One of earlier results says something else than the text next to it.
+    file.unlink(missing_ok=True)
     try:
         galleries, notes = _galleries(runs)
         content = render(page_of(runs, galleries, warnings))
