@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 README = ROOT / "README.md"
-PLOTS = ["matplotlib"]
+# The curves of results.md, and the page next to it: its template and the library that draws its curves.
+PLOTS = ["matplotlib", "jinja2", "vl-convert-python>=1.9"]
 DEMO = PLOTS
 # What tests run them with.
 NOTEBOOKS = ["jupytext", "nbclient", "ipykernel"]
@@ -43,6 +44,7 @@ setup(
     # The configs live at the top of the repository and ship in the wheel, so that an installed package finds them by name.
     packages=[*find_packages(include=["ssdd_jax", "ssdd_jax.*"]), "ssdd_jax.configs"],
     package_dir={"ssdd_jax.configs": "configs"},
+    package_data={"ssdd_jax.report": ["templates/*"]},
     install_requires=[
         "jax>=0.5.3",
         "jaxlib>=0.5.3",
@@ -81,6 +83,7 @@ setup(
             *NOTEBOOKS,
             *TENSORBOARD,
             *WANDB,
+            "playwright",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

@@ -22,13 +22,14 @@ from ssdd_jax.settings.spec import RunSpec
 USAGE = f"""{__doc__}
 
 --config   a shipped config by name, or a config file by path; VARIANT, such as smoke, is passed to it
---workdir  folder of the run's outputs; an interrupted run goes on there
+--workdir  folder of the run's outputs; an interrupted run goes on there; for compare given several times
 --config.key=value  changes a setting, e.g. --config.num_pairs=20 --config.only=krr_st,ours
 --task     all (the default): teacher, distill, evaluate, report; or one of
              teacher   pretrain the teacher
              distill   make the teacher, then the distilled sets
              evaluate  evaluate the sets in the workdir, or those of --set
              report    write the report of results.json again; needs no --config
+             compare   write one report of the results in several workdirs into --output; needs no --config
              export    write the sets in the workdir, or those of --set, as plain files; needs no --config
              push      send the set in the workdir, or that of --set, which may also be the folder of a teacher, to
                        the Hugging Face Hub as --repo; needs no --config
@@ -45,6 +46,7 @@ USAGE = f"""{__doc__}
            hf (the folder of a repository on the Hugging Face Hub)
 --repo     USER/NAME, the repository that push sends to; --private makes a new one private
 --licence  that of the source images as the Hub spells it (cc-by-4.0, mit, other, unknown), for push and --format=hf
+--output   folder that compare writes its report into: compare (the default)
 --accept_changes  go on in a workdir that was begun with other settings; whatever depends on them is made again
 --distributed  start one process per host (or device) with the same command: auto on a TPU pod, under Slurm or Open MPI,
            elsewhere HOST:PORT,NUM,ID: the address of process 0, how many processes, and which of them this is
@@ -53,8 +55,8 @@ exit status
 {{statuses}}
 shipped configs: {{configs}}"""
 
-TASKS = ("all", "teacher", "distill", "evaluate", "report", "export", "push", "verify")
-WITHOUT_CONFIG = ("report", "export", "push", "verify")
+TASKS = ("all", "teacher", "distill", "evaluate", "report", "compare", "export", "push", "verify")
+WITHOUT_CONFIG = ("report", "compare", "export", "push", "verify")
 WITH_SETS = ("evaluate", "export", "push", "verify")
 
 # HOST:PORT of process 0, the number of processes, and the index of this one.
@@ -63,7 +65,10 @@ Address = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line asks for. The settings are None for tasks that need none."""
+    """What the command line asks for.
+
+    The settings are None for tasks that need none. `workdir` is the folder that is written to, `compared` are the runs to compare.
+    """
 
     spec: RunSpec | None
     workdir: Path
@@ -76,6 +81,7 @@ class Command:
     repo: str | None = None
     licence: str | None = None
     private: bool = False
+    compared: tuple[Path, ...] = ()
 
 
 def usage() -> str:
@@ -166,7 +172,8 @@ def parse(argv: Sequence[str]) -> Command:
     source, args = _take_config(argv)
     loaded = None if source is None else load_config(source)
     values = flags.FlagValues()
-    workdir_flag = flags.DEFINE_string("workdir", None, "workdir", flag_values=values)
+    workdir_flag = flags.DEFINE_multi_string("workdir", [], "workdir", flag_values=values)
+    output_flag = flags.DEFINE_string("output", None, "output", flag_values=values)
     task_flag = flags.DEFINE_string("task", "all", "task", flag_values=values)
     set_flag = flags.DEFINE_multi_string("set", [], "set", flag_values=values)
     fact_flags = {field.name: flags.DEFINE_string(f"set_{field.name}", None, "set", flag_values=values) for field in fields(SetFacts)}
@@ -210,18 +217,25 @@ def parse(argv: Sequence[str]) -> Command:
             raise InputError(f"--{name} is for --task=push, the task is {task}; drop one of them")
     if licence_flag.value is not None and not publishes:
         raise InputError(f"--licence is for --task=push and --format=hf, the task is {task}; drop it")
+    if output_flag.value is not None and task != "compare":
+        raise InputError(f"--output is for --task=compare, the task is {task}; drop one of them")
     distributed = None if distributed_flag.value is None else _distributed(distributed_flag.value)
     if distributed is not None and task in WITHOUT_CONFIG:
         raise InputError(f"--distributed is not for --task={task}, which one process does; drop one of them")
     needs_config = task not in WITHOUT_CONFIG
-    if (needs_config and config is None) or workdir_flag.value is None:
+    if (needs_config and config is None) or not workdir_flag.value:
         missing = "--config" if needs_config and config is None else "--workdir"
         raise InputError(f"{missing} is missing; e.g. python -m ssdd_jax.main --config digits --workdir runs/digits")
     sets = tuple(_path("--set", path) for path in set_flag.value)
     spec = to_spec(config) if config is not None else None
-    workdir, fmt = _path("--workdir", workdir_flag.value), format_flag.value or "safetensors"
+    workdirs, fmt = [_path("--workdir", path) for path in workdir_flag.value], format_flag.value or "safetensors"
+    compared = tuple(workdirs) if task == "compare" else ()
+    if compared:
+        workdirs = [_path("--output", "compare" if output_flag.value is None else output_flag.value)]
+    if len(workdirs) > 1:
+        raise InputError(f"--workdir is given {len(workdirs)} times, which is for --task=compare, the task is {task}; give it once")
     published = repo_flag.value, licence_flag.value, private_flag.value
-    return Command(spec, workdir, task, sets, fmt, accept_flag.value, distributed, facts, *published)
+    return Command(spec, workdirs[0], task, sets, fmt, accept_flag.value, distributed, facts, *published, compared)
 
 
 def _facts(given: Mapping[str, str | None]) -> SetFacts:

@@ -75,6 +75,8 @@ def _execute(command: Command) -> None:
         pipeline.export(command.workdir, command.format, command.sets, command.licence)
     elif command.task == "push":
         pipeline.push(command.workdir, command.repo, command.licence, command.sets, command.private)
+    elif command.task == "compare":
+        pipeline.compare(command.compared, command.workdir)
     elif command.spec is None or command.task == "report":
         pipeline.report(command.workdir)
     else:

@@ -26,7 +26,7 @@ ALLOWED = {
     "teacher": {"core", "evals", "nets", "settings", "teacher"},
     "io": {"core", "errors", "io", "registry", "settings", "terminal"},
     "data": {"data", "errors", "io", "paths", "progress", "registry"},
-    "report": {"core", "errors", "io", "report"},
+    "report": {"core", "errors", "io", "paths", "report"},
     "runtime": {"compat", "core", "data", "errors", "io", "progress", "runtime", "settings"},
     "cli": {"paths", "errors", "registry", "settings", "terminal"},
     "main": {"cli", "errors", "runtime", "stages", "terminal"},

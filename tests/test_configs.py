@@ -89,6 +89,14 @@ def test_the_rows_of_label_sets_are_as_published_at_every_budget_of_cifar100(var
             assert plan.stored_scalars <= plan.budget
 
 
+@pytest.mark.parametrize(("variant", "num_pairs", "ours"), [("", 100, 52.41), ("n25", 25, 51.41), ("n5000", 5000, 55.53)])
+def test_the_papers_numbers_are_those_of_the_budget(variant, num_pairs, ours):
+    evaluation = parse(["--config", f"cifar100:{variant}".rstrip(":"), "--workdir", "x"]).spec.evaluation
+    told = evaluation.published["ours"]
+    assert (told.dataset, told.num_pairs, told.students[0], told.values[0]) == ("cifar100", num_pairs, "convnet", ours)
+    assert set(told.students) <= set(evaluation.students)
+
+
 @pytest.mark.chaos
 def test_the_smoke_variant_of_cifar100_runs_every_row_of_label_sets_on_files_in_its_format(tmp_path):
     draw, root = np.random.RandomState(0), "cifar-100-binary"

@@ -14,6 +14,7 @@ from ssdd_jax.cli import parse, resolve_config, shipped_configs
 from ssdd_jax.errors import DataError, InputError, Status, StorageError
 from ssdd_jax.io.files import locked
 from ssdd_jax.main import main
+from ssdd_jax.report.nearest import read_nearest
 from ssdd_jax.runtime import hosts, stop
 from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.stages.dataset import load_data
@@ -55,6 +56,34 @@ def test_a_run_leaves_what_it_says(finished):
     assert json.loads((workdir / "spec.json").read_text())["settings"]["seeds"] == [0]
     assert "numbers; targets: identity stored" in output
     assert "results.md" in output
+
+
+def test_a_run_writes_the_real_images_that_its_teacher_represents_most_like_its_own(finished):
+    workdir, _ = finished
+    (folder,) = (workdir / "checkpoints").glob("representations-*")
+    reprs, images = np.load(folder / "train-identity.npy"), load_data(parse([*ARGS, "--workdir", "x"]).spec.data, "test").train_images
+    for method, found in read_nearest(workdir).items():
+        targets = np.asarray(expand(load_distilled(workdir / "distilled" / method / "seed_0"))[1])[0]
+        distances = ((targets[:, None] - reprs[None]) ** 2).mean(-1) / reprs.var(0).mean()
+        np.testing.assert_allclose(found.distances, np.sort(distances, 1)[:, : found.rows.shape[1]], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(np.take_along_axis(distances, found.rows, 1), found.distances, rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(found.images, images[found.rows])
+    assert set(read_nearest(workdir)) == {"krr_st", "ours"}
+
+
+def test_two_runs_are_compared_and_left_as_they_are(finished, tmp_path, capsys):
+    runs = [finished[0], shutil.copytree(finished[0], tmp_path / "copy")]
+    state = lambda: {file: file.read_bytes() for run in runs for file in run.rglob("*") if file.is_file()}
+    before, arguments = state(), ["--task=compare", *(f"--workdir={run}" for run in runs)]
+    assert main([*arguments, f"--output={tmp_path / 'both'}"]) == 0
+    assert state() == before
+    text = (tmp_path / "both" / "results.md").read_text()
+    assert all(f"| {label} | ours |" in text for label in ("out", "copy"))
+    assert f"report: {tmp_path / 'both' / 'results.md'}" in "".join(capsys.readouterr().out.split("\n"))
+    (tmp_path / "copy" / "results.json").write_text("{}")
+    assert main([*arguments, f"--output={tmp_path / 'again'}"]) == 3
+    assert "results.json in" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_every_logged_number_is_finite_and_steps_ascend(finished):
@@ -171,6 +200,13 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_others(finished, 
         (["--config", "digits", "--workdir", "x", "--config.teacher.checkpoint=none.pt"], "no file 'none.pt'"),
         (["--workdir", "x", "--task=report"], "no results.json in x"),
         (["--workdir", "x", "--task=export"], "no distilled set below x/distilled"),
+        (
+            ["--workdir", "x", "--workdir", "y", "--task=report"],
+            "--workdir is given 2 times, which is for --task=compare",
+        ),
+        (["--workdir", "x", "--task=compare"], "a comparison needs two runs or more"),
+        (["--workdir", "x", "--workdir", "y", "--task=compare"], "--workdir x: no such folder, expected that of a finished run"),
+        (["--config", "digits", "--workdir", "x", "--output=y"], "--output is for --task=compare, the task is all"),
         (["--config", "digits", "--workdir", "x", "--config.evaluation.protocols=('knnn',)"], "protocols.0. is 'knnn'.*did you mean 'knn'"),
     ],
 )

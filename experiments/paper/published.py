@@ -1,8 +1,11 @@
 """Numbers of the paper: linear evaluation, in percent, of students pretrained on sets of CIFAR-100 (Yu, Yao and Chiu, ICLR 2025)."""
 
-STUDENTS = ("convnet", "vgg11", "resnet18", "alexnet", "mobilenet", "vit")
+from configs.cifar100 import CROSS_ARCHITECTURE as AT_100
+from configs.cifar100 import OVER_BUDGETS as CONVNET
+from configs.cifar100 import STUDENTS
+
 TARGETS = ("cifar100", "cifar10", "cub200", "dogs")
-BUDGETS = (25, 50, 100, 1000, 5000)
+BUDGETS = tuple(CONVNET)
 
 
 def _table(columns, rows):
@@ -10,17 +13,7 @@ def _table(columns, rows):
 
 
 # N = 100.
-CROSS_ARCHITECTURE = _table(
-    STUDENTS,
-    {
-        "random": (43.66, 23.76, 19.26, 28.82, 11.99, 20.70),
-        "dsa": (39.38, 19.97, 20.11, 31.57, 9.58, 20.03),
-        "idm": (38.71, 14.24, 19.05, 33.71, 8.18, 17.41),
-        "datm": (38.73, 26.04, 21.20, 29.31, 10.17, 20.11),
-        "krr_st": (47.00, 27.78, 18.92, 31.27, 10.11, 20.82),
-        "ours": (52.41, 35.35, 20.90, 36.88, 24.14, 23.33),
-    },
-)
+CROSS_ARCHITECTURE = _table(STUDENTS, AT_100)
 DOWNSTREAM = _table(
     TARGETS,
     {
@@ -33,16 +26,6 @@ DOWNSTREAM = _table(
     },
 )
 # None where a method needs an image of each class and the budget does not hold one.
-OVER_BUDGETS = _table(
-    BUDGETS,
-    {
-        "random": (41.61, 41.80, 43.66, 49.82, 52.76),
-        "dsa": (None, None, 39.38, 36.16, 36.25),
-        "idm": (None, None, 38.71, 37.21, 42.19),
-        "datm": (None, None, 38.73, 44.98, 46.23),
-        "krr_st": (44.06, 45.79, 47.00, 51.89, 52.49),
-        "ours": (51.41, 52.08, 52.41, 53.54, 55.53),
-    },
-)
+OVER_BUDGETS = {method: {n: CONVNET[n].get(method) for n in BUDGETS} for method in AT_100}
 # N = 100: bases without views, and all of the method.
 ABLATION = _table(("convnet",), {"krr_st": (47.00,), "basis": (48.57,), "ours": (52.41,)})

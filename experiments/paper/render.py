@@ -1,6 +1,5 @@
 """The tables as Markdown, HTML and LaTeX, and the pictures: scores over budgets, and bases with distilled images."""
 
-import html
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,20 +14,8 @@ from ssdd_jax.io.files import write_bytes
 from ssdd_jax.io.manifest import read_manifest
 from ssdd_jax.report import to_markdown
 from ssdd_jax.report.figures import COLOURS, LINES, bases_picture, images_picture, png, views_picture
-
-STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 25%, transparent); }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 1px solid var(--line); border-top: 2px solid var(--line); }
-tbody tr:last-child td { border-bottom: 2px solid var(--line); }
-tbody tr:has(td.ours) { font-weight: 600; }
-img { max-width: 100%; image-rendering: pixelated; background: white; padding: .5rem; }
-p.note { opacity: .75; margin: .25rem 0 0; }
-"""
+from ssdd_jax.report.page import Choice, Page, render, text_table
+from ssdd_jax.report.tables import CONTROL_LABELS
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
@@ -39,22 +26,11 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 
 def as_html(tables: Sequence[Table], pictures: Mapping[str, str]) -> str:
-    """Return one page; pictures are file names beside it, with what they show."""
-    cell = lambda tag, text: f"<{tag}{' class=ours' if text == 'ours' else ''}>{html.escape(text)}</{tag}>"
-    line = lambda tag, cells: "<tr>" + "".join(cell(tag, text) for text in cells) + "</tr>"
-    body = []
-    for table in tables:
-        notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
-        rows = "\n".join(line("td", row) for row in table.rows)
-        body.append(
-            f"<h2>{html.escape(table.title)}</h2>\n<div class=wide><table><thead>{line('th', table.header)}</thead>\n"
-            f"<tbody>{rows}</tbody></table></div>{notes}"
-        )
-    for name, words in pictures.items():
-        body.append(f'<h2>{html.escape(words)}</h2>\n<img src="{html.escape(name)}" alt="{html.escape(words)}">')
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Tables of the paper</title>'
-    start = f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n<h1>Tables</h1>"
-    return "\n".join([start, *body, "</body></html>"]) + "\n"
+    """Return one page in the look of a run's report; pictures are file names beside it, with what they show."""
+    shown = [text_table(table.title, table.header, table.rows, table.notes) for table in tables]
+    methods = dict.fromkeys(row.keys["method"] for table in shown for row in table.rows if "method" in row.keys)
+    choices = [Choice(method, CONTROL_LABELS.get(method, method)) for method in methods]
+    return render(Page("Tables of the paper", filters={"method": choices}, tables=shown, pictures=list(pictures.items())))
 
 
 def as_latex(tables: Sequence[Table]) -> str:

@@ -9,11 +9,10 @@ import numpy as np
 
 from experiments.paper import published
 from experiments.paper.plans import ABLATION_ROWS, CONTROL_ROWS, CURVES, OF_LABELS, PAPER_ROWS, Scale
-from ssdd_jax.report.tables import CONTROL_LABELS, NOTHING
+from ssdd_jax.report.tables import CONTROL_LABELS, LOWER_IS_BETTER, NOTHING, Cell
 
 Row = Mapping[str, Any]
 SCORES = {"linear": "Linear evaluation", "few_1": "1 % of labels", "few_5": "5 % of labels", "knn": "k-NN", "repr_error": "repr_error"}
-LOWER_IS_BETTER = ("repr_error",)
 
 
 class Table(NamedTuple):
@@ -39,14 +38,15 @@ def unit_of(score: str) -> tuple[int, int]:
     return (1, 3) if score in LOWER_IS_BETTER else (100, 1)
 
 
-def text_of(values: Sequence[float] | None, score: str) -> str:
+def text_of(values: Sequence[float] | None, score: str) -> Cell:
     """Return mean and sample standard deviation: percent, or an error."""
     if not values:
         return NOTHING
     factor, decimals = unit_of(score)
     scaled = [factor * value for value in values]
     mean = f"{statistics.fmean(scaled):.{decimals}f}"
-    return mean if len(scaled) < 2 else f"{mean} ± {statistics.stdev(scaled):.{decimals}f}"
+    text = mean if len(scaled) < 2 else f"{mean} ± {statistics.stdev(scaled):.{decimals}f}"
+    return Cell(text, statistics.fmean(scaled), -1 if score in LOWER_IS_BETTER else 1)
 
 
 def agreement(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[int, int]:
@@ -80,10 +80,10 @@ def crossed(
     """
     paper = lambda method, column: (theirs.get(method) or {}).get(column)
 
-    def cell(method: str, column: Any) -> str:
+    def cell(method: str, column: Any) -> Cell:
         text = text_of(found.get((method, column)), score)
         beside = paper(method, column) if same_data and score == "linear" else None
-        return f"{text} [{beside:.2f}]" if beside is not None else text
+        return Cell(f"{text} [{beside:.2f}]", text.value, text.better) if beside is not None else text
 
     shown = [name for name in methods if any((name, column) in found or (name, column) in absent for column in columns)]
     rows = [[CONTROL_LABELS.get(name, name), *(cell(name, column) for column in columns)] for name in shown]
@@ -223,7 +223,8 @@ def ablation(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int],
             first = of_method[0]
             cells = [text_of([row[score] for row in of_method if score in row], score) for score in scores]
             beside = published.ABLATION.get(name, {}).get("convnet") if _is_papers(scale, scale.main) else None
-            cells[0] += f" [{beside:.2f}]" if beside else ""
+            if beside:
+                cells[0] = Cell(f"{cells[0]} [{beside:.2f}]", cells[0].value, cells[0].better)
             lines.append([name, f"{first['num_images']} x {first['num_views']}", *cells])
     return [Table(f"Ablation, ConvNet, N = {scale.main}", ["method", "images x views", *(SCORES[score] for score in scores)], lines, [])]
 

@@ -24,7 +24,7 @@ from ssdd_jax.data.splits import Options, write_splits
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import file_digest, json_digest, locked
 from ssdd_jax.io.manifest import MANIFEST, read_manifest
-from ssdd_jax.paths import local_path
+from ssdd_jax.paths import default_cache, local_path
 from ssdd_jax.progress import Display
 
 FORMAT = 2
@@ -33,17 +33,6 @@ NAME_BYTES = 100
 # A folder younger than this may not be locked yet.
 YOUNG_S = 60.0
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{12}\.[^.]+\.tmp")
-
-
-def default_cache() -> Path:
-    """Return where prepared datasets are kept: $SSDD_JAX_CACHE, or ssdd_jax/ in the user's cache folder."""
-    named = os.environ.get("SSDD_JAX_CACHE")
-    if named:
-        return Path(os.path.expanduser(named))
-    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    if folder.startswith("~"):
-        raise DataError("the user has no home folder to keep prepared datasets in; set SSDD_JAX_CACHE to a folder")
-    return Path(folder) / "ssdd_jax"
 
 
 def prepare(source: Source, options: Options, cache: Path | None = None, display: Display | None = None, *, notes: bool = True) -> Path:

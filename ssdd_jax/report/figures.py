@@ -56,9 +56,15 @@ def grid(images: np.ndarray, columns: int, scale: int | None = None, gap: int = 
 
 def bases_picture(bases: ArrayLike, base_shape: Sequence[int]) -> Image.Image:
     """Draw the first image bases "U p", each stretched to its own range, symmetric about 0, which is mid-grey."""
+    pixels = bases_pixels(bases, base_shape)
+    return grid(pixels, min(16, len(pixels)))
+
+
+def bases_pixels(bases: ArrayLike, base_shape: Sequence[int]) -> np.ndarray:
+    """Return the first image bases as uint8 "n h w C", as `bases_picture` draws them."""
     bases = np.asarray(bases)[:MAX_BASES].reshape(-1, *base_shape)
     largest = np.maximum(np.abs(bases).max((1, 2, 3), keepdims=True), np.finfo(np.float32).tiny)
-    return grid((MID_GREY + np.rint(127 * (bases / largest))).astype(np.uint8), min(16, len(bases)))
+    return (MID_GREY + np.rint(127 * (bases / largest))).astype(np.uint8)
 
 
 def images_picture(distilled: DistilledSet, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
@@ -131,6 +137,16 @@ def loss_picture(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
         content = io.BytesIO()
         figure.savefig(content, format="png")
     return content.getvalue()
+
+
+def all_or_first(count: int, most: int, what: str) -> str:
+    """Return what a picture shows where it shows at most a number of things.
+
+    Example:
+        >>> all_or_first(130, 100, "distilled images")
+        'The first 100 of 130 distilled images'
+    """
+    return f"The {what}" if count <= most else f"The first {most} of {count:,} {what}"
 
 
 def _scale(h: int, w: int) -> int:

@@ -14,7 +14,55 @@ from rich.text import Text
 from ssdd_jax.io.markdown import to_markdown as to_markdown
 
 Row = Mapping[str, Any]
+
+
+class Cell(str):
+    """The text of a cell with the number that it shows.
+
+    Attributes:
+        value: what a column is sorted by; None where there is no number.
+        better: 1 where the higher of two numbers is the better one, -1 where the lower is, 0 where neither is.
+
+    Example:
+        >>> cell = Cell("76.0 ± 1.4", 0.76, better=1)
+        >>> cell == "76.0 ± 1.4", cell.value
+        (True, 0.76)
+    """
+
+    value: float | None
+    better: int
+
+    def __new__(cls, text: str, value: float | None = None, better: int = 0) -> "Cell":
+        """Make a cell."""
+        cell = super().__new__(cls, text)
+        cell.value, cell.better = value, better
+        return cell
+
+
 TextTable = tuple[list[str], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table of results.
+
+    Attributes:
+        method: name of the set or control.
+        student: label of the student; None for controls that have none.
+        dataset: what it is evaluated on.
+        cells: by the title of their column.
+    """
+
+    method: str
+    student: str | None
+    dataset: str
+    cells: Mapping[str, Cell]
+
+    @property
+    def is_control(self) -> bool:
+        """Return whether it is about no distilled set."""
+        return self.method in CONTROL_LABELS
+
 
 # score -> its column heading, where results.json does not name it; scores of the few-label probe are named few_PERCENT.
 SCORES = {
@@ -25,6 +73,9 @@ SCORES = {
     "knn": "k-NN",
     "finetune": "fine-tuned",
 }
+LOWER_IS_BETTER = ("repr_error",)
+# The columns before and after those of the scores.
+SIZE_TITLES, COST_TITLES = ("method", "images", "views", "pairs", "numbers stored"), ("outer steps", "seconds")
 SIZES = ("num_images", "num_views", "stored_scalars", "bits", "steps")
 CONTROL_LABELS = {
     "none": "no pretraining",
@@ -32,7 +83,7 @@ CONTROL_LABELS = {
     "teacher_init": "teacher's network, untrained",
     "teacher": "teacher",
 }
-NOTHING = "–"
+NOTHING = Cell("–")
 # A column's padding plus the blank that the box draws between columns.
 GAP = 2
 
@@ -144,35 +195,44 @@ def results_table(results: Mapping[str, Any]) -> TextTable:
     Args:
         results: content of results.json; a method in `absent`, which does not exist at this budget, has an empty line.
     """
-    main, columns = main_rows(results), score_columns(results)
-    scores, summary = scores_in(main, columns), {entry["method"]: entry for entry in summarize(main, columns)}
-    titles = [score_label(score, columns) for score in scores]
-    header = ["method", "images", "views", "pairs", "numbers stored", *titles, "outer steps", "seconds"]
-    rows = []
-    for method in _controls_first(summary):
-        entry = summary[method]
-        number = lambda key, entry=entry: NOTHING if entry.get(key) is None else f"{entry[key]:,}"
-        pairs = f"{entry['num_images'] * entry['num_views']:,}" if entry.get("num_images") and entry.get("num_views") else NOTHING
-        stored = number("stored_scalars")
+    lines = result_lines(results, main_rows(results))
+    header = line_titles(lines)
+    return header, [[line.cells.get(title, NOTHING) for title in header] for line in lines]
+
+
+def line_titles(lines: Sequence[Line]) -> list[str]:
+    """Return the titles of the columns of some lines: what they have in common around all scores that any of them has."""
+    scores = dict.fromkeys(title for line in lines for title in line.cells)
+    return [*SIZE_TITLES, *(title for title in scores if title not in (*SIZE_TITLES, *COST_TITLES)), *COST_TITLES]
+
+
+def result_lines(results: Mapping[str, Any], rows: Sequence[Row]) -> list[Line]:
+    """Return one line per method, student and dataset among some rows of results.json, controls first; then those of absent methods."""
+    columns = score_columns(results)
+    titles, summary = {score: score_label(score, columns) for score in scores_in(rows, columns)}, summarize(rows, columns)
+    order = _controls_first(dict.fromkeys(entry["method"] for entry in summary))
+    lines = []
+    for entry in sorted(summary, key=lambda entry: order.index(entry["method"])):
+        number = lambda key, entry=entry: NOTHING if entry.get(key) is None else Cell(f"{entry[key]:,}", entry[key])
+        pairs = entry["num_images"] * entry["num_views"] if entry.get("num_images") and entry.get("num_views") else None
+        stored, seconds = number("stored_scalars"), entry.get("seconds")
         if stored != NOTHING and results["budget"]:
-            stored += f" ({entry['stored_scalars'] / results['budget']['scalars']:.1%})"
+            stored = Cell(f"{stored} ({entry['stored_scalars'] / results['budget']['scalars']:.1%})", stored.value)
         if entry.get("bits", 32) != 32:
-            stored += f", in {entry['bits']} bits"
-        seconds = entry.get("seconds")
-        rows.append(
-            [
-                CONTROL_LABELS.get(method, method),
-                number("num_images"),
-                number("num_views"),
-                pairs,
-                stored,
-                *(_score(score, entry) for score in scores),
-                number("steps"),
-                NOTHING if seconds is None else f"{seconds:,.1f}" if seconds < 100 else f"{seconds:,.0f}",
-            ]
-        )
-    rows += [[method, *[NOTHING] * (len(header) - 1)] for method in results.get("absent", {}) if method not in summary]
-    return header, rows
+            stored = Cell(f"{stored}, in {entry['bits']} bits", stored.value)
+        cells = {
+            "method": Cell(CONTROL_LABELS.get(entry["method"], entry["method"])),
+            "images": number("num_images"),
+            "views": number("num_views"),
+            "pairs": NOTHING if pairs is None else Cell(f"{pairs:,}", pairs),
+            "numbers stored": stored,
+            **{title: _score(score, entry) for score, title in titles.items()},
+            "outer steps": number("steps"),
+            "seconds": NOTHING if seconds is None else Cell(f"{seconds:,.1f}" if seconds < 100 else f"{seconds:,.0f}", seconds),
+        }
+        lines.append(Line(entry["method"], entry["student"], entry["dataset"], cells))
+    absent = [method for method in results.get("absent", {}) if method not in order]
+    return lines + [Line(method, None, results["dataset"]["name"], {"method": Cell(method)}) for method in absent]
 
 
 def views_table(results: Mapping[str, Any]) -> TextTable | None:
@@ -251,12 +311,13 @@ def _spread(score: Mapping[str, Any], text: Callable[[float], str]) -> str:
     return text(score["mean"]) if score["std"] is None else f"{text(score['mean'])} ± {text(score['std'])}"
 
 
-def _score(name: str, entry: Mapping[str, Any]) -> str:
+def _score(name: str, entry: Mapping[str, Any]) -> Cell:
     """Format a score of a summary: an error as a number, an accuracy in percent, and how many seeds failed."""
     failed = f" ({entry['num_failed']} failed)" if entry.get("num_failed") else ""
     if name not in entry:
-        return NOTHING + failed
-    return _spread(entry[name], lambda value: _bare(value, 3) if name == "repr_error" else f"{100 * value:.1f}") + failed
+        return Cell(NOTHING + failed)
+    text = _spread(entry[name], lambda value: _bare(value, 3) if name == "repr_error" else f"{100 * value:.1f}")
+    return Cell(text + failed, entry[name]["mean"], -1 if name in LOWER_IS_BETTER else 1)
 
 
 def _bare(value: float, decimals: int) -> str:

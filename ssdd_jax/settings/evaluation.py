@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ssdd_jax.errors import InputError
 from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.settings.augment import FREPO_WITH_FLIP, FREPO_WITHOUT_FLIP, WITH_FLIP, WITHOUT_FLIP
 from ssdd_jax.settings.fields import one_of, within
@@ -89,6 +90,33 @@ LABEL_RECIPES = {
 """Recipes that label sets of the literature are read with, by name: config.evaluation.recipes.labels = to_config(LABEL_RECIPES["dc"]).
 
 Where left and right matter, set `augment` to `ssdd_jax.settings.augment.WITHOUT_FLIP`, for "frepo" to `FREPO_WITHOUT_FLIP`."""
+
+
+@dataclass(frozen=True)
+class PublishedSpec:
+    """What a publication reports for a method; a report shows it in brackets, and nothing else depends on it.
+
+    Attributes:
+        source: the publication, in words.
+        dataset: name of the dataset, as tables have it.
+        num_pairs: its budget.
+        score: name of the score, as rows of results.json have it.
+        students: labels of students.
+        values: the number of each student, as it is printed there.
+    """
+
+    source: str = ""
+    dataset: str = ""
+    num_pairs: int = within(0, 0)
+    score: str = "linear"
+    students: tuple[str, ...] = ()
+    values: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if len(self.students) != len(self.values):
+            raise InputError(
+                f"config.evaluation.published has {len(self.values)} values for {len(self.students)} students; give one for each"
+            )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.registry import LOGGERS, METHODS, NETS, PROTOCOLS
 from ssdd_jax.settings.augment import AugmentSpec
-from ssdd_jax.settings.evaluation import RECIPES, VIT_RECIPE, RecipeSpec, protocol_defaults
+from ssdd_jax.settings.evaluation import RECIPES, VIT_RECIPE, PublishedSpec, RecipeSpec, protocol_defaults
 from ssdd_jax.settings.fields import CONTROLS, MAX_SEED, PRECISIONS, TARGET_KINDS, matching, named, names_in, one_of, within
 
 
@@ -196,6 +196,7 @@ class EvaluationSpec:
         updates: updates of student pretraining, the same number whatever the size of the set.
         recipes: recipes of student pretraining, by what the set's targets are.
         vit_recipe: that of a ViT, which SGD at this rate does not train.
+        published: what a publication reports, by method; the report shows it next to the run's own numbers.
     """
 
     split: str = one_of("test", "validation")
@@ -210,6 +211,7 @@ class EvaluationSpec:
     batch_size: int = within(256, 1)
     recipes: Mapping[str, RecipeSpec] = field(default_factory=lambda: dict(RECIPES))
     vit_recipe: RecipeSpec = VIT_RECIPE
+    published: Mapping[str, PublishedSpec] = field(default_factory=dict)
 
     def recipe(self, net: NetSpec, target_kind: str) -> tuple[str, RecipeSpec]:
         """Return where in the section the recipe of a network is, and the recipe; of the set it depends on the kind of targets alone."""

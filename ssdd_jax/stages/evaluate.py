@@ -22,7 +22,7 @@ from ssdd_jax.runtime.encode import in_batches
 from ssdd_jax.runtime.feed import to_device
 from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.runtime.loop import Loop, seed_groups, stack, unstack
-from ssdd_jax.settings.digest import digest
+from ssdd_jax.settings.digest import digest, json_ready
 from ssdd_jax.stages.cells import (
     Cell,
     Scope,
@@ -137,6 +137,7 @@ def _header(context: Context, has_own_sets: bool, has_teacher: bool) -> dict[str
         "absent": context.absent if has_own_sets else {},
         "protocols": {name: about(PROTOCOLS[name], settings) for name, settings in spec.chosen_protocols().items()},
         "device": device(),
+        **({"published": json_ready(published)} if (published := spec.evaluation.published) else {}),
     }
 
 

@@ -6,7 +6,6 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ssdd_jax.data.prepare import default_cache
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.export import export_distilled
 from ssdd_jax.io.files import locked, write_json
@@ -15,8 +14,9 @@ from ssdd_jax.io.manifest import MANIFEST, SUMS, damaged_files, read_manifest, s
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.io.publish import push_to_hub
 from ssdd_jax.io.published import refuse_published
+from ssdd_jax.paths import default_cache
 from ssdd_jax.progress import Display
-from ssdd_jax.report import read_results, results_tables, to_rich, write_report
+from ssdd_jax.report import comparison_table, read_results, read_runs, results_tables, to_rich, write_comparison, write_report
 from ssdd_jax.runtime import hosts
 from ssdd_jax.runtime.compilation import use_cache
 from ssdd_jax.settings.digest import json_ready
@@ -29,8 +29,9 @@ from ssdd_jax.stages.dataset import data_warnings, load_data
 from ssdd_jax.stages.distill import distill
 from ssdd_jax.stages.evaluate import evaluate
 from ssdd_jax.stages.given import NOTHING_GIVEN, Given
+from ssdd_jax.stages.nearest import find_nearest
 from ssdd_jax.stages.provenance import FINGERPRINTS, check_changes
-from ssdd_jax.stages.sets import complete_sets, named_sets, own_sets
+from ssdd_jax.stages.sets import Sets, complete_sets, named_sets, own_sets
 
 # What a run writes, and whether it is a folder.
 FILES = ("spec.json", "metrics.jsonl", "results.json")
@@ -68,7 +69,7 @@ def run(
             own = own_sets(context) if named else complete_sets(context)
         record_settings(context, accept_changes)
         if task == "evaluate":
-            return on_writer_only(lambda: show_report(workdir, evaluate(context, own, named), context.display))
+            return on_writer_only(lambda: _evaluate(context, own, named))
         # Methods ask for a teacher if they need one; its controls need one whatever the methods.
         wants_teacher = set(spec.evaluation.controls) - {"none"} or spec.evaluation.teacher_targets
         if task == "teacher" or (task == "all" and wants_teacher):
@@ -79,7 +80,7 @@ def run(
         distill(context)
         if task == "distill":
             return {}
-        return on_writer_only(lambda: show_report(workdir, evaluate(context, complete_sets(context)), context.display))
+        return on_writer_only(lambda: _evaluate(context, complete_sets(context)))
 
 
 @contextmanager
@@ -144,6 +145,13 @@ def record_settings(context: Context, accept_changes: bool = False) -> None:
     hosts.wait_for_writer()
 
 
+def _evaluate(context: Context, own: Sets, named: Sets | None = None) -> dict[str, Any]:
+    """Evaluate and report; return the results."""
+    results = evaluate(context, own, named)
+    find_nearest(context, own)
+    return show_report(context.workdir, results, context.display)
+
+
 def on_writer_only(fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what a function returns; of several processes one alone calls it, the others wait and return nothing."""
     result = {}
@@ -169,6 +177,17 @@ def report(workdir: Path) -> None:
     check_sealed(workdir)
     show_report(workdir, read_results(workdir / "results.json"), Display())
     seal_run(workdir)
+
+
+def compare(workdirs: Sequence[Path], folder: Path) -> None:
+    """Write one report of several finished runs into a folder, and print its table."""
+    for workdir in workdirs:
+        check_sealed(workdir)
+    runs, display = read_runs(workdirs), Display()
+    for note in write_comparison(runs, folder):
+        display.print(note)
+    display.print(to_rich(*comparison_table(runs), title="Results"))
+    display.print(f"report: {folder / 'results.md'}")
 
 
 def export(workdir: Path, fmt: str, sets: Sequence[Path] = (), licence: str | None = None) -> list[Path]:

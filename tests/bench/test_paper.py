@@ -96,15 +96,20 @@ def test_the_ablation_has_a_line_for_every_part():
 def test_tables_read_as_markdown_html_and_latex():
     table = tables.Table("Students & more", ["method", "a_b"], [["ours", "50.0 ± 1.0"], ["x<y", "1 %"]], ["A note."])
     assert "| ours | 50.0 ± 1.0 |" in as_markdown([table])
-    page = as_html([table], {"ours.png": "its images"})
-    assert "<td class=ours>ours</td>" in page
-    assert "x&lt;y" in page
-    assert 'alt="its images"' in page
-    assert not re.search(r"https?:", page)
     latex = as_latex([table])
     assert r"ours & 50.0 $\pm$ 1.0 \\" in latex
     assert r"Students \& more. A note." in latex
     assert r"a\_b" in latex
+
+
+def test_the_page_has_the_look_of_a_report():
+    pytest.importorskip("jinja2")
+    rows = [row("random", 0.4), row("ours", 0.5), row("none", 0.9)]
+    page = as_html(tables.cross_architecture(rows, scale(), {}), {"ours.png": "its <images>"})
+    assert "<strong>50.0</strong>" in page
+    assert page.count("<strong>") == 1
+    assert '<img class="picture" src="ours.png" alt="its &lt;images&gt;">' in page
+    assert not re.search(r"https?:", page)
 
 
 def test_budgets_are_drawn_from_two_points_on():

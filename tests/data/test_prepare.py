@@ -20,7 +20,7 @@ from PIL import Image
 from ssdd_jax.data import Options, Source, Split, channel_statistics, load_dataset, open_prepared, open_source, prepare, workers
 from ssdd_jax.data import splits as splits_module
 from ssdd_jax.data.decode import decode_image, fit_image
-from ssdd_jax.data.prepare import damaged_arrays, default_cache, read_prepared_manifest
+from ssdd_jax.data.prepare import damaged_arrays, read_prepared_manifest
 from ssdd_jax.data.source import EncodedImage, EncodedImages, PixelBlocks
 from ssdd_jax.errors import DataError, InputError
 from ssdd_jax.io.files import json_digest, locked
@@ -789,12 +789,3 @@ def test_an_image_that_can_be_read_again_is_no_longer_skipped(tmp_path):
     file.write_bytes(content)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert len(stored(prepare(open_source(text), skip, tmp_path / "cache"))["train"][0]) == 6
-
-
-def test_a_cache_without_a_home_says_what_to_set(monkeypatch):
-    monkeypatch.delenv("SSDD_JAX_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "~nobody-of-this-name/cache")
-    with pytest.raises(DataError, match="set SSDD_JAX_CACHE"):
-        default_cache()
-    monkeypatch.setenv("SSDD_JAX_CACHE", "/somewhere")
-    assert default_cache() == Path("/somewhere")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ from ssdd_jax.core.distilled import DistilledSet, Layout
 from ssdd_jax.core.stores.factored import Factors
 from ssdd_jax.core.stores.plain import Plain
 from ssdd_jax.io.artifacts import save_distilled
+from ssdd_jax.io.manifest import read_manifest
+from ssdd_jax.report.nearest import COUNT, Nearest, write_nearest
 
 SHAPE, WIDTH = (8, 8, 1), 6
 LAYOUTS = {
@@ -102,4 +105,24 @@ def workdir(tmp_path, results):
         lines += [{"stage": f"distill/krr_st/seeds_{seed}", "step": step, "loss": [200 / step]} for seed in (0, 1)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "results.json").write_text(json.dumps(results))
+    write_nearest(tmp_path, {method: draw_nearest(tmp_path, method) for method in LAYOUTS})
     return tmp_path
+
+
+def draw_nearest(workdir, method):
+    random, shape = np.random.RandomState(0), (NUM_IMAGES[method], COUNT)
+    digest = read_manifest(workdir / "distilled" / method / "seed_0")["sha256"]
+    images, rows = random.randint(0, 256, (*shape, *SHAPE), np.uint8), random.randint(0, 1797, shape)
+    return Nearest(images, rows, random.uniform(0, 1, shape).astype(np.float32), digest)
+
+
+@pytest.fixture
+def runs(workdir, tmp_path_factory):
+    """Two finished runs of the same dataset, of budgets 3 and 6."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, num_pairs in (("small", 3), ("large", 6)):
+        results = json.loads((workdir / "results.json").read_text())
+        results["budget"] = {"num_pairs": num_pairs, "scalars": 70 * num_pairs}
+        shutil.copytree(workdir, folder / name)
+        (folder / name / "results.json").write_text(json.dumps(results))
+    return [folder / "small", folder / "large"]

@@ -11,7 +11,10 @@ from PIL import Image
 
 from ssdd_jax.errors import InputError
 from ssdd_jax.report import results_table, to_markdown, views_table, write_report
-from ssdd_jax.report.write import NO_PLOTS, loss_curves
+from ssdd_jax.report.contents import NO_NEAREST
+from ssdd_jax.report.nearest import FILE
+from ssdd_jax.report.run import loss_curves
+from ssdd_jax.report.write import NO_PLOTS
 
 PICTURES = {"krr_st-images.png", "ours-bases.png", "ours-images.png", "ours-views.png"}
 
@@ -25,15 +28,24 @@ def without_matplotlib(monkeypatch):
 
 
 def check_links(folder):
-    """Every picture in the text is a readable PNG, and every PNG is in the text."""
+    """Every picture in the text is a readable PNG, and every PNG is in the text; the page stands by itself."""
     linked = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (folder / "results.md").read_text())
     for name in linked:
         with Image.open(folder / name) as picture:
             picture.load()
             assert picture.format == "PNG"
-    assert {file.name for file in folder.iterdir()} == {"results.md", *linked}
+    assert {file.name for file in folder.iterdir()} == {"results.md", "index.html", "nearest.safetensors", *linked}
     assert len(linked) == len(set(linked))
     return set(linked)
+
+
+pytestmark = pytest.mark.usefixtures("with_page")
+
+
+@pytest.fixture(scope="module")
+def with_page():
+    pytest.importorskip("jinja2")
+    pytest.importorskip("vl_convert")
 
 
 def test_the_report_is_complete(workdir, results):
@@ -74,10 +86,10 @@ def test_writing_twice_gives_the_same_files(workdir):
 
 
 def test_only_the_report_folder_is_written(workdir):
-    before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file()}
+    outside = lambda: {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file() and file.parent.name != "report"}
+    before = outside()
     write_report(workdir)
-    after = {file: file.stat().st_mtime_ns for file in workdir.rglob("*") if file.is_file() and file.parent.name != "report"}
-    assert after == before
+    assert outside() == before
 
 
 def test_a_missing_distilled_set_costs_its_pictures_alone(workdir, without_matplotlib):
@@ -93,7 +105,8 @@ def test_a_missing_distilled_set_costs_its_pictures_alone(workdir, without_matpl
 
 def test_pictures_are_of_the_first_seed_that_is_there(workdir, without_matplotlib):
     shutil.rmtree(workdir / "distilled" / "ours" / "seed_0")
-    assert write_report(workdir) == [NO_PLOTS]
+    # The real images are those next to seed 0.
+    assert write_report(workdir) == [NO_PLOTS, NO_NEAREST.format(FILE)]
     text = (workdir / "report" / "results.md").read_text()
     assert "## ours, seed 1" in text
     assert "## krr_st, seed 0" in text

@@ -44,6 +44,7 @@ def test_methods_keep_their_order_of_presentation():
         ("protocols.knn.neighbours", 3, r"config\.protocols\.knn\.neighbours is unknown.*did you mean 'neighbors'"),
         ("evaluation.recipes.labels.augment", "colour", r"recipes\.labels\.augment is 'colour', expected one of .*color_crop_cutout"),
         ("evaluation.recipes.labels.decay_at", 502, r"recipes\.labels\.decay_at is 502\.0, expected 0\.0 to 1\.0"),
+        ("evaluation.published", {"ours": {"students": ("vit",)}}, r"config\.evaluation\.published has 0 values for 1 students"),
         ("protocols.knn.neighbors", 0, r"config\.protocols\.knn\.neighbors is 0, expected at least 1"),
         ("protocols.few.fractions", (0.1, 2.0), r"config\.protocols\.few\.fractions\[1\] is 2\.0, expected 0\.0 to 1\.0"),
         ("protocols.nearest", {}, r"config\.protocols\.nearest is unknown, expected one of linear, few, knn, finetune"),
