@@ -69,15 +69,17 @@ class Task:
 
     def __init__(self, name: str, total: int, bar: Progress | None = None, quiet: bool = False):
         self.name, self.total, self.bar, self.quiet = name, total, bar, quiet
-        self.started = self.last_line = time.monotonic()
+        self.last_line, self.first = time.monotonic(), (0.0, 0)
         self.bar_id = bar.add_task(name, total=total, note="") if bar else None
 
     def advance(self, done: int, note: str = "") -> None:
         """Report that `done` of the steps are done."""
+        # The first ones also compile: how long the rest will take is estimated from those after them.
+        self.first = self.first if self.first[1] else (time.monotonic(), done)
         if self.bar is not None and self.bar_id is not None:
             self.bar.update(self.bar_id, completed=done, **({"note": note} if note else {}))
         elif not self.quiet and time.monotonic() - self.last_line >= PLAIN_INTERVAL_S:
             self.last_line = time.monotonic()
-            elapsed = self.last_line - self.started
-            left = f", {elapsed / done * (self.total - done):.0f} s left" if done else ""
+            seconds, steps = self.last_line - self.first[0], done - self.first[1]
+            left = f", {seconds / steps * (self.total - done):.0f} s left" if steps else ""
             say(f"{self.name}: {done}/{self.total}{left}{'  ' + note if note else ''}")

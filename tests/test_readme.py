@@ -72,6 +72,15 @@ def test_the_example_of_the_readme_reads_a_set(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "(2, 3, 8, 8, 1) (2, 3, 5)\n"
 
 
+@pytest.mark.chaos
+def test_the_one_call_of_the_library_distils_and_evaluates(capsys):
+    (example,) = [block for block in blocks(ROOT / "docs/library.md", "python") if "pretrain_teacher" in block]
+    exec(example.replace("steps=300", "steps=20"), {})
+    error, linear, knn = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    assert 0 < error < 2
+    assert min(linear, knn) > 0.5
+
+
 def test_the_example_of_the_library_distils(capsys):
     (example,) = [block for block in blocks(ROOT / "docs/library.md", "python") if "make_outer_step" in block]
     assert example.count("range(100)") == 1

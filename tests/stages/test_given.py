@@ -12,6 +12,9 @@ import ssdd_jax
 from ssdd_jax.core.views import ROTATIONS, VIEWS
 from ssdd_jax.errors import InputError
 from ssdd_jax.main import main
+from ssdd_jax.settings.spec import DataSpec
+from ssdd_jax.stages.dataset import load_data
+from ssdd_jax.stages.features import Features
 
 DRAW = np.random.RandomState(0)
 IMAGES, TEST = DRAW.randint(0, 256, (60, 8, 8, 1), np.uint8), DRAW.randint(0, 256, (30, 8, 8, 1), np.uint8)
@@ -199,6 +202,24 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         ssdd_jax.evaluate(**{**given, **arguments})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", [{"validation": 0.2, "limit": 20}, {"split": "unlabelled", "validation": 0.0}, {"test": 0.3}])
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_the_rows_of_features_are_those_of_the_images(tmp_path, spec, split):
+    arrays = {"x_train": IMAGES, "y_train": LABELS, "x_test": TEST, "y_test": TEST_LABELS, "x_unlabelled": IMAGES[::-1]}
+    if "test" in spec:
+        arrays = {"x_train": IMAGES, "y_train": LABELS}
+    np.savez(tmp_path / "data.npz", **arrays)
+    spec = {"validation": 0.1, **spec}
+    if split == "validation" and not spec["validation"]:
+        pytest.skip("nothing is held out")
+    data = load_data(DataSpec(f"arrays:{tmp_path / 'data.npz'}", **spec), split)
+    distilled = spec.get("split", "train")
+    number = lambda name: arrays[f"x_{name}"].reshape(-1, 64).astype(np.float32)
+    made = Features({"identity": number(distilled), "test": number("test") if "x_test" in arrays else number("train")}, distilled)
+    for rows, images in ((data.train_rows, data.train_images), (data.eval_rows, data.eval_images)):
+        np.testing.assert_array_equal(made.take(rows), images.reshape(-1, 64))
 
 
 def test_names_are_listed():
