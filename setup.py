@@ -67,7 +67,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
         # Not among what the tests need: it excludes pillow 13. Its test runs where it is installed.
-        "trackio": ["trackio>=0.30"],
+        "trackio": ["trackio>=0.43"],
         # What the benchmark compares with.
         "bench": ["torch"],
         # tensorflow-datasets imports importlib_resources without declaring it.

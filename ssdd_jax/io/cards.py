@@ -4,13 +4,23 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.hub import hub_library
 from ssdd_jax.io.markdown import to_markdown
 
 CARD = "README.md"
+
+
+class Run(NamedTuple):
+    """What the results of a run say about a set: its budget, and the scores of students that were trained on it, by what they are."""
+
+    budget: str
+    scores: Mapping[str, str]
+
+
+NO_RUN = Run("", {})
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _TAGS = ["dataset-distillation", "self-supervised-learning", "ssdd-jax"]
 
@@ -30,15 +40,15 @@ def check_licence(licence: str | None) -> str:
     return licence
 
 
-def dataset_card(manifest: Mapping[str, Any], *, licence: str, scores: Mapping[str, str], parquet: str, repo: str) -> str:
+def dataset_card(manifest: Mapping[str, Any], *, licence: str, parquet: str, repo: str, run: Run = NO_RUN) -> str:
     """Return the card of a distilled set.
 
     Args:
         manifest: of its export.
         licence: that of the source images, as the Hub spells it.
-        scores: of students that were trained on it, as text by what they are.
         parquet: the file that the Hub shows.
         repo: USER/NAME of the repository.
+        run: what the results of its run say about it.
     """
     hub = hub_library("huggingface_hub", "a card")
     kind, views, protocol = manifest["target_kind"], manifest["views"], manifest["published_protocol"]
@@ -58,6 +68,7 @@ def dataset_card(manifest: Mapping[str, Any], *, licence: str, scores: Mapping[s
         "seed": manifest["seed"],
         "images x views": f"{manifest['num_images']} x {len(views)}",
         "numbers stored": f"{manifest['stored_scalars']:,}",
+        "budget of its run": run.budget,
         "layout": manifest["image_axes"].partition("m ")[2] + f", {manifest['colours']}",
         "outer steps": manifest["steps"],
         "teacher": (manifest["teacher"] or {}).get("net"),
@@ -78,8 +89,8 @@ def dataset_card(manifest: Mapping[str, Any], *, licence: str, scores: Mapping[s
         f"# {data.pretty_name}",
         "A small set of images that stands for a large one: a network trained from scratch on these pairs learns "
         + ("representations close to those of the teacher that made them." if kind == "representation" else "to classify the source."),
-        to_markdown(["", ""], [[name, _text(value)] for name, value in facts.items() if value is not None]),
-        *(["## Students trained on it", to_markdown(["", ""], [[name, value] for name, value in scores.items()])] if scores else []),
+        to_markdown(["", ""], [[name, _text(value)] for name, value in facts.items() if value not in (None, "")]),
+        *(["## Students trained on it", to_markdown(["score", "value"], list(run.scores.items()))] if run.scores else []),
         "## Columns",
         to_markdown(["column", "meaning"], [[f"`{name}`", meaning] for name, meaning in columns.items()]),
         "## Views",
@@ -132,14 +143,15 @@ import torch
 from datasets import load_dataset
 
 rows = load_dataset("USER/NAME", split="train")
+# Rounded to 8 bits: the exact numbers are in distilled/.
 x = torch.tensor(np.stack([np.atleast_3d(np.asarray(image)) for image in rows["image"]])).permute(0, 3, 1, 2) / 255
 x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 y = torch.tensor(rows["TARGET"])
 ```"""
 
 
-def scores_of(source: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the scores that results.json of a set's run has for it, as text by what they are; none where there is no such file."""
+def run_of(source: Path, manifest: Mapping[str, Any]) -> Run:
+    """Return what the results of a set's run say about it, `NO_RUN` where there are none next to it."""
     file = source.resolve().parent.parent.parent / "results.json"
     try:
         results = json.loads(file.read_bytes())
@@ -147,15 +159,17 @@ def scores_of(source: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
         titles |= {score: title for about in results["protocols"].values() for score, title in about["columns"].items()}
         rows = [r for r in results["rows"] if (r["method"], r["seed"]) == (manifest.get("method"), manifest.get("seed"))]
         several = len({(row["student"], row["dataset"]) for row in rows}) > 1
-        return {
+        scores = {
             titles[score] + (f", {row['student']} on {row['dataset']}" if several else ""): _score(score, row[score])
             for row in rows
             for score in titles
             if score in row
         }
+        budget = results["budget"] and f"{results['budget']['num_pairs']:,} pairs = {results['budget']['scalars']:,} numbers"
+        return Run(budget or "", scores)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # A set from elsewhere: its card has none.
-        return {}
+        # A set from elsewhere.
+        return NO_RUN
 
 
 def _score(name: str, value: float) -> str:

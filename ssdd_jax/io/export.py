@@ -16,7 +16,7 @@ from ssdd_jax.core.distilled import Layout, expand
 from ssdd_jax.core.views import VIEWS
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.io.artifacts import TENSORS, load_distilled
-from ssdd_jax.io.cards import CARD, check_licence, dataset_card, scores_of
+from ssdd_jax.io.cards import CARD, check_licence, dataset_card, run_of
 from ssdd_jax.io.files import sha256, write_bytes
 from ssdd_jax.io.hub import ORIGINAL, hub_library
 from ssdd_jax.io.manifest import MANIFEST, SUMS, listed_files, read_manifest, write_folder
@@ -127,7 +127,7 @@ def export_distilled(source: str | Path, destination: str | Path, fmt: str, *, l
         files = _encode(fmt, pixels, images, targets, views)
     manifest = _describe(fmt, files, metadata, images, mean, std, distilled.layout)
     if fmt == "hf":
-        card = dataset_card(manifest, licence=check_licence(licence), scores=scores_of(source, metadata), parquet=PARQUET, repo=repo)
+        card = dataset_card(manifest, licence=check_licence(licence), parquet=PARQUET, repo=repo, run=run_of(source, metadata))
     # An old manifest must not vouch for left-over files. Only it knows the old files; their names are checked, since it may come from
     # anywhere.
     (destination / MANIFEST).unlink(missing_ok=True)

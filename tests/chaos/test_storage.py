@@ -240,7 +240,7 @@ def test_a_workdir_without_permission_is_refused_before_anything_is_computed(not
     assert "Permission denied" in error_line(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "distilled", "report", "spec.json", "metrics.jsonl", "results.json"])
+@pytest.mark.parametrize("name", ["checkpoints", "distilled", "report", "teacher", "spec.json", "metrics.jsonl", "results.json"])
 def test_a_file_for_a_folder_or_a_folder_for_a_file_is_named_before_anything_is_computed(name, nothing_computes, tmp_path, capsys):
     is_file = "." in name
     if is_file:

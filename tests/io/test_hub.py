@@ -35,7 +35,7 @@ def save(folder, kind="representation", **about):
 def source(tmp_path):
     """A set in the folder of its run, which has results for it."""
     rows = [{"method": "ours", "seed": 0, "student": "convnet", "dataset": "toy", "repr_error": 0.25, "linear": 0.761}]
-    results = {"protocols": {"linear": {"columns": {"linear": "linear probe"}}}, "rows": rows}
+    results = {"budget": {"num_pairs": 3, "scalars": 1234}, "protocols": {"linear": {"columns": {"linear": "linear probe"}}}, "rows": rows}
     folder = save(tmp_path / "run" / "distilled" / "ours" / "seed_0")
     (tmp_path / "run" / "results.json").write_text(json.dumps(results))
     return folder
@@ -105,6 +105,7 @@ def test_a_set_of_labels_has_its_labels(tmp_path, datasets):
 
 def test_a_set_and_a_teacher_are_pushed_and_the_set_is_loaded_again(source, tmp_path):
     pytest.importorskip("datasets")
+    hub = pytest.importorskip("huggingface_hub")
     about = {"net": "convnet", "widths": [8], "dataset": "toy", "image_shape": [8, 8, 3], "repr_width": 5, "normalization": NORMALIZATION}
     about |= {"pretraining": "Barlow Twins", "centre": [0.0] * 5, "scale": 1.0, "digest": "d"}
     teacher = save_teacher(tmp_path / "run" / "teacher", {"features.0.weight": np.ones((8, 3, 3, 3), np.float32)}, about)
@@ -131,6 +132,9 @@ def test_a_set_and_a_teacher_are_pushed_and_the_set_is_loaded_again(source, tmp_
     assert "InputError: cannot download hf://me/other: RepositoryNotFoundError" in done.stderr, done.stderr
     assert set(repos) == {"datasets me/toy", "models me/net"}
     assert set(repos["models me/net"]) == {"README.md", "SHA256SUMS", "manifest.json", "teacher.safetensors"}
+    card = hub.ModelCard(repos["models me/net"]["README.md"].decode(), ignore_metadata_errors=False)
+    assert (card.data.license, card.data.library_name) == ("mit", "ssdd-jax")
+    assert "| net | convnet |" in card.text
     assert repos["datasets me/toy"]["distilled/distilled.safetensors"] == (source / "distilled.safetensors").read_bytes()
     with np.load(tmp_path / "loaded.npz") as loaded:
         for found, expected in zip(loaded.values(), expand(load_distilled(source)), strict=True):
