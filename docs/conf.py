@@ -39,6 +39,7 @@ copybutton_prompt_is_regexp = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -76,9 +77,17 @@ def escape(app, what, name, obj, options, lines):
             lines[number] = re.sub(r"[*|]", r"\\\g<0>", line)
 
 
+def shorten(app, what, name, obj, options, signature, returned):
+    """Write arrays as the source does: Float[Array, "n d"]."""
+    modules = r"~?(jaxtyping|jaxlib\._jax|jax|collections\.abc|typing)\.(?=[A-Z])"
+    return tuple(text and re.sub(modules, "", text) for text in (signature, returned))
+
+
 def visit_math(self, node):
     """Write a formula as MathML, which browsers draw without a script: pages need no network."""
-    self.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=block)
+    self.body.append(f'<div class="formula">{formula}</div>' if block else formula)
     raise nodes.SkipNode
 
 
@@ -101,5 +110,6 @@ def check_names(app, env):
 def setup(app):
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("autodoc-process-docstring", escape, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", shorten)
     app.connect("doctree-read", mark_doctests)
     app.connect("env-check-consistency", check_names)

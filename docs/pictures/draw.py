@@ -39,8 +39,8 @@ def draw_method():
         axes.add_patch(FancyBboxPatch((x, y), width, 8, boxstyle="round,pad=0.6", facecolor=colour + "26", edgecolor=colour))
         axes.text(x + width / 2, y + 4, text, ha="center", va="center")
 
-    def arrow(start, end, text="", at=None, bend=0.0):
-        style = dict(arrowstyle="-|>", mutation_scale=14, color="#444444", shrinkA=0, shrinkB=0)
+    def arrow(start, end, text="", at=None, bend=0.0, **style):
+        style = dict(arrowstyle="-|>", mutation_scale=14, color="#444444", shrinkA=0, shrinkB=0) | style
         axes.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", **style))
         axes.text(*(at or ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 1)), text, ha="center", va="bottom")
 
@@ -63,9 +63,7 @@ def draw_method():
     arrow((53.8, 8), (72, 21.2), "features", at=(70, 9), bend=0.2)
     arrow((43.5, 21.2), (43.5, 12.8), "train", at=(47, 15.5))
     axes.plot([98, 98, 10.5], [21.2, 0, 0], color=red, linestyle="--")
-    axes.add_patch(
-        FancyArrowPatch((10.5, 0), (10.5, 21.2), arrowstyle="-|>", mutation_scale=14, color=red, linestyle="--", shrinkA=0, shrinkB=0)
-    )
+    arrow((10.5, 0), (10.5, 21.2), color=red, linestyle="--")
     axes.text(76, 1, "gradient: moves the set", color=red, ha="center", va="bottom")
     save(figure, "method")
 
@@ -78,9 +76,8 @@ def draw_bases(run):
     coefficients, bases = np.asarray(store.coefficients)[IMAGE], np.asarray(store.bases)
     shown = np.argsort(-np.abs(coefficients), kind="stable")[:5]
     panels = [("mean", np.asarray(store.mean), "")]
-    panels += [
-        (f"base {k + 1}", bases[k], f"{coefficients[k]:+.2f}".replace("-", "\N{MINUS SIGN}") + " \N{MULTIPLICATION SIGN}") for k in shown
-    ]
+    factor = lambda k: f"{coefficients[k]:+.2f} \N{MULTIPLICATION SIGN}".replace("-", "\N{MINUS SIGN}")
+    panels += [(f"base {k + 1}", bases[k], factor(k)) for k in shown]
     panels += [(f"image, with all {len(bases)}", images[IMAGE], "+ ... =")]
     figure, row = plt.subplots(1, len(panels), figsize=(13, 1.6))
     for axes, (title, values, sign) in zip(row, panels, strict=True):
