@@ -118,6 +118,8 @@ def test_the_teacher_of_a_run_is_kept_as_pytorch_names_it_and_represents_alike(f
 def test_a_finished_run_is_not_run_again(finished, monkeypatch):
     workdir, _ = finished
     before = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and "report" not in file.parts}
+    # Read first: it names the file of the report that changed, if one did.
+    sums = set((workdir / "SHA256SUMS").read_text().splitlines())
 
     def refuse(*_, **__):
         raise AssertionError("a step was run although everything was complete")
@@ -125,6 +127,7 @@ def test_a_finished_run_is_not_run_again(finished, monkeypatch):
     monkeypatch.setattr("ssdd_jax.stages.distill.MethodRun._optimise", refuse)
     monkeypatch.setattr("ssdd_jax.stages.evaluate.evaluate_group", refuse)
     run(parse([*ARGS, "--workdir", str(workdir)]).spec, workdir)
+    assert set((workdir / "SHA256SUMS").read_text().splitlines()) == sums
     after = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and "report" not in file.parts}
     assert after == before
 
