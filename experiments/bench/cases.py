@@ -36,7 +36,7 @@ from ssdd_jax.runtime.loop import Loop, stack
 from ssdd_jax.runtime.memory import chunk_size
 from ssdd_jax.settings.evaluation import RecipeSpec
 from ssdd_jax.settings.spec import OuterSpec
-from ssdd_jax.stages.context import PCA_BYTES
+from ssdd_jax.stages.bases import PCA_BYTES
 from ssdd_jax.stages.dataset import Data
 from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
 from ssdd_jax.stages.teacher import Teacher, teacher_optimizer
