@@ -18,12 +18,12 @@ GRIDS: Mapping[str, Sequence[float]] = {
     # Side of the bases, as a share of the images'.
     "base_size": (0.25, 0.375, 0.5, 0.75, 1.0),
     # Shares of the budget that bases of images and of representations take; what is left becomes coefficients.
-    "image_bases": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2),
+    "image_bases": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4),
     "repr_bases": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4),
 }
 START = {"base_size": 1, "image_bases": 4, "repr_bases": 3}
 """Where the search for sizes begins: places in `GRIDS`."""
-ROWS = 256
+ROWS = 512
 """Rows of the regression in a step, where it is automatic how many images take part in one."""
 HIDDEN = (0, 2, 4, 8, 16, 32)
 FIRST_HIDDEN = 2

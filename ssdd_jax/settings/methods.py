@@ -52,7 +52,7 @@ class RegressionSpec:
         rounding: whether steps already see the rounded numbers (trained; gradients pass straight through), or they are rounded at the end.
         steps: outer steps; -1 takes `outer.steps`.
         learning_rate: learning rate of the outer optimizer.
-        support_images: distilled images that take part in one step, drawn afresh; 0 takes all, -1 as many as make 256 rows.
+        support_images: distilled images that take part in one step, drawn afresh; 0 takes all, -1 as many as make 512 rows.
     """
 
     kind: str = one_of("regression")
