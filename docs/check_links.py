@@ -1,4 +1,4 @@
-"""Checks a built site without a network: every link leads to a file and an anchor of the site, and no page loads anything from elsewhere but `MAY_LOAD`.
+"""Checks a built site without a network: every link leads to a file and an anchor of the site, and nothing is loaded from elsewhere.
 
 python docs/check_links.py docs/_build/html
 """
