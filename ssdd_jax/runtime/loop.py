@@ -310,7 +310,9 @@ def resumable(folder: Path, state: Any, display: Display, **settings: Any) -> tu
     Without checkpoints, that is (0, `state`).
     """
     checkpoints = Checkpoints(folder, **settings)
-    # One of several processes reads, and the loop passes on to the others what it has read.
-    found = checkpoints.restore(state, lambda line: display.print(f"warning: {line}")) if hosts.is_writer() else None
+    # One of several processes reads, and the loop passes on to the others what it has read. A signal waits for the loop, since Orbax would
+    # turn its exception into one of its own.
+    with stop.deferred():
+        found = checkpoints.restore(state, lambda line: display.print(f"warning: {line}")) if hosts.is_writer() else None
     step, state = (0, state) if found is None else found
     return checkpoints, int(hosts.agree(step)), state

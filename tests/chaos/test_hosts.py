@@ -33,7 +33,7 @@ LOST = re.compile(r"^error: another process of this run was lost at step \d+ of 
 class Run:
     """The processes of a run, with what they say in files: gloo chats on standard output."""
 
-    def __init__(self, workdir, steps, processes=2, devices=1, other=()):
+    def __init__(self, workdir, steps, processes=2, devices=1, other=(), others_workdir=None):
         self.workdir, self.files, self.processes = workdir, [], []
         workdir.parent.mkdir(exist_ok=True)
         with socket.socket() as probe:
@@ -42,7 +42,8 @@ class Run:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         for number in range(processes):
-            command = [sys.executable, "-m", "ssdd_jax.main", *ARGS, "--workdir", str(workdir), f"--config.methods.krr_st.steps={steps}"]
+            folder = others_workdir if number and others_workdir else workdir
+            command = [sys.executable, "-m", "ssdd_jax.main", *ARGS, "--workdir", str(folder), f"--config.methods.krr_st.steps={steps}"]
             command += [f"--distributed=127.0.0.1:{port},{processes},{number}"] if processes > 1 else []
             command += other if number else ()
             self.files.append(workdir.parent / f"{workdir.name}-{time.monotonic_ns()}-{number}.txt")
@@ -146,7 +147,7 @@ def test_processes_of_other_settings_are_refused_and_all_end(tmp_path):
 
 
 def test_a_workdir_that_is_not_shared_is_refused_and_all_end(tmp_path):
-    statuses, said = Run(tmp_path / "run", 200, other=["--workdir", str(tmp_path / "another")]).wait()
+    statuses, said = Run(tmp_path / "run", 200, others_workdir=tmp_path / "another").wait()
     assert statuses == [2, 2], said
     assert all("give a folder that all processes share" in text for text in said)
 
