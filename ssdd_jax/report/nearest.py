@@ -75,7 +75,7 @@ def write_nearest(workdir: Path, found: Mapping[str, Nearest]) -> None:
 
 
 def read_nearest(workdir: Path) -> dict[str, Nearest]:
-    """Return what a run has written, by method; nothing where there is no file, or a damaged one."""
+    """Return what a run has written, by method; nothing if the file is missing or damaged."""
     file, found = workdir / FILE, {}
     try:
         arrays = parse_safetensors(file.read_bytes()) if file.is_file() else {}

@@ -20,7 +20,7 @@ class Cell(str):
     """The text of a cell with the number that it shows.
 
     Attributes:
-        value: what a column is sorted by; None where there is no number.
+        value: what a column is sorted by; None if it has no number.
         better: 1 where the higher of two numbers is the better one, -1 where the lower is, 0 where neither is.
 
     Example:
