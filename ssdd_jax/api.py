@@ -102,13 +102,11 @@ def distill(
         >>> distilled = distill(images, reprs, method="krr_st", num_pairs=20, steps=200)  # doctest: +SKIP
     """
     from ssdd_jax.io.artifacts import load_distilled
-    from ssdd_jax.stages.choose import choose_settings
     from ssdd_jax.stages.distill import distill as stage
 
     name, method_spec = _method(method)
     spec = _run_spec({**settings, "num_pairs": num_pairs, "seeds": (seed,)}, {name: method_spec}, teacher)
     with _opened(spec, "distill", teacher, progress, callback, workdir, data=(images, labels)) as context:
-        choose_settings(context)
         stage(context)
         return load_distilled(context.distilled_folder(name, seed))
 

@@ -42,7 +42,7 @@ def is_automatic(spec: RegressionSpec) -> bool:
 
 def first_choice(spec: RegressionSpec, sizes: Sizes) -> RegressionSpec:
     """Return the settings with which the search begins."""
-    return _with_rows(_with_views(_at(spec, sizes, START), spec, sizes, ()), spec)
+    return _with_views(_at(spec, sizes, START), spec)
 
 
 def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> RegressionSpec:
@@ -66,23 +66,20 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
         41
     """
     search = _Search(trial, most)
-    place = dict(START)
+    place, groups = dict(START), ()
     best = search(first_choice(spec, sizes))
     for setting in (name for name in GRIDS if getattr(spec, name) == AUTO):
+        # After steps down, the first step up leads back to what was worse, and costs no trial.
         for direction in (-1, 1):
-            moved = False
             while 0 <= place[setting] + direction < len(GRIDS[setting]):
                 there = {**place, setting: place[setting] + direction}
-                tried = _with_rows(_with_views(_at(spec, sizes, there), spec, sizes, ()), spec)
+                tried = _with_views(_at(spec, sizes, there), spec)
                 if not search.better(tried, best):
                     break
-                best, place, moved = tried, there, True
-            if moved:
-                break
+                best, place = tried, there
     if spec.views == AUTO_VIEWS:
-        groups: tuple[tuple[str, ...], ...] = ()
         for group in _groups(sizes):
-            tried = _with_rows(_with_views(best, spec, sizes, (*groups, group)), spec)
+            tried = _with_views(best, spec, (*groups, group))
             if search.better(tried, best):
                 best, groups = tried, (*groups, group)
     if spec.hidden == AUTO and "network" in best.view_targets:
@@ -108,7 +105,7 @@ class _Search:
     def better(self, tried: RegressionSpec, best: RegressionSpec) -> bool:
         if tried == best or (tried not in self.errors and self.left < 1):
             return False
-        return self.errors[self(tried)] < self.errors.get(best, inf)
+        return self.errors[self(tried)] < self.errors[best]
 
 
 def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> RegressionSpec:
@@ -136,15 +133,13 @@ def _groups(sizes: Sizes) -> Iterator[tuple[str, ...]]:
             yield group
 
 
-def _with_views(spec: RegressionSpec, asked: RegressionSpec, sizes: Sizes, groups: Sequence[tuple[str, ...]]) -> RegressionSpec:
-    """Return settings with the identity and these groups, if views are automatic: single views share, others have networks in the loop."""
-    if asked.views != AUTO_VIEWS:
-        return spec
-    kinds = {view: "shared" if len(group) == 1 else "network" for group in groups for view in group}
-    joint = 1.0 if "network" in kinds.values() else 0.0
-    return replace(spec, views=("identity", *kinds), view_targets=("stored", *kinds.values()), joint=joint)
+def _with_views(spec: RegressionSpec, asked: RegressionSpec, groups: Sequence[tuple[str, ...]] = ()) -> RegressionSpec:
+    """Return settings with what is automatic of the views, and of the images in a step, as many as make `ROWS` rows under these views.
 
-
-def _with_rows(spec: RegressionSpec, asked: RegressionSpec) -> RegressionSpec:
-    """Return settings with as many images in a step as make `ROWS` rows, if that is automatic."""
+    The views are the identity and `groups`: single views share its targets, those of others are predicted by networks in all steps.
+    """
+    if asked.views == AUTO_VIEWS:
+        kinds = {view: "shared" if len(group) == 1 else "network" for group in groups for view in group}
+        joint = 1.0 if "network" in kinds.values() else 0.0
+        spec = replace(spec, views=("identity", *kinds), view_targets=("stored", *kinds.values()), joint=joint)
     return replace(spec, support_images=max(1, ROWS // len(spec.views))) if asked.support_images == AUTO else spec

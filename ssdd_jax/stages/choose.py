@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import fields, replace
 from math import inf, isfinite
 from pathlib import Path
@@ -18,19 +19,23 @@ from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.runtime.memory import TooLarge
 from ssdd_jax.settings.digest import digest, json_ready
 from ssdd_jax.stages.context import Context
-from ssdd_jax.stages.distill import MethodRun
 
 SEED = 0
 """Of all trials, whatever the seeds of the run, so that all of them have one choice."""
 
 
-def choose_settings(context: Context) -> None:
-    """Choose the settings of the chosen methods that leave some to trials, unless an earlier attempt has; see `Context.chosen`."""
+def choose_settings(context: Context, method_run: Callable[[Context, str], Any]) -> None:
+    """Choose the settings of the chosen methods that leave some to trials, unless an earlier attempt has; see `Context.chosen`.
+
+    Args:
+        context: of the run.
+        method_run: `ssdd_jax.stages.distill.MethodRun`, which does the trials as it does the distillations.
+    """
     for name in context.methods:
         spec = context.spec.methods[name]
         method = METHODS[spec.kind]
         if method.is_automatic(spec):
-            trials = _Trials(context, name)
+            trials = _Trials(context, name, method_run)
             sizes = context.sizes(context.shifts if TEACHER in method.needs else {})
             context.chosen[name] = method.choose(spec, sizes, trials.error, context.spec.trials.most)
             context.display.print(f"{name}: chosen after {len(trials.found)} trials: {trials.describe(context.chosen[name])}")
@@ -39,8 +44,8 @@ def choose_settings(context: Context) -> None:
 class _Trials:
     """The trials of one method; each is kept on disk as soon as it is over, so that an interrupted choice goes on."""
 
-    def __init__(self, context: Context, name: str):
-        self.context, self.name = context, name
+    def __init__(self, context: Context, name: str, method_run: Callable[[Context, str], Any]):
+        self.context, self.name, self.method_run = context, name, method_run
         self.folder = context.checkpoints / f"choice-{name}-{context.distilled_digest(name)}"
         self.file = self.folder.with_suffix(".json")
         self.earlier = json.loads(self.file.read_text()) if self.file.is_file() else {}
@@ -49,16 +54,14 @@ class _Trials:
     def error(self, spec: Any) -> float:
         """Return the error of a set after a short distillation; infinite where the settings are impossible."""
         key = digest(spec)
-        if key not in self.found:
-            trial = self.earlier.get(key) or {"settings": self._changed(spec), **self._run(spec, self.folder / key)}
-            self.found[key] = trial
-            if hosts.is_writer():
-                write_json(self.file, {**self.earlier, **self.found})
-                shutil.rmtree(self.folder, ignore_errors=True)
-            outcome = trial.get("refused") or f"{trial['images']} images, error {trial['error']:.4f}"
-            self.context.display.print(f"{self.name}, trial {len(self.found)}: {self.describe(spec)}: {outcome}")
-        found = float(hosts.agree(self.found[key].get("error", inf)))
-        return found if isfinite(found) else inf
+        trial = self.found[key] = self.earlier.get(key) or {"settings": self._changed(spec), **self._run(spec, self.folder / key)}
+        if hosts.is_writer() and key not in self.earlier:
+            write_json(self.file, {**self.earlier, **self.found})
+            shutil.rmtree(self.folder, ignore_errors=True)
+        outcome = trial.get("refused") or f"{trial['images']} images, error {trial['error']:.4f}"
+        self.context.display.print(f"{self.name}, trial {len(self.found)}: {self.describe(spec)}: {outcome}")
+        error = float(hosts.agree(trial.get("error", inf)))
+        return error if isfinite(error) else inf
 
     def describe(self, spec: Any) -> str:
         """Return in words what was left to the trials."""
@@ -90,7 +93,7 @@ class _Trials:
         if hosts.is_writer():
             folder.mkdir(parents=True, exist_ok=True)
         try:
-            run = MethodRun(trial, self.name)
+            run = self.method_run(trial, self.name)
             (state,), *_ = run.states([SEED], folder)
             error = run.method.error(run.spec, run.plan, run.inputs, state)
         except (InputError, TooLarge, NumericalError) as refusal:

@@ -27,11 +27,13 @@ from ssdd_jax.runtime.feed import Table
 from ssdd_jax.runtime.loop import Loop, seed_groups, stack, unstack
 from ssdd_jax.runtime.memory import TooLarge, chunk_size, limit_bytes
 from ssdd_jax.settings.digest import json_ready
+from ssdd_jax.stages.choose import choose_settings
 from ssdd_jax.stages.context import Context
 
 
 def distill(context: Context) -> None:
-    """Distil the sets that do not exist yet."""
+    """Distil the sets that do not exist yet, with automatic settings chosen first."""
+    choose_settings(context, MethodRun)
     spec, display = context.spec, context.display
     plans = {name: context.plan(name) for name in context.methods}
     display.print(f"budget: {spec.num_pairs} pairs = {context.budget} numbers")
@@ -102,16 +104,16 @@ class MethodRun:
         if hosts.agree(hosts.is_writer() and all(is_complete(context, folder, identity) for folder in folders)):
             return
         started = time.monotonic()
-        folder = context.checkpoints / f"{name}-{identity}-seeds_{'_'.join(map(str, seeds))}"
-        states, seconds_before, stopped = self.states(seeds, folder)
+        checkpoints = context.checkpoints / f"{name}-{identity}-seeds_{'_'.join(map(str, seeds))}"
+        states, seconds_before, stopped = self.states(seeds, checkpoints)
         if not hosts.is_writer():
             return
         seconds = round((time.monotonic() - started + seconds_before) / len(seeds), 1)
+        # The same settings make a stopped set again, from the checkpoint of that step if it is kept.
+        identity, cut_off = (identity, {}) if stopped is None else (f"{identity}, stopped", {"steps": stopped})
         for seed, folder, state in zip(seeds, folders, states, strict=True):
             distilled, facts, warnings = self.method.finish(self.spec, self.plan, self.inputs, state)
-            if stopped is not None:
-                # The same settings make it again, from the checkpoint of that step if it is kept.
-                facts, identity = {**facts, "steps": stopped}, f"{context.distilled_digest(name)}, stopped"
+            facts = {**facts, **cut_off}
             for warning in warnings:
                 context.display.print(f"warning: {name}, seed {seed}: {warning}")
             self._show(facts.get("steps", 0), seed, distilled)

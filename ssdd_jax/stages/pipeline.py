@@ -23,7 +23,6 @@ from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.published import NOTHING_SAID, SetFacts
 from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.checks import check_batches, check_features, check_sizes
-from ssdd_jax.stages.choose import choose_settings
 from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.dataset import data_warnings, load_data
 from ssdd_jax.stages.distill import distill
@@ -76,7 +75,6 @@ def run(
             _ = context.teacher
         if task == "teacher":
             return {}
-        choose_settings(context)
         distill(context)
         if task == "distill":
             return {}

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from quick import QUICK_TEACHER
+from quick import VIEWS
 
 from ssdd_jax.cli import load_config
 from ssdd_jax.io.manifest import read_manifest
@@ -21,10 +21,7 @@ def spec():
     config.only = ""
     smoke(config)
     config.trials.most = 2
-    for flag in QUICK_TEACHER:
-        path, _, value = flag.removeprefix("--config.").partition("=")
-        section, _, name = path.rpartition(".")
-        config.update_from_flattened_dict({f"{section}.{name}": float(value)})
+    config.teacher.update(VIEWS)
     return to_spec(config)
 
 
