@@ -115,7 +115,7 @@ def test_the_page_works_in_a_browser(page):
     assert not viewer.is_visible()
     assert page.evaluate("document.activeElement.dataset.index") == "11"
 
-    # Whoever does not see it is told what there is.
+    # A screen reader has words for every picture and button.
     assert page.locator("img:not([alt]), img[alt='']").count() == 0
     unnamed = (
         "[...document.querySelectorAll('button')].filter((b) => !b.textContent.trim() && !b.ariaLabel && !b.querySelector('img[alt]'))"
