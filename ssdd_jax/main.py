@@ -8,6 +8,7 @@ from typing import Any
 
 from ssdd_jax.cli import Command, parse, usage
 from ssdd_jax.errors import InputError, Status, storage_error
+from ssdd_jax.runtime.allocation import keep_memory
 from ssdd_jax.terminal import escape_unknown_letters, say
 
 
@@ -15,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status, one of `Status`."""
     # LAPACK's and XLA's threads compete for the cores: factorizing a few hundred rows is faster with one thread.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    keep_memory()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"--help", "-h"} & set(argv):
         say(usage())

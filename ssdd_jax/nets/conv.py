@@ -28,8 +28,11 @@ Kernel = Float[Array, "k l c C"]
 MIN_OPERATIONS = 50_000_000
 # Where input channels are few, XLA takes as long for a tenth of them.
 SLOWER_WITH_FEW = 10
-# With at most this many taps times input channels, everything that an output depends on is gathered into one row.
-MAX_GATHERED = 64
+# With at most this many taps times input channels, everything that neighbouring outputs depend on is gathered into one row.
+MAX_GATHERED = 96
+# Neighbouring outputs that share a gathered row, where they have at most so many channels, and otherwise: longer rows are copied and
+# multiplied faster, but the matrix that they are multiplied by has more zeros.
+COLUMNS_UP_TO_16, COLUMNS = 4, 2
 # Images whose products are summed together: they stay in a core's cache.
 IMAGES_AT_ONCE = 8
 # With fewer input or output channels, the changes of basis outweigh the multiplications that tiles save.
@@ -51,12 +54,20 @@ _fast = ContextVar("fast", default=True)
 
 @contextmanager
 def plain_convolutions() -> Iterator[None]:
-    """Let `convolve` be `jax.lax.conv_general_dilated` while a function is traced: differentiable in forward mode and to any order."""
+    """Let `convolve` be `jax.lax.conv_general_dilated` while a function is traced: differentiable in forward mode and to any order.
+
+    Nor has any other layer a gradient written by hand then.
+    """
     token = _fast.set(False)
     try:
         yield
     finally:
         _fast.reset(token)
+
+
+def is_fast() -> bool:
+    """Return whether layers may have gradients written by hand: not within `plain_convolutions`."""
+    return _fast.get()
 
 
 def convolve(images: Images, kernel: Kernel, strides: Sequence[int], padding: Sequence[tuple[int, int]], **settings: Any) -> Outputs:
@@ -136,14 +147,32 @@ def _tiled_at_once(images: Images, kernel: Kernel, window: Window) -> int:
 
 def _on_cpu(images: Images, kernel: Kernel, window: Window) -> Outputs:
     if _few_channels(kernel):
-        return jnp.matmul(_gather(images, kernel, window), _matrix(kernel), precision=window.precision)
+        columns = _columns(kernel)
+        rows = _gather(images, kernel, window, columns)
+        outputs = jnp.matmul(_flat(rows), _matrix(kernel, window, columns), precision=window.precision)
+        shape = _outputs(images, kernel, window).shape
+        return outputs.reshape(*shape[:2], -1, shape[3])[:, :, : shape[2]]
     if at_once := _tiled_at_once(images, kernel, window):
         return map_in_chunks(lambda part: convolve_by_tiles(part, kernel, window.padding), images, at_once)
     return _plain(images, kernel, window)
 
 
-def _matrix(kernel: Kernel) -> Float[Array, "klc C"]:
-    return kernel.reshape(-1, kernel.shape[-1])
+def _flat(array: Array) -> Float[Array, "m k"]:
+    # Products of two axes: of more, XLA copies them first.
+    return array.reshape(-1, array.shape[-1])
+
+
+def _columns(kernel: Kernel) -> int:
+    return COLUMNS_UP_TO_16 if kernel.shape[-1] <= 16 else COLUMNS
+
+
+def _matrix(kernel: Kernel, window: Window, columns: int) -> Float[Array, "ksc mC"]:
+    """Return the matrix that turns a gathered row into m neighbouring outputs: m copies of the kernel, each a stride further on."""
+    height, width, channels, outputs = kernel.shape
+    step = window.strides[1]
+    last = (columns - 1) * step
+    shifted = [jnp.pad(kernel, ((0, 0), (i * step, last - i * step), (0, 0), (0, 0))) for i in range(columns)]
+    return jnp.stack(shifted, axis=3).reshape(height * (width + last) * channels, columns * outputs)
 
 
 def _taps(images: Images, kernel: Kernel, window: Window) -> list[Float[Array, "n h w c"]]:
@@ -155,8 +184,17 @@ def _taps(images: Images, kernel: Kernel, window: Window) -> list[Float[Array, "
     return [padded[:, row, column] for row in rows for column in columns]
 
 
-def _gather(images: Images, kernel: Kernel, window: Window) -> Float[Array, "n h w klc"]:
-    return jnp.concatenate(_taps(images, kernel, window), axis=-1)
+def _gather(images: Images, kernel: Kernel, window: Window, columns: int) -> Float[Array, "n h b ksc"]:
+    """Return, for each output row and each block of neighbouring outputs in it, what these depend on."""
+    (height, width), (down, right) = kernel.shape[:2], window.strides
+    rows, outputs = _outputs(images, kernel, window).shape[1:3]
+    starts = [block * columns * right for block in range(-(-outputs // columns))]
+    span = (columns - 1) * right + width
+    (top, bottom), (left, _) = window.padding
+    missing = starts[-1] + span - images.shape[2] - left
+    padded = jax.lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), (top, bottom, 0), (left, missing, 0), (0, 0, 0)))
+    blocks = jnp.stack([padded[:, :, start : start + span] for start in starts], axis=2).reshape(*padded.shape[:2], len(starts), -1)
+    return jnp.concatenate([blocks[:, i : i + (rows - 1) * down + 1 : down] for i in range(height)], axis=-1)
 
 
 def _turns(kernel: Kernel, window: Window) -> bool:
@@ -167,9 +205,7 @@ def _turns(kernel: Kernel, window: Window) -> bool:
 def _by_images(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Images:
     """Return the gradient with respect to the images, where `_turns`."""
     if _few_channels(kernel):
-        # The gradient of every gathered row, added up where rows overlap.
-        rows = jnp.matmul(gradient, _matrix(kernel).T, precision=window.precision)
-        return jax.vjp(lambda images: _gather(images, kernel, window), images)[1](rows)[0]
+        return jax.vjp(lambda images: _on_cpu(images, kernel, window), images)[1](gradient)[0]
     # A convolution with the kernel rotated by half a turn.
     (top, bottom), (left, right) = window.padding
     height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
@@ -183,13 +219,15 @@ def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window
     def by_taps(images: Images, gradient: Outputs) -> Kernel:
         # For each tap: its pixels times the gradient, summed over images and positions.
         flat = gradient.reshape(-1, gradient.shape[-1])
-        taps = [_gather(images, kernel, window)] if _few_channels(kernel) else _taps(images, kernel, window)
+        taps = _taps(images, kernel, window)
         products = [jnp.matmul(tap.reshape(-1, tap.shape[-1]).T, flat, precision=window.precision) for tap in taps]
         return jnp.concatenate(products).reshape(kernel.shape)
 
     def by_tiles(images: Images, gradient: Outputs) -> Kernel:
         return jax.vjp(lambda kernel: convolve_by_tiles(images, kernel, window.padding), kernel)[1](gradient)[0]
 
+    if _few_channels(kernel):
+        return jax.vjp(lambda kernel: _on_cpu(images, kernel, window), kernel)[1](gradient)[0]
     tiled_at_once = _tiled_at_once(images, kernel, window)
     by_part, at_once = (by_tiles, tiled_at_once) if tiled_at_once else (by_taps, IMAGES_AT_ONCE)
     # The zero images that fill up the last part add nothing.

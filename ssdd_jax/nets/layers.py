@@ -3,13 +3,16 @@
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssdd_jax.nets.conv import convolve
+from ssdd_jax.nets.conv import convolve, is_fast
+
+PerChannel = Float[Array, " C"]
 
 # Name of the linear layer on top of the features among the parameters of every network: flax's name for the only linear layer.
 HEAD = "Linear_0"
@@ -79,6 +82,51 @@ class Linear(nn.Module):
         return nn.Dense(self.width, kernel_init=self.kernel_init, bias_init=self.bias_init or torch_bias_init(x.shape[-1]))(x)
 
 
+EPS = 1e-5
+
+
+def _row_of(x: Array) -> Callable[[PerChannel], Array]:
+    return lambda values: values.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def _scaled(x: Float[Array, "*n C"], mean: PerChannel, var: PerChannel, scale: PerChannel, bias: PerChannel) -> Float[Array, "*n C"]:
+    # Once the statistics are known, the normalization is one multiply and one add per element.
+    factor = jax.lax.rsqrt(var + EPS) * scale
+    row = _row_of(x)
+    return (x * row(factor) + row(bias - mean * factor)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _normalize(x: Float[Array, "*n C"], scale: PerChannel, bias: PerChannel) -> tuple[Float[Array, "*n C"], PerChannel, PerChannel]:
+    """Return a batch normalized by its own statistics, its mean and its biased variance.
+
+    The gradient is written by hand: as a factor and an offset per channel it takes XLA fewer passes over the batch than the derived one.
+    """
+    exact, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    mean, var = exact.mean(axes), exact.var(axes)
+    return _scaled(x, mean, var, scale, bias), mean, var
+
+
+def _normalize_forward(x: Array, scale: Array, bias: Array) -> tuple[Any, Any]:
+    outputs, mean, var = _normalize(x, scale, bias)
+    return (outputs, mean, var), (x, mean, var, scale)
+
+
+def _normalize_backward(inputs: tuple[Array, ...], gradients: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    (x, mean, var, scale), (of_outputs, of_mean, of_var) = inputs, gradients
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    exact, row = of_outputs.astype(jnp.float32), _row_of(x)
+    inverse = jax.lax.rsqrt(var + EPS)
+    by_bias, by_scale = exact.sum(axes), (exact * (x - row(mean))).sum(axes) * inverse
+    # Through the variance every element has a gradient proportional to its distance from the mean.
+    slope = (2.0 * of_var - scale * inverse**2 * by_scale) / count
+    offset = (of_mean - scale * inverse * by_bias) / count - slope * mean
+    return (exact * row(scale * inverse) + x * row(slope) + row(offset)).astype(x.dtype), by_scale, by_bias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last: eps 1e-5, running averages 0.9 old + 0.1 new.
 
@@ -91,25 +139,20 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n C"], train: bool) -> Float[Array, "*n C"]:
-        width, axes = x.shape[-1], tuple(range(x.ndim - 1))
+        width = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (width,))
-        mean, var = running_mean.value, running_var.value
-        if train:
-            exact = x.astype(jnp.float32)
-            mean, var = exact.mean(axes), exact.var(axes)
-            count = x.size // width
-            if not self.is_initializing():
-                running_mean.value = 0.9 * running_mean.value + 0.1 * mean
-                running_var.value = 0.9 * running_var.value + 0.1 * var * (count / max(count - 1, 1))
-        # Once the statistics are known, the normalization is one multiply and one add per element.
-        factor = jax.lax.rsqrt(var + 1e-5)
-        offset = -mean * factor
+        scale, bias = jnp.ones(width), jnp.zeros(width)
         if self.affine:
             scale, bias = self.param("scale", self.scale_init, (width,)), self.param("bias", nn.initializers.zeros, (width,))
-            factor, offset = factor * scale, offset * scale + bias
-        row = lambda v: v.reshape((1,) * (x.ndim - 1) + (width,))
-        return (x * row(factor) + row(offset)).astype(x.dtype)
+        if not train:
+            return _scaled(x, running_mean.value, running_var.value, scale, bias)
+        outputs, mean, var = (_normalize if is_fast() else _normalize.__wrapped__)(x, scale, bias)
+        count = x.size // width
+        if not self.is_initializing():
+            running_mean.value = 0.9 * running_mean.value + 0.1 * mean
+            running_var.value = 0.9 * running_var.value + 0.1 * var * (count / max(count - 1, 1))
+        return outputs
 
 
 class InstanceNorm(nn.Module):

@@ -32,6 +32,9 @@ def value_and_gradients(fn, images, kernel):
 
 CASES = {
     "few channels": (3, 3, (1, 1), ((1, 1), (1, 1))),
+    "few channels, many outputs": (3, 2, (1, 1), ((1, 1), (1, 1))),
+    "few channels, uneven padding and strides": (3, 3, (2, 3), ((2, 1), (0, 3))),
+    "few channels, no padding": (5, 1, (1, 1), ((0, 0), (0, 0))),
     "many channels": (3, 16, (1, 1), ((1, 1), (1, 1))),
     "stride 2": (3, 16, (2, 2), ((1, 1), (1, 1))),
     "stride 2, few channels": (3, 3, (2, 2), ((1, 1), (1, 1))),
@@ -49,7 +52,7 @@ CASES = {
 @pytest.mark.parametrize("count", [1, IMAGES_AT_ONCE, IMAGES_AT_ONCE + 3])
 def test_values_and_gradients_are_those_of_lax(case, count):
     size, channels, strides, padding = CASES[case]
-    images, kernel = draw(count, 9, 7, channels), draw(size, size, channels, 48 if channels == 48 else 5, seed=1)
+    images, kernel = draw(count, 9, 7, channels), draw(size, size, channels, {48: 48, 2: 17}.get(channels, 5), seed=1)
     ours = lambda images, kernel: convolve(images, kernel, strides, padding, dimension_numbers=LAYOUT, precision=None)
     expected = lambda images, kernel: plain(images, kernel, strides, padding)
     for mine, theirs in zip(

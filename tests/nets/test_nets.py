@@ -122,6 +122,27 @@ def fill(learner):
     return jax.tree_util.tree_map_with_path(value, jax.eval_shape(learner.init, jax.random.key(0)))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_batch_norm_is_the_derived_one(dtype):
+    x, params = (3 + 2 * draw(4, 3, 2, 5)).astype(dtype), {"scale": draw(5, seed=1), "bias": draw(5, seed=2)}
+    running = {"mean": jnp.zeros(5), "var": jnp.ones(5)}
+
+    def loss(x, params):
+        y, updated = BatchNorm().apply({"params": params, "batch_stats": running}, x, True, mutable=["batch_stats"])
+        # Through the running statistics, too.
+        of_stats = sum(jnp.sum(jnp.tanh(leaf) * draw(5, seed=3)) for leaf in jax.tree.leaves(updated))
+        return jnp.sum(jnp.tanh(y.astype(jnp.float32)) * draw(*x.shape, seed=4)) + of_stats
+
+    def plain(x, params):
+        with conv.plain_convolutions():
+            return loss(x, params)
+
+    for mine, theirs in zip(*(jax.tree.leaves(jax.jit(jax.grad(fn, (0, 1)))(x, params)) for fn in (loss, plain)), strict=True):
+        assert mine.dtype == theirs.dtype
+        tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+        np.testing.assert_allclose(mine.astype(jnp.float32), theirs.astype(jnp.float32), rtol=tolerance, atol=tolerance)
+
+
 def test_resnet_convolutions_start_he_normal_over_fan_out(key):
     conv = Conv(32, use_bias=False, kernel_init=kaiming_fan_out_init)
     kernel = jax.jit(conv.init)(key, jnp.zeros((1, 4, 4, 16)))["params"]["Conv_0"]["kernel"]
