@@ -71,8 +71,8 @@ def make_learner(
             'bfloat16' computes activations and products in bfloat16. Parameters, batch statistics and what the functions return
             are always float32.
         fast_convolutions: whether convolutions are those of `ssdd_jax.nets.conv`, which a CPU runs several times faster. Their gradient
-            is written by hand, as batch norm's is then, so `jax.jvp`, `jax.jacfwd`, `jax.linearize` and `jax.hessian` fail with a TypeError about forward-mode
-            autodiff: for these give False. The values are then the same up to rounding.
+            is written by hand, and batch norm's with them, so `jax.jvp`, `jax.jacfwd`, `jax.linearize` and `jax.hessian` fail with a
+            TypeError about forward-mode autodiff: for these give False. The values are then the same up to rounding.
 
     Raises:
         ValueError: the widths or the images do not fit the network (images too small, or not a whole number of patches), or the
