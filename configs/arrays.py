@@ -5,6 +5,8 @@ with students also evaluated on Fashion-MNIST, padded to 32 pixels and with its 
 
 `arrays:bits` has the same budget spent on numbers of 32, 8 and 4 bits, by every method.
 
+`arrays:long` is N = 10 with the sizes that trials chose and three times the steps, in 32 and in 8 bits.
+
 `arrays:auto` has N = 10 and, besides the rows above, one whose sizes and views are chosen by short trials without labels: of any data, only
 the source and N have to be given.
 """
@@ -30,8 +32,21 @@ def in_bits(methods):
     return rows
 
 
+def long(methods):
+    """Return methods with three times the steps; sizes are those that `arrays:auto` chose for Emoji-99, and in 8 bits larger ones."""
+    flip = replace(
+        methods["basis"], views=("identity", "hflip"), view_targets=("stored", "shared"), support_images=256, base_size=12, steps=1200
+    )
+    return {
+        "krr_st_8_long": replace(methods["krr_st"], bits=8, support_images=128, steps=1200),
+        "flip_12_long": replace(flip, image_bases=37, repr_bases=31),
+        "flip_8_12_long": replace(flip, image_bases=111, repr_bases=62, bits=8),
+        "flip_8_16_long": replace(flip, image_bases=80, repr_bases=62, bits=8, base_size=16),
+    }
+
+
 def get_config(variant=""):
-    check_variant(variant, ("n50", "auto", "downstream", "bits", "smoke"))
+    check_variant(variant, ("n50", "auto", "downstream", "bits", "long", "smoke"))
     large = variant == "n50"
     bases = dict(base_size=8, image_bases=128 if large else 96, repr_bases=48 if large else 24, learning_rate=0.02)
     # With many images a step takes a random part of them: about as many rows, counting views, as the features are wide.
@@ -45,7 +60,8 @@ def get_config(variant=""):
     }
     if variant == "auto":
         methods["auto"] = AUTOMATIC
-    config = default_config(**(in_bits(methods) if variant == "bits" else methods))
+    chosen = {"bits": in_bits, "long": long}.get(variant, dict)(methods)
+    config = default_config(**chosen)
     config.name = "arrays"
     config.num_pairs = 50 if large else 10
     config.data.source = "arrays:data/arrays.npz"
