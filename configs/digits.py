@@ -1,7 +1,8 @@
 """scikit-learn's 1,797 handwritten digits, 8 x 8: a demonstration that runs anywhere in a few minutes.
 
 Images this small leave little for bases to factor out, and a rotation turns a 6 into a 9: expect `basis` to tie with
-`krr_st`, and `ours` to gain nothing from its views.
+`krr_st`, and `ours` to gain nothing from its views. README.md has the table of `make demo`
+(digits.json in experiments/results); experiments/README.md has what the variants below gave.
 
 `digits:kip` has kernel inducing points instead: ten images, one of each class, from which an infinitely wide network predicts classes, with
 real images (`kip_init`) and a label solve of these as controls. The protocols read students that were trained on the sets;

@@ -1,5 +1,6 @@
 """Every score in a table of the documentation is one that a file of results gives."""
 
+import ast
 import json
 import re
 from functools import cache
@@ -47,3 +48,33 @@ def test_every_score_of_a_table_is_in_a_file_of_results(page):
                     strangers.append((name, column, cell))
     assert not strangers
     assert checked > 10
+
+
+def records():
+    """Yield what the docstrings of configs say that a file of results has: the file, and rows with their scores."""
+    for config in sorted((ROOT / "configs").glob("*.py")):
+        text = " ".join(ast.get_docstring(ast.parse(config.read_text())).split())
+        for file, rows in re.findall(r"Obtained \((\w+\.json)\): (.+?)\.(?= [A-Z`]|$)", text):
+            yield pytest.param(file, rows, id=f"{config.stem}-{file}")
+
+
+@pytest.mark.parametrize(("file", "rows"), list(records()))
+def test_what_a_config_says_that_was_obtained_is_in_its_file_of_results(file, rows):
+    tables = results_tables(json.loads((ROOT / "experiments" / "results" / file).read_text()))
+    if rows == "it is":
+        firsts = [
+            column for title, (_, rows) in tables.items() if title.startswith("Students") for column in firsts_of(rows, "error" in title)
+        ]
+        assert firsts
+        assert set(firsts) == {"ours"}
+        return
+    cells = {(name, cell) for _, lines in tables.values() for name, *values in lines for cell in values}
+    said = [tuple(row.split(" ", 1)) for row in rows.split(", ")]
+    assert said
+    assert set(said) <= cells
+
+
+def firsts_of(rows, least):
+    """Return the row of distilled sets that is first in each column of a table of students."""
+    sets = {name: [float(cell.split(" ")[0]) for cell in cells] for name, *cells in rows if name in ("random", "krr_st", "ours")}
+    return [(min if least else max)(sets, key=lambda name: sets[name][column]) for column in range(len(sets["ours"]))]
