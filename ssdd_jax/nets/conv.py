@@ -30,8 +30,8 @@ MIN_OPERATIONS = 50_000_000
 SLOWER_WITH_FEW = 10
 # With at most this many taps times input channels, everything that neighbouring outputs depend on is gathered into one row.
 MAX_GATHERED = 96
-# Neighbouring outputs that share a gathered row, where they have at most so many channels, and otherwise: longer rows are copied and
-# multiplied faster, but the matrix that they are multiplied by has more zeros.
+# Neighbouring outputs that share a gathered row: 4 up to 16 output channels, 2 beyond. Longer rows are copied and multiplied faster,
+# but the matrix that they are multiplied by has more zeros.
 COLUMNS_UP_TO_16, COLUMNS = 4, 2
 # Images whose products are summed together: they stay in a core's cache.
 IMAGES_AT_ONCE = 8
