@@ -72,7 +72,7 @@ MISTAKES = [
     ("--config {folder}/number.py --workdir x", "number.py returned int, expected a ConfigDict"),
     ("--config {folder}/syntax.py --workdir x", "SyntaxError"),
     ("--config {folder}/importing.py --workdir x", "none_such_module"),
-    ("--config {folder}/binary.py --workdir x", "SyntaxError"),
+    ("--config {folder}/binary.py --workdir x", "null bytes"),
     ("--config {folder}/strange.py --workdir x", "name"),
 ]
 CONFIG_FILES = {
