@@ -28,12 +28,14 @@ from dataclasses import replace
 from ssdd_jax.settings.presets import AUTOMATIC, PRESETS, check_variant, default_config, smoke, to_config, two_core_students
 from ssdd_jax.settings.spec import DataSpec
 
+# A mirrored view at no storage.
+FLIP = dict(views=("identity", "hflip"), view_targets=("stored", "shared"))
+
 
 def in_bits(methods):
     """Return methods whose numbers have 32, 8 and 4 bits; what fits besides is spent on images, and on larger and more bases."""
-    flip = dict(views=("identity", "hflip"), view_targets=("stored", "shared"), support_images=96)
     rows = {name: methods[name] for name in ("random", "kmeans", "krr_st", "raw_small", "basis")}
-    rows["flip"] = replace(methods["basis"], **flip)
+    rows["flip"] = replace(methods["basis"], **FLIP, support_images=96)
     for bits in (8, 4):
         some = dict(bits=bits, support_images=128)
         rows |= {f"{name}_{bits}": replace(methods[name], bits=bits) for name in ("random", "kmeans")}
@@ -46,9 +48,7 @@ def in_bits(methods):
 
 def long(methods):
     """Return methods with three times the steps; sizes are those that `arrays:auto` chose for Emoji-99, and in 8 bits larger ones."""
-    flip = replace(
-        methods["basis"], views=("identity", "hflip"), view_targets=("stored", "shared"), support_images=256, base_size=12, steps=1200
-    )
+    flip = replace(methods["basis"], **FLIP, support_images=256, base_size=12, steps=1200)
     return {
         "krr_st_8_long": replace(methods["krr_st"], bits=8, support_images=128, steps=1200),
         "flip_12_long": replace(flip, image_bases=37, repr_bases=31),

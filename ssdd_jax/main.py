@@ -8,7 +8,6 @@ from typing import Any
 
 from ssdd_jax.cli import Command, parse, usage
 from ssdd_jax.errors import InputError, Status, storage_error
-from ssdd_jax.runtime.allocation import keep_memory
 from ssdd_jax.terminal import escape_unknown_letters, say
 
 
@@ -16,7 +15,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status, one of `Status`."""
     # LAPACK's and XLA's threads compete for the cores: factorizing a few hundred rows is faster with one thread.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    keep_memory()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or {"--help", "-h"} & set(argv):
         say(usage())
@@ -39,8 +37,10 @@ def _run(command: Command, debug: bool) -> int:
     if command.distributed is None or command.distributed[2] == 0:
         say(f"{command.spec.name if command.spec else 'ssdd_jax'}: {command.task}, in {command.workdir}")
     from ssdd_jax.runtime import hosts, stop  # from here on jax is needed
+    from ssdd_jax.runtime.allocation import keep_memory
     from ssdd_jax.runtime.health import NumericalError
 
+    keep_memory()
     if command.distributed is not None and command.spec is not None:
         where = None if command.distributed == "auto" else command.distributed
         hosts.connect(where, command.spec.devices.heartbeat_s)

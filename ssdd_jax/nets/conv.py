@@ -77,7 +77,7 @@ def convolve(images: Images, kernel: Kernel, strides: Sequence[int], padding: Se
     config: Any = jax.config
     precision = settings.get("precision") or config.jax_default_matmul_precision
     window = Window((strides[0], strides[1]), ((top, bottom), (left, right)), precision)
-    return _convolve(images, kernel, window) if _fast.get() else _plain(images, kernel, window)
+    return _convolve(images, kernel, window) if is_fast() else _plain(images, kernel, window)
 
 
 def _plain(images: Images, kernel: Kernel, window: Window) -> Outputs:
@@ -215,19 +215,18 @@ def _by_images(images: Images, kernel: Kernel, gradient: Outputs, window: Window
 
 def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Kernel:
     """Return the gradient with respect to the kernel, summed over parts of the images."""
+    if _few_channels(kernel):
+        return jax.vjp(lambda kernel: _on_cpu(images, kernel, window), kernel)[1](gradient)[0]
 
     def by_taps(images: Images, gradient: Outputs) -> Kernel:
         # For each tap: its pixels times the gradient, summed over images and positions.
-        flat = gradient.reshape(-1, gradient.shape[-1])
         taps = _taps(images, kernel, window)
-        products = [jnp.matmul(tap.reshape(-1, tap.shape[-1]).T, flat, precision=window.precision) for tap in taps]
+        products = [jnp.matmul(_flat(tap).T, _flat(gradient), precision=window.precision) for tap in taps]
         return jnp.concatenate(products).reshape(kernel.shape)
 
     def by_tiles(images: Images, gradient: Outputs) -> Kernel:
         return jax.vjp(lambda kernel: convolve_by_tiles(images, kernel, window.padding), kernel)[1](gradient)[0]
 
-    if _few_channels(kernel):
-        return jax.vjp(lambda kernel: _on_cpu(images, kernel, window), kernel)[1](gradient)[0]
     tiled_at_once = _tiled_at_once(images, kernel, window)
     by_part, at_once = (by_tiles, tiled_at_once) if tiled_at_once else (by_taps, IMAGES_AT_ONCE)
     # The zero images that fill up the last part add nothing.

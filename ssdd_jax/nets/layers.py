@@ -126,7 +126,7 @@ _fast_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over all axes but the last: eps 1e-5, running averages 0.9 old + 0.1 new.
+    """Batch normalization over all axes but the last: eps `EPS`, running averages 0.9 old + 0.1 new.
 
     The batch is normalized by its biased variance and the running variance averages the unbiased one, as in PyTorch;
     flax's own layer averages the biased one.
@@ -154,7 +154,7 @@ class BatchNorm(nn.Module):
 
 
 class InstanceNorm(nn.Module):
-    """Normalization of every channel of every image over its pixels, by the biased variance, eps 1e-5; then scale and bias per channel.
+    """Normalization of every channel of every image over its pixels, by the biased variance, eps `EPS`; then scale and bias per channel.
 
     It is PyTorch's GroupNorm with as many groups as channels. A channel that is constant over the image becomes its bias.
     """
@@ -164,8 +164,8 @@ class InstanceNorm(nn.Module):
         exact, shape = x.astype(jnp.float32), (x.shape[-1],)
         mean, var = exact.mean((1, 2), keepdims=True), exact.var((1, 2), keepdims=True)
         scale, bias = self.param("scale", nn.initializers.ones, shape), self.param("bias", nn.initializers.zeros, shape)
-        row = lambda v: v.reshape(1, 1, 1, -1)
-        factor = jax.lax.rsqrt(var + 1e-5) * row(scale)
+        row = _row_of(x)
+        factor = jax.lax.rsqrt(var + EPS) * row(scale)
         return ((exact - mean) * factor + row(bias)).astype(x.dtype)
 
 
