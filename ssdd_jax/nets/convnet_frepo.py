@@ -6,6 +6,7 @@ from functools import partial
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from ssdd_jax.nets.initial import lecun_normal_init
 from ssdd_jax.nets.layers import Conv, Linear, average_pool, grey_margin, halving_problem
 from ssdd_jax.nets.net import Net
 
@@ -28,7 +29,7 @@ class ConvNetFRePo(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W C"], train: bool = False) -> tuple[Float[Array, "n q"], Float[Array, "n d"]]:
-        start = dict(kernel_init=nn.initializers.lecun_normal(), bias_init=nn.initializers.zeros)
+        start = dict(kernel_init=lecun_normal_init, bias_init=nn.initializers.zeros)
         margin = grey_margin(x.shape[-1])
         for block, width in enumerate(self.widths):
             if self.norm and block:

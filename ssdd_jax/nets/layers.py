@@ -11,22 +11,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ssdd_jax.nets.conv import convolve, is_fast
+from ssdd_jax.nets.initial import torch_bias_init, torch_kernel_init
 
 PerChannel = Float[Array, " C"]
 
 # Name of the linear layer on top of the features among the parameters of every network: flax's name for the only linear layer.
 HEAD = "Linear_0"
-
-# PyTorch's default for convolutions and linear layers: weight and bias uniform in +-1/sqrt(fan_in).
-torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-# ResNets: He normal over fan_out.
-kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-def torch_bias_init(fan_in: int) -> Callable:
-    """Return the initializer of a bias, uniform in +-1/sqrt(fan_in)."""
-    limit = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -limit, limit)
 
 
 class Conv(nn.Module):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ssdd_jax.core.pool import Learner
 from ssdd_jax.errors import InputError
 from ssdd_jax.nets.conv import plain_convolutions
+from ssdd_jax.nets.initial import at_once
 from ssdd_jax.nets.net import Net
 from ssdd_jax.registry import NETS
 from ssdd_jax.settings.fields import PRECISIONS
@@ -82,10 +83,11 @@ def make_learner(
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     widths = net_widths(net, widths, image_shape, width_factor)
     module = NETS[net].build(widths, num_outputs, pooled)
+    draw = at_once(lambda key: module.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
 
     def init(key):
         # Also where the caller has switched 64-bit numbers on.
-        variables = _cast(module.init(key, jnp.zeros((1, *image_shape), jnp.float32)), jnp.float32)
+        variables = _cast(draw(key), jnp.float32)
         return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
     def apply_train(variables, images):

@@ -3,7 +3,8 @@
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, kaiming_fan_out_init, torch_kernel_init
+from ssdd_jax.nets.initial import kaiming_fan_out_init, torch_kernel_init
+from ssdd_jax.nets.layers import BatchNorm, Conv, Linear
 from ssdd_jax.nets.net import Net
 
 

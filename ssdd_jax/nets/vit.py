@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from ssdd_jax.nets.initial import initializer
 from ssdd_jax.nets.layers import Conv, Linear
 from ssdd_jax.nets.net import Net
 
@@ -14,7 +15,7 @@ PATCH = 4
 HEADS = 3
 
 # timm truncates at +-2, a hundred standard deviations, which is a plain normal distribution.
-_init = nn.initializers.normal(0.02)
+_init = initializer("normal", lambda shape: 0.02)
 
 
 def _linear(width: int, name: str | None = None) -> Linear:

@@ -57,11 +57,14 @@ def seed_groups(seeds: Sequence[int], at_once: int) -> list[tuple[int, ...]]:
     return [tuple(seeds[i : i + size]) for i in range(0, len(seeds), size)]
 
 
+# Jitted, or every leaf would be a program of its own.
+@jax.jit
 def stack(trees: Sequence[Any]) -> Any:
     """Stack equal trees along a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+@jax.jit
 def unstack(tree: Any) -> list[Any]:
     """Undo `stack`."""
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(jax.tree.leaves(tree)[0].shape[0])]

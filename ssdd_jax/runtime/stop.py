@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ssdd_jax.errors import Status
+from ssdd_jax.errors import InputError, Status
 
 STATUS = Status.STOPPED
 
@@ -61,11 +61,24 @@ def on_signals() -> Iterator[None]:
     sys.unraisablehook = again
     try:
         yield
+    except Exception as error:
+        # Orbax, for one, makes an error of its own of whatever is raised within it.
+        stopped = None if isinstance(error, InputError | OSError) else _stop_behind(error)
+        if stopped is None:
+            raise
+        raise stopped from None
     finally:
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         _Request.seen = False
+
+
+def _stop_behind(error: BaseException | None) -> Stopped | None:
+    """Return the stop that an exception was raised from or instead of, if any."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def json_ready(spec: Any, *, tuples: bool = False) -> Any:
     return spec
 
 
-FORMAT = 2
+FORMAT = 3
 """Part of every digest. Raise it where a run keeps something in another form, or where a teacher, its representations or a student's
 pretraining come out differently for the same settings; methods and protocols have versions of their own."""
 

@@ -44,7 +44,7 @@ def fit_bases(data: Data, reprs: Callable[[], np.ndarray], base_shape: tuple[int
     limit = min(len(rows) - 1, rows.shape[1])
     if limit < 1:
         raise InputError(f"{where} needs bases of the training {what}, of which there is one; expected two or more")
-    fitted = fit_pca(jnp.asarray(rows), min(num_components, limit))
+    fitted = jax.jit(fit_pca, static_argnums=1)(jnp.asarray(rows), min(num_components, limit))
     rank = int(np.sum(np.asarray(fitted.variances) > 1e-6 * float(fitted.variances[0])))
     if num_components > min(rank, limit):
         raise InputError(

@@ -143,7 +143,7 @@ class MethodRun:
         state = stack([self.method.start(self.spec, self.plan, self.inputs, seed) for seed in seeds])
         for i, (phase, init, loop) in enumerate(zip(self.phases, self.inits, self.loops, strict=True)):
             state = init(seed_array, state)
-            if any(bool(bad.any()) for bad in health.not_finite({}, phase.watch(state)).values()):
+            if any(bool(bad.any()) for bad in jax.jit(health.not_finite)({}, phase.watch(state)).values()):
                 cause = phase.causes.get("init", "the result of the previous phase")
                 raise health.NumericalError(
                     f"distill/{self.name}: the initial state of the {phase.name} phase is not finite; likely cause: {cause}"

@@ -196,7 +196,8 @@ def pretrain_teacher(
     if data.train_labels is not None:
         probe = init_probe(step_key(teacher.seed, Stream.ONLINE_PROBE), width, data.num_classes, probe_optimizer)
     # The loop runs groups of seeds; the teacher is a group of one.
-    state = stack([init_teacher(step_key(teacher.seed, Stream.TEACHER_INIT), learner, projector, width, optimizer, probe)])
+    init = jax.jit(lambda key: init_teacher(key, learner, projector, width, optimizer, probe))
+    state = stack([init(step_key(teacher.seed, Stream.TEACHER_INIT))])
     checkpoints, start, state = resumable(folder, state, display, **saving)
     causes = {"loss": f"config.teacher.learning_rate ({teacher.learning_rate}); lower it, or warm up longer"}
     with checkpoints:

@@ -7,7 +7,8 @@ import pytest
 from oracles.outer import block_forward
 
 from ssdd_jax.nets import NETS, conv, make_learner
-from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, average_pool, kaiming_fan_out_init
+from ssdd_jax.nets.initial import kaiming_fan_out_init
+from ssdd_jax.nets.layers import BatchNorm, Conv, Linear, average_pool
 
 pytestmark = pytest.mark.core
 RESNET = (64, 128, 256, 512)

@@ -97,6 +97,31 @@ def test_outside_a_loop_a_signal_stops_at_once_and_the_handlers_come_back():
     assert not stop.requested()
 
 
+@pytest.mark.parametrize("explicit", [True, False])
+def test_a_stop_of_which_a_library_makes_an_error_of_its_own_is_a_stop(explicit):
+    def library():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            if explicit:
+                raise KeyError("incompatible handler") from error
+            raise RuntimeError("failed")  # noqa: B904
+
+    with pytest.raises(stop.Stopped, match="run the same command to go on"), stop.on_signals():
+        library()
+
+
+def test_an_error_that_a_stop_led_to_is_still_said():
+    def cannot_save():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except stop.Stopped:
+            raise StorageError("no room") from None
+
+    with pytest.raises(StorageError, match="no room"), stop.on_signals():
+        cannot_save()
+
+
 def test_a_signal_that_comes_while_an_object_is_finalized_is_not_lost(capfd):
     class Finalized:
         def __del__(self):
