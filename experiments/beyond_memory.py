@@ -1,9 +1,10 @@
-"""Distil from a folder of images whose pixels do not fit into the memory that the process may use, and show what it uses.
+"""Distil from a folder of images whose pixels do not fit into the memory that the process may use, evaluate, and show what it uses.
 
 python experiments/beyond_memory.py [--images 175000] [--side 64] [--limit_gb 1]
 
 The limit is a memory control group if the user may create one (everything that the process touches counts, including files), and
-RLIMIT_DATA otherwise (everything except files). Teacher, representations, bases and distilled sets are made as in any other run.
+RLIMIT_DATA otherwise (everything except files). Teacher, representations, bases, distilled sets, students and their features are made as
+in any other run.
 """
 
 import argparse
@@ -87,8 +88,9 @@ def main() -> None:
             "--config.outer.steps=20",
             "--config.only=krr_st,basis",
             "--config.num_pairs=4",
+            "--config.evaluation.controls=('none','teacher','full')",
         ]
-        command = [sys.executable, "-m", "ssdd_jax.main", "--config", "arrays:smoke", "--task=distill", "--workdir", str(folder / "run")]
+        command = [sys.executable, "-m", "ssdd_jax.main", "--config", "arrays:smoke", "--workdir", str(folder / "run")]
         started, peaks = time.monotonic(), {}
         # glibc keeps memory that a thread has freed in that thread's arena; with one arena for all, compiling takes less.
         process = subprocess.Popen([*command, *settings], preexec_fn=enter, env={**os.environ, "MALLOC_ARENA_MAX": "1"})

@@ -26,7 +26,7 @@ from ssdd_jax.core.krr import append_bias, krr_predict
 from ssdd_jax.core.optimizers import sgd, student_optimizer
 from ssdd_jax.core.outer import OuterState, image_sampler, init_outer, make_outer_step, outer_loss, set_reader, support_rows
 from ssdd_jax.core.real import RealImages
-from ssdd_jax.evals.linear import make_probe_step
+from ssdd_jax.evals.linear import probe_steps
 from ssdd_jax.evals.probe import init_probe
 from ssdd_jax.evals.student import make_student_step
 from ssdd_jax.methods import regression
@@ -392,11 +392,12 @@ def probe_step(work: Work) -> Part:
     spec, classes = work.spec.protocols["linear"], work.case.num_classes
     size = min(spec.batch_size, work.case.num_train)
     optimizer = sgd(RecipeSpec(learning_rate=spec.learning_rate, weight_decay=0.0))
-    loop = Loop(make_probe_step(optimizer=optimizer), (0, 0, 0), 1)
+    steps = probe_steps(optimizer)
+    loop = Loop(steps.step, (0,), 1, steps.draw)
     schedule = batch_schedule(jax.random.key(0), TABLE_ROWS, size, 4)
     state = stack([init_probe(jax.random.key(1), work.features, classes, optimizer)])
-    args = (schedule, work.normal(TABLE_ROWS, work.features), jnp.asarray(work.data.train_labels))
-    program = _looped(loop, lambda _: 0, state, (), *(leaf[None] for leaf in args))
+    tables = [work.normal(TABLE_ROWS, work.features), jnp.asarray(work.data.train_labels)]
+    program = _looped(loop, lambda _: 0, state, tables, schedule[None])
     # Only one of the two gradients: that with respect to the weights.
     return Part("probe step", {OURS: program}, 2 * 2 * size * work.features * classes, f"{size} rows, {work.features} features")
 

@@ -5,8 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ssdd_jax.evals.protocol import Protocol, Readout, Tools
+from ssdd_jax.evals.protocol import CHUNK, Protocol, Readout, Tools, parts_of
 from ssdd_jax.settings.evaluation import KnnSpec
+
+
+def nearest(
+    train: Float[Array, "n q"], labels: Int[Array, " n"], queries: Float[Array, "t q"], *, num_neighbors: int
+) -> tuple[Float[Array, "t k"], Int[Array, "t k"]]:
+    """Return the cosines of every query to its nearest rows, and their labels; k is at most n."""
+    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    similarities = jnp.matmul(unit(queries), unit(train).T, precision=jax.lax.Precision.HIGHEST)
+    cosines, neighbors = jax.lax.top_k(similarities, min(num_neighbors, len(train)))
+    return cosines, labels[neighbors]
+
+
+def vote(cosines: Float[Array, "t k"], labels: Int[Array, "t k"], *, num_classes: int, temperature: float) -> Int[Array, " t"]:
+    """Return the class for which the neighbours of every query vote, each weighted by exp(cosine / temperature)."""
+    # Relative to the nearest, so that no weight overflows. Its maximum, not its first column: on CPUs XLA takes a slice of
+    # top_k for a reason to sort all n, forty times slower.
+    weights = jnp.exp((cosines - cosines.max(1, keepdims=True)) / temperature)
+    votes = jnp.einsum("tk,tkc->tc", weights, jax.nn.one_hot(labels, num_classes))
+    return jnp.argmax(votes, -1)
 
 
 def knn_predict(
@@ -22,27 +41,34 @@ def knn_predict(
 
     The protocol of Wu et al. (2018) that solo-learn reports.
     """
-    unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    similarities = jnp.matmul(unit(queries), unit(train).T, precision=jax.lax.Precision.HIGHEST)
-    cosines, neighbors = jax.lax.top_k(similarities, min(num_neighbors, len(train)))
-    # Relative to the nearest, so that no weight overflows. Its maximum, not its first column: on CPUs XLA takes a slice of
-    # top_k for a reason to sort all n, forty times slower.
-    weights = jnp.exp((cosines - cosines.max(1, keepdims=True)) / temperature)
-    votes = jnp.einsum("tk,tkc->tc", weights, jax.nn.one_hot(labels[neighbors], num_classes))
-    return jnp.argmax(votes, -1)
+    return vote(*nearest(train, labels, queries, num_neighbors=num_neighbors), num_classes=num_classes, temperature=temperature)
 
 
-vote = jax.jit(knn_predict, static_argnames=("num_classes", "num_neighbors", "temperature"))
+_nearest = jax.jit(nearest, static_argnames="num_neighbors")
+_vote = jax.jit(vote, static_argnames=("num_classes", "temperature"))
 
 
 def run(spec: KnnSpec, readout: Readout, tools: Tools) -> dict[str, list[float]]:
     """Return the accuracy of every seed's vote."""
-    labels, scores = jnp.asarray(readout.train_labels), []
-    settings = dict(num_classes=readout.num_classes, num_neighbors=spec.neighbors, temperature=spec.temperature)
+    scores = []
     for encoded in readout.encoded:
-        train = jnp.asarray(encoded.train_reprs)
-        predicted = tools.apply(lambda queries, train=train: vote(train, labels, queries, **settings), encoded.eval_reprs)
-        scores.append(float(np.mean(predicted == readout.eval_labels)))
+        # The nearest of some training rows at a time, and then the nearest of these.
+        found = []
+        for place, rows in parts_of(encoded.train_reprs):
+            train, labels = jnp.asarray(rows), jnp.asarray(readout.train_labels[place])
+            find = lambda queries, train=train, labels=labels: _nearest(train, labels, queries, num_neighbors=spec.neighbors)
+            found.append(tools.apply(find, encoded.eval_reprs))
+        cosines, labels = (np.concatenate(part, 1) for part in zip(*found, strict=True))
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, : spec.neighbors]
+        predicted = [
+            _vote(
+                *(jnp.asarray(np.take_along_axis(part, order, 1)[start : start + CHUNK]) for part in (cosines, labels)),
+                num_classes=readout.num_classes,
+                temperature=spec.temperature,
+            )
+            for start in range(0, len(cosines), CHUNK)
+        ]
+        scores.append(float(np.mean(np.concatenate(predicted) == readout.eval_labels)))
     return {"knn": scores}
 
 

@@ -1,6 +1,6 @@
 """The interface of protocols, which read what students make of a labelled dataset: one file each, and one row of PROTOCOLS."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,30 +12,51 @@ from ssdd_jax.core.pool import Learner
 
 # Rows that pass a network together.
 CHUNK = 512
+# Bytes of features that are in memory at a time, where they lie on disk.
+PART_BYTES = 2**26
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What a network makes of a dataset: features "n q" for linear protocols, representations "n d" for neighbours."""
+    """What a network makes of a dataset: features "n q" for linear protocols, representations "n d" for neighbours.
+
+    Those of the training images may be memory-mapped: take the rows that are needed, not all of them at once.
+    """
 
     train_features: np.ndarray
     eval_features: np.ndarray
     train_reprs: np.ndarray
     eval_reprs: np.ndarray
 
-    def standardised(self) -> "Encoded":
+    def standardised(self, allocate: Callable[..., np.ndarray] = np.empty) -> "Encoded":
         """Return features and representations, each centred and divided by one overall standard deviation, of the training images.
 
         Protocols have fixed learning rates and penalties, so that what they read must have one scale: an untrained network's is
-        arbitrary, and a student's features grow as it trains.
+        arbitrary, and a student's features grow as it trains. `allocate` makes an array of a shape and a dtype.
         """
 
         def pair(train: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            centre = train.mean(0, dtype=np.float64).astype(np.float32)
-            scale = np.float32(np.sqrt(np.mean((train - centre) ** 2, dtype=np.float64)) or 1.0)
-            return (train - centre) / scale, (held_out - centre) / scale
+            centre = (np.sum([rows.sum(0, dtype=np.float64) for _, rows in parts_of(train)], 0) / len(train)).astype(np.float32)
+            squares = sum(float(np.sum((rows - centre) ** 2, dtype=np.float64)) for _, rows in parts_of(train))
+            scale = np.float32(np.sqrt(squares / train.size) or 1.0)
+
+            def moved(table: np.ndarray) -> np.ndarray:
+                result = allocate(table.shape, np.float32)
+                for place, rows in parts_of(table):
+                    result[place] = (rows - centre) / scale
+                return result
+
+            return moved(train), moved(held_out)
 
         return Encoded(*pair(self.train_features, self.eval_features), *pair(self.train_reprs, self.eval_reprs))
+
+
+def parts_of(table: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the rows of a table, `PART_BYTES` of them at a time, with their place."""
+    size = max(1, PART_BYTES // max(1, table[:1].nbytes))
+    for start in range(0, len(table), size):
+        place = slice(start, min(start + size, len(table)))
+        yield place, np.array(table[place])
 
 
 @dataclass(frozen=True, eq=False)

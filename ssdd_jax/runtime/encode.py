@@ -29,11 +29,19 @@ def encode_batch_size(rows: Images | jax.Array) -> int:
     return min(len(rows), max(1, ENCODE_BATCH * 64**2 // max(64**2, pixels)))
 
 
-def in_batches(fn: Callable[[jax.Array], Any], rows: Images | jax.Array) -> Any:
-    """Apply a jitted function to batches of one shape and return its rows, an array or a tree of them; the last batch is padded."""
-    size = encode_batch_size(rows)
-    results = [_apply(fn, np.asarray(rows[start : start + size]), size) for start in range(0, len(rows), size)]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *results)
+def in_batches(fn: Callable[[jax.Array], Any], rows: Images | jax.Array, allocate: Callable[..., np.ndarray] = np.empty) -> Any:
+    """Apply a jitted function to batches of one shape and return its rows, an array or a tree of them; the last batch is padded.
+
+    `allocate` makes an array of a shape and a dtype, such as a `ssdd_jax.io.scratch.Scratch` does.
+    """
+    size, results = encode_batch_size(rows), None
+    for start in range(0, len(rows), size):
+        part = _apply(fn, np.asarray(rows[start : start + size]), size)
+        if results is None:
+            results = jax.tree.map(lambda leaf: allocate((len(rows), *leaf.shape[1:]), leaf.dtype), part)
+        for whole, leaf in zip(jax.tree.leaves(results), jax.tree.leaves(part), strict=True):
+            whole[start : start + size] = leaf
+    return results
 
 
 class GrowingFile:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ssdd_jax.data import Concatenated, Images
+from ssdd_jax.data import Concatenated, Images, OnDisk
 
 # Dispatches that are read ahead while the device works on another one.
 READ_AHEAD = 2
@@ -21,7 +21,9 @@ Table = jax.Array | Images | Concatenated
 
 
 def to_device(images: Images) -> jax.Array | Images:
-    """Return rows in memory as an array on the device; rows on disk stay there."""
+    """Return rows in memory as an array on the device; rows on disk, memory-mapped ones among them, stay there."""
+    if isinstance(images, np.memmap):
+        return OnDisk(images)
     return jax.numpy.asarray(images) if isinstance(images, np.ndarray) else images
 
 

@@ -32,7 +32,8 @@ class DataSpec:
         test: share of the training images that become the test split of a source that has none.
         validation: share of the training images that is never trained on: settings are chosen on it.
         limit: how many of the remaining training images to use, a fixed random choice; 0 uses all.
-        memory_gb: splits above this size (GB) stay on disk, and so do their representations; batches are read ahead.
+        memory_gb: splits above this size (GB) stay on disk, and so do their representations, and features that evaluation reads; batches
+            are read ahead.
     """
 
     source: str = "digits"

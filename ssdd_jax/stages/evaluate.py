@@ -15,6 +15,7 @@ from ssdd_jax.data import OnDisk
 from ssdd_jax.evals.protocol import Encoded, Protocol, Readout, Steps, Tools
 from ssdd_jax.evals.student import repr_error
 from ssdd_jax.io.checkpoints import Checkpoints
+from ssdd_jax.io.scratch import Scratch
 from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.report import results_tables
 from ssdd_jax.rng import Stream, step_key
@@ -155,22 +156,24 @@ def _rows(scope: Scope, compiled: Compiled, group: Sequence[Cell]) -> Iterator[d
     firsts = [next(cell for cell in group if cell.seed == seed) for seed in seeds]
     folder = _checkpoints(context) / digest([cell_digest(scope, replace(cell, dataset=context.data.name)) for cell in firsts])
     student, variables = _students(scope, compiled, name, folder, firsts)
+    scratch = Scratch(folder, context.spec.data.memory_gb * 1e9)
     for dataset in dict.fromkeys(cell.dataset for cell in group):
         target, wanted = context.targets[dataset], [cell for cell in group if cell.dataset == dataset]
         chosen = tuple(cell.seed for cell in wanted)
         if student is None:
-            encoded, networks = _encode_teacher(context, method, chosen, target), None
+            encoded, networks = _encode_teacher(context, method, chosen, target, scratch), None
         else:
             trained = [variables[seeds.index(seed)] for seed in chosen]
-            encoded, networks = [encode(student, v, target) for v in trained], trainable(student, trained, target)
+            encoded, networks = [encode(student, v, target, scratch) for v in trained], trainable(student, trained, target)
         if not all(np.isfinite(part).all() for e in encoded for part in (e.eval_features, e.eval_reprs)):
             raise NumericalError(f"{name}: its features or outputs on {dataset} are not all finite")
         scores: dict[str, list[float]] = {}
+        outputs = [e.eval_reprs for e in encoded]
         # The protocols read labels; without any, the error in predicting the representation is all there is.
         if target.train_labels is not None and target.eval_labels is not None:
-            readout = Readout(
-                chosen, [e.standardised() for e in encoded], target.train_labels, target.eval_labels, target.num_classes, networks
-            )
+            # What has been standardised is not kept as it was.
+            standardised = [encoded.pop(0).standardised(scratch) for _ in chosen]
+            readout = Readout(chosen, standardised, target.train_labels, target.eval_labels, target.num_classes, networks)
             for protocol, settings in protocols_of(scope, wanted[0]).items():
                 reader = f"{protocol}-{target.digest}"
                 tools = RunTools(context=context, group=name, folder=folder, compiled=compiled, label=label, reader=reader)
@@ -179,9 +182,9 @@ def _rows(scope: Scope, compiled: Compiled, group: Sequence[Cell]) -> Iterator[d
             row = _description(scope, cell)
             if dataset == context.data.name and was_made_with_teacher(scope, cell):
                 reprs = jnp.asarray(context.reprs(context.spec.evaluation.split))
-                row["repr_error"] = float(repr_error(jnp.asarray(encoded[i].eval_reprs), reprs))
-            if has_accuracy(scope, cell) and encoded[i].eval_reprs.shape[1] == target.num_classes:
-                row["accuracy"] = float(np.mean(np.argmax(encoded[i].eval_reprs, 1) == target.eval_labels))
+                row["repr_error"] = float(repr_error(jnp.asarray(outputs[i]), reprs))
+            if has_accuracy(scope, cell) and outputs[i].shape[1] == target.num_classes:
+                row["accuracy"] = float(np.mean(np.argmax(outputs[i], 1) == target.eval_labels))
             found = {key: values[i] for key, values in scores.items()}
             bad = [key for key, value in {**row, **found}.items() if isinstance(value, float) and not np.isfinite(value)]
             if bad:
@@ -270,13 +273,13 @@ def _scores(name: str, protocol: Protocol, settings: Any, readout: Readout, tool
     return scores
 
 
-def _encode_teacher(context: Context, name: str, seeds: Sequence[int], target: Data) -> list[Encoded]:
-    """Return what the teacher, or its network untrained, makes of a dataset."""
+def _encode_teacher(context: Context, name: str, seeds: Sequence[int], target: Data, allocate: Scratch) -> list[Encoded]:
+    """Return what the teacher, or its network untrained, makes of a dataset, in arrays that `allocate` makes."""
     if name == "teacher":
         represent = context.teacher.jitted(target.normalize)
         own = target is context.data
-        train = np.array(context.reprs("train")) if own else in_batches(represent, target.train_images)
-        held_out = np.array(context.reprs(context.spec.evaluation.split)) if own else in_batches(represent, target.eval_images)
+        train = context.reprs("train") if own else in_batches(represent, target.train_images, allocate)
+        held_out = context.reprs(context.spec.evaluation.split) if own else in_batches(represent, target.eval_images, allocate)
         return [Encoded(train, held_out, train, held_out)] * len(seeds)
     learner = teacher_learner(context.spec.teacher, target.image_shape)
     apply = jax.jit(lambda variables, batch: learner.apply(variables, target.normalize(batch)))
@@ -284,7 +287,7 @@ def _encode_teacher(context: Context, name: str, seeds: Sequence[int], target: D
     for seed in seeds:
         variables = learner.init(step_key(seed, Stream.TEACHER_INIT))
         train, held_out = (
-            in_batches(lambda batch, v=variables: apply(v, batch), images) for images in (target.train_images, target.eval_images)
+            in_batches(lambda batch, v=variables: apply(v, batch), images, allocate) for images in (target.train_images, target.eval_images)
         )
         encoded.append(Encoded(train, held_out, train, held_out))
     return encoded

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ssdd_jax.core.batching import batch_schedule, batches_per_epoch
@@ -127,12 +128,12 @@ def pretrain_on_all(
     return _pretrain(context, student, name, folder, seeds, len(images), loop, (), (images, targets))
 
 
-def encode(student: Student, variables: Any, target: Data) -> Encoded:
-    """Return what the student makes of the training and of the evaluation images."""
+def encode(student: Student, variables: Any, target: Data, allocate: Callable[..., np.ndarray] = np.empty) -> Encoded:
+    """Return what the student makes of the training and of the evaluation images, in arrays that `allocate` makes."""
     mean, std = jnp.asarray(target.mean, jnp.float32), jnp.asarray(target.std, jnp.float32)
     run = lambda batch: student.encode(variables, batch, mean, std)
-    train_features, train_reprs = in_batches(run, target.train_images)
-    eval_features, eval_reprs = in_batches(run, target.eval_images)
+    train_features, train_reprs = in_batches(run, target.train_images, allocate)
+    eval_features, eval_reprs = in_batches(run, target.eval_images, allocate)
     return Encoded(train_features, eval_features, train_reprs, eval_reprs)
 
 

@@ -2,7 +2,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssdd_jax.evals.knn import knn_predict
+from ssdd_jax.evals import protocol
+from ssdd_jax.evals.knn import knn_predict, run
+from ssdd_jax.evals.protocol import Encoded, Readout, Tools
+from ssdd_jax.settings.evaluation import KnnSpec
 
 pytestmark = pytest.mark.core
 
@@ -33,3 +36,15 @@ def test_a_low_temperature_and_a_zero_query_stay_finite():
     train, labels = jnp.eye(3), jnp.arange(3)
     predicted = knn_predict(train, labels, jnp.array([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]]), num_classes=3, temperature=1e-4)
     assert int(predicted[1]) == 1
+
+
+@pytest.mark.parametrize("part_bytes", [1, 100, 10_000])
+def test_the_nearest_of_some_rows_at_a_time_are_those_of_all(part_bytes, monkeypatch):
+    random = np.random.RandomState(1)
+    train, queries, labels = random.normal(size=(50, 6)), random.normal(size=(30, 6)), random.randint(0, 4, 50)
+    encoded = Encoded(*(rows.astype(np.float32) for rows in (train, queries, train, queries)))
+    predicted = knn_predict(*map(jnp.asarray, (encoded.train_reprs, labels, encoded.eval_reprs)), num_classes=4, num_neighbors=7)
+    # Truths that the plain vote gets right: any other vote would be counted as wrong.
+    monkeypatch.setattr(protocol, "PART_BYTES", part_bytes)
+    found = run(KnnSpec(neighbors=7), Readout((0,), [encoded], labels, np.asarray(predicted), 4), Tools())
+    assert found == {"knn": [1.0]}

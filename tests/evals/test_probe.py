@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from ssdd_jax.core.batching import batch_schedule
-from ssdd_jax.evals.linear import make_probe_step
+from ssdd_jax.evals.linear import probe_steps
 from ssdd_jax.evals.probe import accuracy, init_probe, label_subset, probe_logits
 
 pytestmark = pytest.mark.core
@@ -21,11 +21,12 @@ def toy(num_rows, seed):
 def test_learns_a_separable_toy(key):
     features, labels = toy(60, 0)
     optimizer = optax.sgd(0.2, 0.9)
-    state, step = init_probe(key, 3, 3, optimizer), jax.jit(make_probe_step(optimizer=optimizer))
-    schedule = batch_schedule(key, 60, 16, 60)
+    state, steps = init_probe(key, 3, 3, optimizer), probe_steps(optimizer)
+    step, schedule = jax.jit(steps.step), batch_schedule(key, 60, 16, 60)
     losses = []
     for i in range(60):
-        state, metrics = step(state, i, schedule, features, labels)
+        of_features, of_labels = steps.draw(i, schedule)
+        state, metrics = step(state, i, (features[of_features], labels[of_labels]), schedule)
         losses.append(float(metrics["loss"]))
     unseen, unseen_labels = toy(40, 1)
     assert float(accuracy(probe_logits(state.params, unseen), unseen_labels)) == 1.0
@@ -35,9 +36,10 @@ def test_learns_a_separable_toy(key):
 def test_a_step_is_sgd_on_the_cross_entropy_of_its_batch(key):
     features, labels = toy(12, 0)
     optimizer = optax.sgd(0.5)
-    state, schedule = init_probe(key, 3, 3, optimizer), jnp.array([[0, 1, 2], [7, 3, 9]])
-    after, metrics = make_probe_step(optimizer=optimizer)(state, 1, schedule, features, labels)
-    rows = np.array([7, 3, 9])
+    state, schedule, steps = init_probe(key, 3, 3, optimizer), jnp.array([[0, 1, 2], [7, 3, 9]]), probe_steps(optimizer)
+    rows, same = (np.asarray(drawn) for drawn in steps.draw(1, schedule))
+    assert rows.tolist() == same.tolist() == [7, 3, 9]
+    after, metrics = steps.step(state, 1, (features[rows], labels[rows]), schedule)
     x, y = np.asarray(features, np.float64)[rows], np.eye(3)[np.asarray(labels)[rows]]
     weight, bias = (np.asarray(state.params[name], np.float64) for name in ("weight", "bias"))
     scores = np.exp(x @ weight + bias)

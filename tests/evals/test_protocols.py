@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssdd_jax.evals import protocol
 from ssdd_jax.evals.protocol import Encoded, Readout, Steps, Tools, Trainable
+from ssdd_jax.io.scratch import Scratch
 from ssdd_jax.nets import make_learner
 from ssdd_jax.registry import PROTOCOLS
 from ssdd_jax.settings.evaluation import FewSpec, FinetuneSpec, KnnSpec, LinearSpec
@@ -56,6 +58,17 @@ def test_what_protocols_read_has_one_centre_and_one_scale_those_of_the_training_
         np.testing.assert_allclose(scale * (held_out[3] - train[2]), before_held_out[3] - before[2], rtol=1e-5)
     constant = Encoded(*[np.ones((4, 2), np.float32)] * 4).standardised()
     assert not constant.train_features.any()
+
+
+def test_what_is_standardised_does_not_depend_on_where_it_lies(tmp_path, monkeypatch):
+    random = np.random.RandomState(0)
+    parts = [random.normal(size=(rows, 5)).astype(np.float32) + 3 for rows in (40, 7, 40, 7)]
+    monkeypatch.setattr(protocol, "PART_BYTES", 170)
+    in_memory, on_disk = Encoded(*parts).standardised(), Encoded(*parts).standardised(Scratch(tmp_path, 200))
+    assert isinstance(on_disk.train_features, np.memmap)
+    assert not isinstance(on_disk.eval_features, np.memmap)
+    for name in ("train_features", "eval_features", "train_reprs", "eval_reprs"):
+        np.testing.assert_array_equal(getattr(in_memory, name), getattr(on_disk, name))
 
 
 def test_the_registry_has_a_test_case_each():

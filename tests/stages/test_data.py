@@ -175,17 +175,27 @@ def test_a_run_without_any_label_has_the_error_alone(tmp_path):
     assert all(np.isfinite(row["repr_error"]) for row in rows if row["method"] != "none")
 
 
-# The teacher reads from disk in one of them.
+# The teacher reads from disk in one of them, and protocols in the other.
 @pytest.mark.parametrize(
-    "settings",
-    ["outer.real_augment=crops outer.real_crops=2", "outer.real_augment=fresh teacher.steps=0"],
+    ("task", "settings"),
+    [
+        ("all", "outer.real_augment=crops outer.real_crops=2 evaluation.controls=('teacher','full')"),
+        ("distill", "outer.real_augment=fresh teacher.steps=0"),
+    ],
+    ids=["crops", "fresh"],
 )
-def test_a_run_from_disk_has_the_bits_of_a_run_from_memory(npz, tmp_path, settings):
+def test_a_run_from_disk_has_the_bits_of_a_run_from_memory(npz, tmp_path, task, settings):
     settings = [f"--config.{setting}" for setting in (f"data.source=arrays:{npz}", *settings.split(" "))]
-    memory = smoke(tmp_path / "memory", *settings, task="distill")
-    disk = smoke(tmp_path / "disk", *settings, "--config.data.memory_gb=0", task="distill")
+    memory = smoke(tmp_path / "memory", *settings, task=task)
+    disk = smoke(tmp_path / "disk", *settings, "--config.data.memory_gb=0", task=task)
     assert memory == disk
     assert len(memory) == 1
+    if task == "all":
+        results = [json.loads((tmp_path / name / "results.json").read_text())["rows"] for name in ("memory", "disk")]
+        rows = [[{key: value for key, value in row.items() if key != "seconds"} for row in found] for found in results]
+        assert rows[0] == rows[1]
+        assert {row["method"] for row in rows[0]} == {"basis", "teacher", "full"}
+        assert all({"linear", "few_5", "knn"} <= set(row) for row in rows[0])
 
 
 def write_png_folder(folder, images, labels):
