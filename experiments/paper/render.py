@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.paper.figure import set_figure
 from experiments.paper.plans import CURVES, OF_LABELS
 from experiments.paper.tables import SCORES, Table, scores_of, unit_of
-from ssdd_jax.io.artifacts import load_distilled
 from ssdd_jax.io.files import write_bytes
-from ssdd_jax.io.manifest import read_manifest
 from ssdd_jax.report import to_markdown
-from ssdd_jax.report.figures import COLOURS, LINES, bases_picture, images_picture, png, views_picture
+from ssdd_jax.report.figures import COLOURS, LINES
 from ssdd_jax.report.page import Choice, Page, render, text_table
 from ssdd_jax.report.tables import CONTROL_LABELS
 
@@ -84,20 +83,6 @@ def budgets_picture(rows: Sequence[Mapping[str, Any]], score: str) -> Any:
     return figure
 
 
-def set_pictures(folder: Path) -> dict[str, tuple[str, bytes]]:
-    """Return pictures of a distilled set by file name: its bases, images and views, with what they show."""
-    distilled, manifest = load_distilled(folder), read_manifest(folder) or {}
-    statistics_of, method = manifest["normalization"], manifest["method"]
-    mean, std = statistics_of["mean"], statistics_of["std"]
-    found = {f"{method}-images.png": (f"{method}: distilled images", png(images_picture(distilled, mean, std)))}
-    if distilled.images.bases is not None:
-        bases = png(bases_picture(distilled.images.bases, distilled.layout.base_shape))
-        found[f"{method}-bases.png"] = (f"{method}: bases of its images", bases)
-    if len(distilled.layout.views) > 1:
-        found[f"{method}-views.png"] = (f"{method}: its first images under every view", png(views_picture(distilled, mean, std)))
-    return found
-
-
 def write_all(workdir: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, Any]], sets: Sequence[Path]) -> None:
     """Write tables.md, tables.html and tables.tex, and the pictures as PNG of 300 dots per inch and, where they are drawn, PDF."""
     pictures: dict[str, str] = {}
@@ -108,9 +93,10 @@ def write_all(workdir: Path, tables: Sequence[Table], rows: Sequence[Mapping[str
                 figure.savefig(workdir / f"budgets-{score}.{ending}", dpi=300)
             pictures[f"budgets-{score}.png"] = f"{SCORES[score]} over budgets"
     for folder in sets:
-        for name, (words, content) in set_pictures(folder).items():
-            write_bytes(workdir / name, content)
-            pictures[name] = words
+        figure, name = set_figure(folder), folder.parent.name
+        for ending in ("png", "pdf"):
+            figure.savefig(workdir / f"{name}-figure.{ending}", dpi=300)
+        pictures[f"{name}-figure.png"] = f"{name}: bases, synthetic images, views and the nearest real images"
     write_bytes(workdir / "tables.md", as_markdown(tables).encode())
     write_bytes(workdir / "tables.html", as_html(tables, pictures).encode())
     write_bytes(workdir / "tables.tex", as_latex(tables).encode())
