@@ -17,12 +17,12 @@ Image = Float[Array, "H W C"]
 
 def random_resized_crop(key: PRNGKeyArray, image: Image, min_scale: float, interpolation: str = "linear") -> Image:
     """Crop a box of area fraction U(min_scale, 1) and aspect ratio exp U(log 3/4, log 4/3), and resize it to the image's shape."""
-    area_key, aspect_key, y_key, x_key = jax.random.split(key, 4)
-    h, w, _ = image.shape
-    area = jax.random.uniform(area_key, (), minval=min_scale, maxval=1.0)
-    aspect = jnp.exp(jax.random.uniform(aspect_key, (), minval=jnp.log(3 / 4), maxval=jnp.log(4 / 3)))
+    # One draw: a program compiles in proportion to their number.
+    draws, (h, w, _) = jax.random.uniform(key, (4,)), image.shape
+    area = min_scale + (1.0 - min_scale) * draws[0]
+    aspect = jnp.exp((2 * draws[1] - 1) * jnp.log(4 / 3))
     size = jnp.minimum(jnp.stack([jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)]), 1.0) * jnp.array([h, w])
-    corner = jnp.stack([jax.random.uniform(y_key), jax.random.uniform(x_key)]) * (jnp.array([h, w]) - size)
+    corner = draws[2:] * (jnp.array([h, w]) - size)
     scale = jnp.array([h, w]) / size
     # A crop is never larger than the image, so it is only ever enlarged and needs no antialiasing.
     resized = jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -corner * scale, interpolation, antialias=False)
@@ -58,16 +58,17 @@ def shift_hue(image: Image, turns: Float[Array, ""]) -> Image:
 
 def color_jitter(key: PRNGKeyArray, image: Image, spec: AugmentSpec) -> Image:
     """Jitter brightness, contrast, saturation and hue, in this order (torchvision draws the order)."""
-    keys = jax.random.split(key, 4)
-    factor = lambda k, strength: jax.random.uniform(k, (), minval=max(0.0, 1 - strength), maxval=1 + strength)
+    brightness, contrast, saturation, hue = jax.random.uniform(key, (4,))
+    between = lambda low, high, draw: low + (high - low) * draw
+    factor = lambda strength, draw: between(max(0.0, 1 - strength), 1 + strength, draw)
     clip = lambda x: jnp.clip(x, 0.0, 1.0)
-    image = clip(image * factor(keys[0], spec.brightness))
+    image = clip(image * factor(spec.brightness, brightness))
     mean = grayscale(image).mean()
-    image = clip(mean + (image - mean) * factor(keys[1], spec.contrast))
+    image = clip(mean + (image - mean) * factor(spec.contrast, contrast))
     if image.shape[-1] == 3:
         gray = grayscale(image)
-        image = clip(gray + (image - gray) * factor(keys[2], spec.saturation))
-        image = clip(shift_hue(image, jax.random.uniform(keys[3], (), minval=-spec.hue, maxval=spec.hue)))
+        image = clip(gray + (image - gray) * factor(spec.saturation, saturation))
+        image = clip(shift_hue(image, between(-spec.hue, spec.hue, hue)))
     return image
 
 
@@ -93,24 +94,23 @@ def augment_each(keys: Key[Array, "n"], images: Float[Array, "n H W C"], spec: A
     """Draw one augmented view of every image in [0, 1], each with its own key."""
 
     def one(key: PRNGKeyArray, image: Image) -> Image:
-        keys = iter(jax.random.split(key, 11))
+        # Drawn whatever is switched on, so that the others stay the same.
+        crop_key, shift_key, jitter_key, blur_key, coin_key = jax.random.split(key, 5)
+        jitter, gray, blur, solarize, flip = jax.random.uniform(coin_key, (5,))
 
-        def sometimes(probability: float, fn: Callable[[PRNGKeyArray, Image], Image], image: Image) -> Image:
-            coin_key, fn_key = next(keys), next(keys)
+        def sometimes(probability: float, coin: Float[Array, ""], fn: Callable[[Image], Image], image: Image) -> Image:
             if probability == 0:
                 return image
-            changed = fn(fn_key, image)
-            return changed if probability == 1 else jnp.where(jax.random.bernoulli(coin_key, probability), changed, image)
+            return fn(image) if probability == 1 else jnp.where(coin < probability, fn(image), image)
 
         if spec.min_crop_scale < 1:
-            image = random_resized_crop(next(keys), image, spec.min_crop_scale, spec.interpolation)
+            image = random_resized_crop(crop_key, image, spec.min_crop_scale, spec.interpolation)
         if spec.padding:
-            # A separate key, so that the other draws are the same with and without padding.
-            image = random_shift(jax.random.fold_in(key, 11), image, spec.padding)
-        image = sometimes(spec.jitter, lambda k, x: color_jitter(k, x, spec), image)
-        image = sometimes(spec.gray, lambda _, x: grayscale(x), image)
-        image = sometimes(spec.blur, gaussian_blur, image)
-        image = sometimes(spec.solarize, lambda _, x: jnp.where(x >= 0.5, 1 - x, x), image)
-        return sometimes(spec.flip, lambda _, x: x[:, ::-1], image)
+            image = random_shift(shift_key, image, spec.padding)
+        image = sometimes(spec.jitter, jitter, lambda x: color_jitter(jitter_key, x, spec), image)
+        image = sometimes(spec.gray, gray, grayscale, image)
+        image = sometimes(spec.blur, blur, lambda x: gaussian_blur(blur_key, x), image)
+        image = sometimes(spec.solarize, solarize, lambda x: jnp.where(x >= 0.5, 1 - x, x), image)
+        return sometimes(spec.flip, flip, lambda x: x[:, ::-1], image)
 
     return jax.vmap(one)(keys, images)
