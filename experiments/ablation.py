@@ -1,4 +1,4 @@
-"""What each choice is worth: python -m experiments.ablation QUESTION --data arrays:emoji.npz [--config arrays] [--workdir DIR]
+"""What each choice is worth: python -m experiments.ablation QUESTION --data arrays:emoji.npz [--config arrays:paper] [--workdir DIR]
 
 A question is a few rows that differ in one thing from the first of them, on the same teacher, the same seeds, the same split. The table
 has the paired difference of every score to the first row, with its 95 % interval (Student's t). It goes on where it was cut off, and a
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.ablation", description=__doc__.splitlines()[0])
     parser.add_argument("question", nargs="?", choices=(*QUESTIONS, "all"), default="all")
     parser.add_argument("--data", default="")
-    parser.add_argument("--config", default="arrays")
+    parser.add_argument("--config", default="arrays:paper")
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, default=5, metavar="COUNT")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")

@@ -34,6 +34,11 @@ VARIANTS = (
     "digits:kip",
     "digits:frepo",
     "digits:datm",
+    "arrays:paper",
+    "arrays:n50",
+    "arrays:bits",
+    "arrays:long",
+    "arrays:auto",
     "fashion_mnist:cpu",
     "fashion_mnist:labels",
     "fashion_mnist:dsa",
@@ -68,6 +73,16 @@ def test_the_smoke_variant_of_colour_images_runs(name, arrays, tmp_path):
     # A ViT has a recipe of its own.
     students = "--config.evaluation.only=convnet,vit"
     run_smoke(name, tmp_path, f"--config.data.source=arrays:{arrays}", "--config.only=raw_small,ours", students)
+
+
+@pytest.mark.parametrize("variant", ["", ":paper", ":n50"])
+def test_ours_of_arrays_has_the_views_that_pay_and_by_name_those_of_the_paper(variant):
+    methods = parse(["--config", f"arrays{variant}", "--workdir", "x"]).spec.methods
+    views = ("identity", "rot90", "rot180", "rot270") if variant else ("identity", "hflip")
+    assert methods["ours"].views == views
+    # The controls differ from it in nothing but views.
+    for setting in ("base_size", "image_bases", "repr_bases", "learning_rate"):
+        assert getattr(methods["ours"], setting) == getattr(methods["basis"], setting)
 
 
 @pytest.mark.parametrize(("variant", "per_class"), [("n25", 0), ("", 1), ("n1000", 10), ("n5000", 50)])

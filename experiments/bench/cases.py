@@ -90,7 +90,7 @@ class Case:
 CACHED = "outer.real_augment=crops"
 _DIGITS = dict(config="digits", image_shape=(8, 8, 1), num_train=1294, num_classes=10)
 _FASHION = dict(config="fashion_mnist:cpu", image_shape=(28, 28, 1), num_train=54_000, num_classes=10)
-_ARRAYS = dict(config="arrays", image_shape=(32, 32, 3), num_train=10_093, num_classes=99)
+_ARRAYS = dict(config="arrays:paper", image_shape=(32, 32, 3), num_train=10_093, num_classes=99)
 _CIFAR = dict(config="cifar100", image_shape=(32, 32, 3), num_train=50_000, num_classes=100)
 _TINY = dict(config="tiny_imagenet", image_shape=(64, 64, 3), num_train=100_000, num_classes=200)
 CASES = [

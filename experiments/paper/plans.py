@@ -47,7 +47,7 @@ class Scale:
             variant = f":n{num_pairs}" if own == "cifar100" and num_pairs in BUDGETS and num_pairs != 100 else ""
         else:
             own = "fashion_mnist" if self.data == "fashion_mnist" else "arrays"
-            variant = ":cpu" if own == "fashion_mnist" else ":n50" if num_pairs >= SMALL_BASES else ""
+            variant = ":cpu" if own == "fashion_mnist" else ":n50" if num_pairs >= SMALL_BASES else ":paper"
         return own + (":smoke" if self.smoke else variant), self.data if own != self.data else ""
 
 

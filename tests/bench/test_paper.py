@@ -36,7 +36,7 @@ def test_the_paper_has_a_run_for_every_budget_and_every_table():
     assert paper.base(25) == ("cifar100:n25", "")
     assert paper.base(100) == ("cifar100", "")
     assert scale("folder:photos", "paper").base(1000) == ("cifar100:n1000", "folder:photos")
-    assert [scale().base(n) for n in (10, 50)] == [("arrays", "arrays:mine.npz"), ("arrays:n50", "arrays:mine.npz")]
+    assert [scale().base(n) for n in (10, 50)] == [("arrays:paper", "arrays:mine.npz"), ("arrays:n50", "arrays:mine.npz")]
 
 
 @pytest.mark.parametrize("table", plans.TABLES)
