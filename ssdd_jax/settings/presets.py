@@ -46,7 +46,7 @@ AUTOMATIC = RegressionSpec(
     views=AUTO_VIEWS,
     hidden=AUTO,
     support_images=AUTO,
-    learning_rate=0.02,
+    learning_rate=0.03,
 )
 """A method of which N is all that has to be set."""
 NAMED = {**PRESETS, "auto": AUTOMATIC}
