@@ -37,7 +37,7 @@ def test_a_step_moves_a_set_and_trains_its_members():
     state = jax.jit(lambda key: init_outer(key, distilled, pool_size=2, **settings))(jax.random.key(0))
     step = jax.jit(partial(make_outer_step(max_age=5, **settings), images=x, reprs=jnp.sin(x[:, 0, :2, 0]), key=jax.random.key(1)))
     losses = []
-    for _ in range(15):
+    for _ in range(28):
         state, metrics = step(state)
         losses.append(float(metrics["loss"]))
     assert all(np.isfinite(losses))

@@ -68,7 +68,7 @@ def flags(files, **others):
         "methods.ours.support_images": 0,
         **others,
     }
-    return ["--config", "arrays", *(f"--config.{name}={value}" for name, value in settings.items())]
+    return ["--config", "arrays:paper", *(f"--config.{name}={value}" for name, value in settings.items())]
 
 
 def test_a_file_of_features_and_arrays_of_a_program_make_the_same_bytes(files, capsys):
