@@ -28,7 +28,7 @@ test-oldest: .venv-oldest/installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-oldest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m core $(PYTEST_ARGS)
 
 chaos: .venv/installed
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest -n 2 --dist loadfile --chaos -m chaos $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --chaos -m chaos $(PYTEST_ARGS)
 
 bench: .venv-bench/installed
 	OPENBLAS_NUM_THREADS=1 .venv-bench/bin/python -m experiments.bench $(BENCH_ARGS)
