@@ -4,8 +4,8 @@ For 32 x 32 colour images on two cores, N = 10. Sizes and views are those that t
 representation and turned ones do not pay: `ours` is bases with a mirrored view. The variant downstream has students also evaluated on
 Fashion-MNIST, padded to 32 pixels and with its grey channel repeated three times.
 
-`arrays:paper` has the paper's views, turned and predicted by networks that are fitted afterwards, and sizes that were found by hand; `arrays:n50`
-the same for N = 50.
+`arrays:paper` has the paper's views, turned and predicted by networks that are fitted afterwards, and sizes that were found by hand;
+`arrays:n50` the same for N = 50.
 
 `arrays:bits` has the same budget spent on numbers of 32, 8 and 4 bits, by every method.
 

@@ -15,7 +15,8 @@ def test_every_line_of_a_question_is_a_method_of_a_config(question, tmp_path):
     for key, together in ablation.groups(lines).items():
         methods = {ablation.method_of(name): [line.like, dict(line.changes)] for name, line in together.items()}
         run = dict(next(iter(together.values())).run)
-        settings = {"base": "arrays:paper", "source": "arrays:mine.npz", "split": "validation", "seeds": [0, 1], "run": run, "methods": methods}
+        settings = {"base": "arrays:paper", "source": "arrays:mine.npz", "split": "validation", "seeds": [0, 1]}
+        settings |= {"run": run, "methods": methods}
         (tmp_path / f"{key}.json").write_text(json.dumps({**settings, "smoke": False}))
         spec = to_spec(load_config(f"experiments/ablation_config.py:{tmp_path / key}.json"))
         assert set(spec.methods) == set(methods)
