@@ -39,17 +39,20 @@ def test_the_paper_has_a_run_for_every_budget_and_every_table():
     assert [scale().base(n) for n in (10, 50)] == [("arrays:paper", "arrays:mine.npz"), ("arrays:n50", "arrays:mine.npz")]
 
 
+@pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize("table", plans.TABLES)
-def test_every_run_of_a_table_is_a_config_that_can_be_parsed(table, tmp_path):
-    of = scale(targets=("digits", "arrays:other.npz"))
+def test_every_run_of_a_table_is_a_config_that_can_be_parsed(table, smoke, tmp_path):
+    of = plans.scale_of("cpu", "arrays:mine.npz", 0, (), ("digits", "arrays:other.npz"), smoke)
     for number, run in enumerate(plans.runs_of(table, of)):
         file = tmp_path / f"{number}.json"
         file.write_text(json.dumps(run.settings(of, 32, 3)))
         spec = to_spec(load_config(f"{CONFIG}:{file}"))
         assert spec.num_pairs == run.num_pairs
         assert spec.chosen_methods() == run.methods
+        regressions = [method for method in spec.methods.values() if method.kind == "regression"]
+        assert all(len(method.view_targets) in (1, len(method.views)) for method in regressions)
         assert spec.data.source == "arrays:mine.npz"
-        assert spec.evaluation.recipes["labels"] == LABEL_RECIPES["dc"]
+        assert smoke or spec.evaluation.recipes["labels"] == LABEL_RECIPES["dc"]
         assert set(spec.evaluation.datasets) == ({"digits", "other"} if run.targets else set())
         assert spec.evaluation.datasets["digits"].size == 32 if run.targets else True
 
