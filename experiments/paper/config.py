@@ -5,10 +5,10 @@ from pathlib import Path
 
 from ssdd_jax.cli import load_config
 from ssdd_jax.settings.evaluation import LABEL_RECIPES
-from ssdd_jax.settings.presets import LABEL_NET, smoke, to_config, two_core_label_methods
+from ssdd_jax.settings.presets import LABEL_NET, PRESETS, smoke, to_config, two_core_label_methods
 from ssdd_jax.settings.spec import DataSpec
 
-VIEWS = {"views": ("identity", "rot90", "rot180", "rot270")}
+VIEWS = {"views": PRESETS["ours"].views}
 # What the ablation takes away from `ours`, as changes of its settings; the views are the paper's whatever the config has.
 ABLATED = {
     "stored_views": {**VIEWS, "view_targets": ("stored",) * 4},

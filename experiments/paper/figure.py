@@ -33,7 +33,7 @@ def set_figure(folder: Path) -> Any:
     images, panels = reconstruct_images(distilled), []
     if distilled.images.bases is not None:
         bases = bases_pixels(distilled.images.bases, distilled.layout.base_shape)
-        panels.append((all_or_first(len(distilled.images.bases), min(MOST, len(bases)), "image bases"), _rows(bases[:MOST]), ()))
+        panels.append((all_or_first(len(distilled.images.bases), MOST, "image bases"), _rows(bases[:MOST]), ()))
     panels.append((all_or_first(len(images), MOST, f"synthetic images of {method}"), _rows(pixels(images[:MOST])), ()))
     named = dict(zip(distilled.layout.views, pixels(apply_views(images[:ROWS], distilled.layout.views)), strict=True))
     named |= _nearest_columns(nearest, str(manifest.get("sha256", "")))
@@ -41,10 +41,9 @@ def set_figure(folder: Path) -> Any:
         columns = list(named.values())
         shown = [[column[i] for column in columns if i < len(column)] for i in range(min(ROWS, len(images)))]
         panels.append((all_or_first(len(images), ROWS, "images under every view, and the nearest real ones"), shown, tuple(named)))
-    heights = [len(rows) for _, rows, _ in panels]
     # A line of text above every panel, and one for the names of columns.
     texts = sum(0.36 if names else 0.22 for _, _, names in panels)
-    figure = Figure(figsize=(WIDTH, SIDE * sum(heights) + texts + 0.1), layout="none")
+    figure = Figure(figsize=(WIDTH, SIDE * sum(len(rows) for _, rows, _ in panels) + texts + 0.1), layout="none")
     top = figure.get_figheight()
     for (title, rows, names), letter in zip(panels, "abc", strict=False):
         top -= 0.17

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ssdd_jax.evals.protocol import CHUNK, Protocol, Readout, Tools, parts_of
+from ssdd_jax.evals.protocol import Protocol, Readout, Tools, parts_of
 from ssdd_jax.settings.evaluation import KnnSpec
 
 
@@ -50,7 +50,7 @@ _vote = jax.jit(vote, static_argnames=("num_classes", "temperature"))
 
 def run(spec: KnnSpec, readout: Readout, tools: Tools) -> dict[str, list[float]]:
     """Return the accuracy of every seed's vote."""
-    scores = []
+    scores, settings = [], dict(num_classes=readout.num_classes, temperature=spec.temperature)
     for encoded in readout.encoded:
         # The nearest of some training rows at a time, and then the nearest of these.
         found = []
@@ -58,17 +58,12 @@ def run(spec: KnnSpec, readout: Readout, tools: Tools) -> dict[str, list[float]]
             train, labels = jnp.asarray(rows), jnp.asarray(readout.train_labels[place])
             find = lambda queries, train=train, labels=labels: _nearest(train, labels, queries, num_neighbors=spec.neighbors)
             found.append(tools.apply(find, encoded.eval_reprs))
-        cosines, labels = (np.concatenate(part, 1) for part in zip(*found, strict=True))
-        order = np.argsort(-cosines, axis=1, kind="stable")[:, : spec.neighbors]
-        predicted = [
-            _vote(
-                *(jnp.asarray(np.take_along_axis(part, order, 1)[start : start + CHUNK]) for part in (cosines, labels)),
-                num_classes=readout.num_classes,
-                temperature=spec.temperature,
-            )
-            for start in range(0, len(cosines), CHUNK)
-        ]
-        scores.append(float(np.mean(np.concatenate(predicted) == readout.eval_labels)))
+        candidates = [np.concatenate(part, 1) for part in zip(*found, strict=True)]
+        order = np.argsort(-candidates[0], axis=1, kind="stable")[:, : spec.neighbors]
+        cosines, of_them = (jnp.asarray(np.take_along_axis(part, order, 1)) for part in candidates)
+        elect = lambda rows, cosines=cosines, of_them=of_them: _vote(cosines[rows], of_them[rows], **settings)
+        predicted = tools.apply(elect, np.arange(len(order)))
+        scores.append(float(np.mean(predicted == readout.eval_labels)))
     return {"knn": scores}
 
 

@@ -56,7 +56,7 @@ def parts_of(table: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     size = max(1, PART_BYTES // max(1, table[:1].nbytes))
     for start in range(0, len(table), size):
         place = slice(start, min(start + size, len(table)))
-        yield place, np.array(table[place])
+        yield place, np.asarray(table[place])
 
 
 @dataclass(frozen=True, eq=False)

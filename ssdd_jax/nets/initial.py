@@ -81,7 +81,7 @@ lecun_normal_init = initializer("truncated", lambda shape: fan_in(shape) ** -0.5
 
 
 def torch_bias_init(inputs: int) -> Initializer:
-    """Return the initializer of the bias of a layer whose outputs have so many inputs."""
+    """Return the initializer of a bias, uniform in +-1/sqrt(inputs); `inputs` is the fan-in of the kernel beside it."""
     return initializer("uniform", lambda shape: inputs**-0.5)
 
 
