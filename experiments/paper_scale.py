@@ -74,7 +74,7 @@ def step_at(method: str, precision: str, smoke: bool, num_steps: int) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from experiments.bench.cases import outer_operations, outer_shapes
+    from experiments.bench.parts import outer_operations, outer_shapes
     from ssdd_jax.runtime.memory import step_bytes
 
     work = work_at(method, precision, smoke)

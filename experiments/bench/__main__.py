@@ -18,9 +18,10 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from experiments.bench.cases import CASES, OUTER_PARTS, STAGES, Case, Part, Work, builders
+from experiments.bench.cases import CASES, Case, Work
 from experiments.bench.flops import count_operations
 from experiments.bench.harness import OURS, PEAKS, cells, measure, product, result, table
+from experiments.bench.parts import OUTER_PARTS, STAGES, Part, builders
 from ssdd_jax.runtime.allocation import keep_memory
 from ssdd_jax.stages.provenance import device
 

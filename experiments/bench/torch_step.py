@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments.bench.cases import AS_RELEASED, Work
+from experiments.bench.cases import Work
+from experiments.bench.parts import AS_RELEASED
 
 LAYOUTS = {"PyTorch": torch.contiguous_format, "PyTorch, channels last": torch.channels_last}
 QUARTER_TURNS = {"identity": 0, "rot90": 1, "rot180": 2, "rot270": 3}

@@ -30,6 +30,8 @@ def get_config(variant=""):
         config.evaluation.recipes.update(labels=to_config(LABEL_RECIPES["dc"]), logits=to_config(LABEL_RECIPES["datm"]))
     if run["base"].endswith(":smoke"):
         smoke(config)
+        # The budgets stay those of the table, and label sets start from images of every class.
+        config.data.limit = max(config.data.limit, 20 * run["num_pairs"])
     config.num_pairs = run["num_pairs"]
     if run["source"]:
         config.data.source = run["source"]

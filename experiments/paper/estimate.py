@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.cases import Case, Work, outer_memory, outer_operations, teacher_operations
+from experiments.bench.cases import Case, Work
+from experiments.bench.parts import outer_memory, outer_operations, teacher_operations
 from experiments.paper.config import ABLATED
 from experiments.paper.plans import Run, Scale
 from ssdd_jax.cli import load_config

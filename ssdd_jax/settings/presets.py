@@ -102,7 +102,7 @@ def smoke(config: Any) -> None:
             method.steps = min(method.steps, 6)
         if method.kind == "regression":
             method.network_steps = 20
-            method.images = 6 if method.image_bases else 0
+            method.images = 6 if method.image_bases or method.base_size else 0
             method.image_bases, method.repr_bases = min(method.image_bases, 4), min(method.repr_bases, 4)
             method.base_size = min(method.base_size, 4)
 

@@ -2,8 +2,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.bench.cases import Case, Work, outer_memory
+from experiments.bench.cases import Case, Work
 from experiments.bench.flops import convnet_layers, count_operations, feature_width, kernel_operations, training_operations
+from experiments.bench.parts import outer_memory
 from ssdd_jax.core.krr import append_bias, krr_predict
 from ssdd_jax.nets import make_learner
 from ssdd_jax.nets.conv import COLUMNS
