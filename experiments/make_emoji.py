@@ -12,10 +12,10 @@ The drawings belong to their vendors: use them to test and measure, but do not c
 Usage: python experiments/make_emoji.py OUT.npz        needs npm, numpy, pillow
 """
 
+import argparse
 import io
 import json
 import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -61,6 +61,6 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", metavar="OUT.npz")
+    main(parser.parse_args().file)
