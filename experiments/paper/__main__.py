@@ -31,6 +31,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--main", type=int, default=0, metavar="N", help="budget of the tables that have one; default 100, or 50 on CPUs")
     parser.add_argument("--budgets", type=int, nargs="+", default=[], metavar="N")
     parser.add_argument("--targets", nargs="+", default=[], metavar="DATA", help="data sets of the downstream table")
+    parser.add_argument("--skip", nargs="+", default=[], choices=plans.ROWS, metavar="ROW", help="rows that can wait, such as dsa")
     parser.add_argument("--smoke", action="store_true", help="everything as small as can be; the numbers mean nothing")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--render", action="store_true")
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(argv)
     scale = plans.scale_of(options.scale, options.data, options.main, options.budgets, options.targets, options.smoke)
     names = plans.TABLES if options.table == "all" else (options.table,)
-    runs = plans.all_runs(names, scale, range(options.seeds))
+    runs = plans.all_runs(names, scale, range(options.seeds), options.skip)
     workdir: Path = options.workdir
     done_file = workdir / "done.json"
     done = json.loads(done_file.read_text()) if done_file.is_file() else {}

@@ -14,6 +14,7 @@ CONTROL_ROWS = ("kmeans", "herding", "raw_small", "basis")
 CURVES = ("random", "kmeans", "krr_st", "raw_small", "basis", "ours")
 ABLATION_ROWS = ("krr_st", "raw_small", "basis_init", "basis", "stored_views", "no_bases", "ours")
 OF_LABELS = ("dsa", "idm", "datm")
+ROWS = tuple(dict.fromkeys((*PAPER_ROWS, *CONTROL_ROWS, *ABLATION_ROWS)))
 # Of the configs for two cores; the paper's are in `published`.
 SMALL_BUDGETS, SMALL_MAIN = (10, 20, 50, 100, 200), 50
 SMALL_BASES = 30
@@ -130,10 +131,12 @@ def runs_of(table: str, scale: Scale) -> Iterator[Run]:
             yield Run(num_pairs, (*CURVES, *OF_LABELS))
 
 
-def all_runs(tables: Sequence[str], scale: Scale, seeds: Sequence[int]) -> list[Run]:
-    """Return the runs of some tables, the first seed of all before the second of any."""
+def all_runs(tables: Sequence[str], scale: Scale, seeds: Sequence[int], skipped: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of some tables without the skipped rows, the first seed of all before the second of any."""
     found = []
     for count in range(1, len(seeds) + 1):
         for table in tables:
-            found += [replace(run, seeds=tuple(seeds[:count])) for run in runs_of(table, scale)]
-    return list(dict.fromkeys(found))
+            for run in runs_of(table, scale):
+                methods = tuple(name for name in run.methods if name not in skipped)
+                found.append(replace(run, methods=methods, seeds=tuple(seeds[:count])))
+    return list(dict.fromkeys(run for run in found if run.methods))

@@ -39,6 +39,11 @@ def test_the_paper_has_a_run_for_every_budget_and_every_table():
     assert [scale().base(n) for n in (10, 50)] == [("arrays:paper", "arrays:mine.npz"), ("arrays:n50", "arrays:mine.npz")]
 
 
+def test_a_skipped_row_is_in_no_run():
+    runs = plans.all_runs(plans.TABLES, scale(), range(1), plans.OF_LABELS)
+    assert {name for run in runs for name in run.methods} == set(plans.ROWS) - set(plans.OF_LABELS)
+
+
 @pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize("table", plans.TABLES)
 def test_every_run_of_a_table_is_a_config_that_can_be_parsed(table, smoke, tmp_path):
