@@ -3,6 +3,7 @@
 from math import isfinite
 from typing import Any
 
+from ssdd_jax.core.stores.factored import SCALES
 from ssdd_jax.core.stores.store import Start, StoreSizes
 from ssdd_jax.errors import InputError
 from ssdd_jax.registry import STORES
@@ -36,12 +37,13 @@ def factor_scale(where: str, spec: RegressionSpec) -> float | str:
     Raises:
         InputError: it is none that can be.
     """
-    if spec.factor_scale == "balanced":
+    if spec.factor_scale in SCALES:
         return spec.factor_scale
     try:
         scale = float(spec.factor_scale)
     except ValueError:
         scale = 0.0
     if not isfinite(scale) or scale == 0:
-        raise InputError(f"{where}.factor_scale is {spec.factor_scale!r}, expected 'balanced' or a number other than 0")
+        words = " or ".join(map(repr, SCALES))
+        raise InputError(f"{where}.factor_scale is {spec.factor_scale!r}, expected {words}, or a number other than 0")
     return scale

@@ -45,7 +45,8 @@ class RegressionSpec:
         hidden: h of the approximation networks; -1 chooses.
         network_steps: Adam steps of their fit.
         joint: last share of the outer steps in which the networks take part and are trained by the outer loss.
-        factor_scale: 'balanced', or the number that bases are multiplied and coefficients divided by.
+        factor_scale: 'balanced', 'each', or the number that bases are multiplied and coefficients divided by, see
+            `ssdd_jax.core.stores.factored.factored`.
         images: m; 0 takes as many as the budget holds.
         bits: of every number that is stored, 32, 8 or 4; a row of fewer than 32 has a step of 32 bits besides. The budget stays
             N (H W C + d) numbers of 32 bits.

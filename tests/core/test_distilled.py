@@ -26,6 +26,7 @@ from ssdd_jax.core.distilled import (
     view_coefficients,
 )
 from ssdd_jax.core.outer import outer_loss
+from ssdd_jax.core.quantise import quantise
 from ssdd_jax.core.stores.factored import factored
 from ssdd_jax.core.stores.plain import Plain
 from ssdd_jax.core.views import VIEWS
@@ -85,11 +86,11 @@ def test_bases_start_orthonormal_when_the_factors_are_not_scaled():
 
 
 def test_the_factor_scale_moves_no_product():
-    one, balanced, five = (make_set(factor_scale=scale) for scale in (1.0, "balanced", 5.0))
+    one, balanced, each, five = (make_set(factor_scale=scale) for scale in (1.0, "balanced", "each", 5.0))
     for name in ("images", "reprs"):
-        plain, even, scaled = (getattr(distilled, name) for distilled in (one, balanced, five))
+        plain, even, alike, scaled = (getattr(distilled, name) for distilled in (one, balanced, each, five))
         np.testing.assert_allclose(scaled.bases, 5 * plain.bases, rtol=1e-5)
-        for factors in (even, scaled):
+        for factors in (even, alike, scaled):
             np.testing.assert_allclose(factors.coefficients @ factors.bases, plain.coefficients @ plain.bases, rtol=1e-3, atol=1e-4)
             np.testing.assert_array_equal(factors.mean, plain.mean)
 
@@ -100,6 +101,19 @@ def test_balanced_factors_have_the_same_root_mean_square():
     for name in ("images", "reprs"):
         assert rms(getattr(distilled, name).bases) == pytest.approx(rms(getattr(distilled, name).coefficients), rel=1e-4)
         assert rms(getattr(unscaled, name).bases) != pytest.approx(rms(getattr(unscaled, name).coefficients), rel=0.1)
+
+
+def test_every_basis_and_its_coefficients_can_have_the_same_root_mean_square():
+    rms = lambda x, axis: np.sqrt(np.mean(np.square(x), axis))
+    distilled = make_set(factor_scale="each")
+    for factors in (distilled.images, distilled.reprs):
+        coefficients = np.reshape(factors.coefficients, (-1, len(factors.bases)))
+        np.testing.assert_allclose(rms(factors.bases, 1), rms(coefficients, 0), rtol=1e-3)
+
+
+def test_few_bits_lose_less_where_every_basis_has_a_scale_of_its_own():
+    lost = lambda scale: float(jnp.mean((expand(quantise(of := make_set(factor_scale=scale), 4))[0] - expand(of)[0]) ** 2))
+    assert lost("each") < lost("balanced")
 
 
 def test_full_rank_reconstructs_images_and_representations_exactly():

@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Int
 from ssdd_jax.core.bases import PCA, decode, encode
 from ssdd_jax.core.stores.store import Start, StoreKind
 
+SCALES = ("balanced", "each")
+"""Words for `factor_scale`, see `factored`."""
+
 
 @struct.dataclass
 class Factors:
@@ -45,7 +48,8 @@ def factored(pca: PCA | Callable[[], PCA], factor_scale: float | str = "balanced
     Args:
         pca: principal components "r p" of real rows, or a function that returns them.
         factor_scale: bases are multiplied and coefficients divided by it. 'balanced' gives both the same root mean square, so that one
-            learning rate moves both by the same relative amount.
+            learning rate moves both by the same relative amount; 'each' does so for every basis and its own coefficients, so that few bits
+            are enough for the coefficients of an image: they differ less in size.
 
     Example:
         >>> factored(fit_pca(jnp.eye(5), 2))(jnp.ones((3, 5))).coefficients.shape
@@ -57,15 +61,21 @@ def factored(pca: PCA | Callable[[], PCA], factor_scale: float | str = "balanced
         # An image is flattened to one row.
         rows = rows.reshape(len(rows), -1) if rows.ndim == 4 else rows
         coefficients = encode(rows, fitted.mean, fitted.bases)
-        if factor_scale == "balanced":
-            rms = lambda x: jnp.sqrt(jnp.mean(x**2) + 1e-12)
-            scale = jnp.sqrt(rms(coefficients) / rms(fitted.bases))
-        else:
-            scale = jnp.asarray(factor_scale, rows.dtype)
+        scale = _scale(coefficients.reshape(-1, coefficients.shape[-1]), fitted.bases, factor_scale)
         # The mean is the caller's own array, not a copy, although a set is donated to its steps.
-        return Factors(mean=fitted.mean, bases=fitted.bases * scale, coefficients=coefficients / scale)
+        of_row = scale.reshape((1,) * (coefficients.ndim - 1) + (-1,))
+        return Factors(mean=fitted.mean, bases=fitted.bases * scale[:, None], coefficients=coefficients / of_row)
 
     return start
+
+
+def _scale(coefficients: Float[Array, "n r"], bases: Float[Array, "r p"], factor_scale: float | str) -> Float[Array, " s"]:
+    """Return the factor of all bases, or one of each."""
+    if factor_scale not in SCALES:
+        return jnp.full(1, factor_scale, bases.dtype)
+    each = factor_scale == "each"
+    rms = lambda x, axis: jnp.sqrt(jnp.mean(x**2, axis if each else None) + 1e-12)
+    return jnp.sqrt(rms(coefficients, 0) / rms(bases, 1)).reshape(-1)
 
 
 STORE = StoreKind(Factors, lambda sizes: factored(lambda: sizes.pca(sizes.num_bases), sizes.factor_scale))
