@@ -96,6 +96,7 @@ STORES = Registry(
     {
         "plain": "ssdd_jax.core.stores.plain:STORE",
         "factored": "ssdd_jax.core.stores.factored:STORE",
+        "cosine": "ssdd_jax.core.stores.cosine:STORE",
         "classes": "ssdd_jax.core.stores.classes:STORE",
     },
 )

@@ -113,7 +113,7 @@ def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> Regress
     (height, width, channels), automatic = sizes.image_shape, lambda name: getattr(spec, name) == AUTO
     share = lambda name: GRIDS[name][place[name]] * sizes.budget * 32 / spec.bits
     side = max(1, round(GRIDS["base_size"][place["base_size"]] * min(height, width))) if automatic("base_size") else spec.base_size
-    pixels = (side * side if side else height * width) * channels
+    pixels = spec.frequencies or (side * side if side else height * width) * channels
     # More bases than half of what they span would save little.
     half = lambda count, most: max(1, min(int(count), most // 2))
     return replace(

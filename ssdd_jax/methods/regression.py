@@ -77,8 +77,11 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
     if side > min(h, w):
         raise InputError(f"{where}.base_size is {side}, expected at most {min(h, w)}, the images' side; 0 is the full size")
     base_shape = (side, side, c) if side else sizes.image_shape
-    if spec.image_bases > prod(base_shape):
-        raise InputError(f"{where}.image_bases is {spec.image_bases}, expected at most {prod(base_shape)}, the numbers of a base image")
+    if spec.frequencies > prod(base_shape):
+        raise InputError(f"{where}.frequencies is {spec.frequencies}, expected at most {prod(base_shape)}, the numbers of a base image")
+    if spec.image_bases > (most := spec.frequencies or prod(base_shape)):
+        what = "frequencies that are kept" if spec.frequencies else "numbers of a base image"
+        raise InputError(f"{where}.image_bases is {spec.image_bases}, expected at most {most}, the {what}")
     if spec.repr_bases > width:
         raise InputError(f"{where}.repr_bases is {spec.repr_bases}, expected at most {width}, the width of the teacher's representation")
     if spec.bits not in BITS:

@@ -17,16 +17,16 @@ def make_stores(where: str, spec: RegressionSpec, image_pca: Any, repr_pca: Any)
         InputError: a store is not for these, or a setting of theirs cannot be used.
     """
 
-    def store(setting: str, num_bases: int, pca: Any) -> Start:
-        chosen = getattr(spec, setting) or ("factored" if num_bases else "plain")
-        sizes = StoreSizes(num_bases, factor_scale(where, spec), pca)
+    def store(setting: str, num_bases: int, pca: Any, frequencies: int = 0) -> Start:
+        chosen = getattr(spec, setting) or ("cosine" if frequencies else "factored" if num_bases else "plain")
+        sizes = StoreSizes(num_bases, factor_scale(where, spec), pca, frequencies)
         try:
             return STORES[chosen].start(sizes)
         except ValueError as error:
             raise InputError(f"{where}.{setting}: {error}") from error
 
     return {
-        "image_store": store("image_store", spec.image_bases, image_pca),
+        "image_store": store("image_store", spec.image_bases, image_pca, spec.frequencies),
         "repr_store": store("repr_store", spec.repr_bases, repr_pca),
     }
 

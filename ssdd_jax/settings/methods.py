@@ -31,10 +31,12 @@ class RegressionSpec:
         kernel: among `ssdd_jax.registry.KERNELS`.
         bias: whether the features of a network have a constant 1 appended (KRR-ST), or not (FRePo).
         depth: hidden layers of an infinitely wide network; 0 takes 1 for fully connected ones and 3 for convolutional ones.
-        image_store: how images are kept, among `ssdd_jax.registry.STORES`; '' is factored where there are bases, else plain.
+        image_store: how images are kept, among `ssdd_jax.registry.STORES`; '' is factored where there are bases, cosine where these are
+            kept as frequencies, else plain.
         repr_store: how representations are kept, likewise.
         base_size: side of the stored images or image bases; 0 is the full resolution, -1 chooses.
         image_bases: U; 0 stores plain images, -1 chooses.
+        frequencies: K, how many of the lowest frequencies of an image basis are kept, at most its numbers; 0 keeps its pixels.
         repr_bases: V; 0 stores plain representations, -1 chooses.
         views: predefined augmentations; the identity first where networks predict their shifts or targets are automatic. ("auto",)
             chooses among flips that share the targets of the identity and rotations whose targets networks predict, which then take part
@@ -65,6 +67,7 @@ class RegressionSpec:
     repr_store: str = named("", STORES)
     base_size: int = within(0, AUTO)
     image_bases: int = within(0, AUTO)
+    frequencies: int = within(0, 0)
     repr_bases: int = within(0, AUTO)
     views: tuple[str, ...] = ("identity",)
     view_targets: tuple[str, ...] = ("auto",)

@@ -61,21 +61,24 @@ def factored(pca: PCA | Callable[[], PCA], factor_scale: float | str = "balanced
         # An image is flattened to one row.
         rows = rows.reshape(len(rows), -1) if rows.ndim == 4 else rows
         coefficients = encode(rows, fitted.mean, fitted.bases)
-        scale = _scale(coefficients.reshape(-1, coefficients.shape[-1]), fitted.bases, factor_scale)
+        bases, coefficients = scale_factors(fitted.bases, coefficients, factor_scale)
         # The mean is the caller's own array, not a copy, although a set is donated to its steps.
-        of_row = scale.reshape((1,) * (coefficients.ndim - 1) + (-1,))
-        return Factors(mean=fitted.mean, bases=fitted.bases * scale[:, None], coefficients=coefficients / of_row)
+        return Factors(mean=fitted.mean, bases=bases, coefficients=coefficients)
 
     return start
 
 
-def _scale(coefficients: Float[Array, "n r"], bases: Float[Array, "r p"], factor_scale: float | str) -> Float[Array, " s"]:
-    """Return the factor of all bases, or one of each."""
-    if factor_scale not in SCALES:
-        return jnp.full(1, factor_scale, bases.dtype)
-    each = factor_scale == "each"
-    rms = lambda x, axis: jnp.sqrt(jnp.mean(x**2, axis if each else None) + 1e-12)
-    return jnp.sqrt(rms(coefficients, 0) / rms(bases, 1)).reshape(-1)
+def scale_factors(
+    bases: Float[Array, "r p"], coefficients: Float[Array, "*T m r"], factor_scale: float | str
+) -> tuple[Float[Array, "r p"], Float[Array, "*T m r"]]:
+    """Return bases and coefficients with the same product; `factor_scale` is that of `factored`."""
+    if factor_scale in SCALES:
+        each = factor_scale == "each"
+        rms = lambda x, axes: jnp.sqrt(jnp.mean(x**2, axes if each else None) + 1e-12)
+        scale = jnp.sqrt(rms(coefficients, tuple(range(coefficients.ndim - 1))) / rms(bases, 1)).reshape(-1)
+    else:
+        scale = jnp.full(1, factor_scale, bases.dtype)
+    return bases * scale[:, None], coefficients / scale.reshape((1,) * (coefficients.ndim - 1) + (-1,))
 
 
 STORE = StoreKind(Factors, lambda sizes: factored(lambda: sizes.pca(sizes.num_bases), sizes.factor_scale))

@@ -45,11 +45,13 @@ class StoreSizes(NamedTuple):
         num_bases: number of bases, for a store that has any.
         factor_scale: see `ssdd_jax.core.stores.factored.factored`.
         pca: number of components -> principal components of the real rows, fitted on first use.
+        frequencies: K, see `ssdd_jax.core.stores.cosine`; 0 for representations.
     """
 
     num_bases: int
     factor_scale: float | str
     pca: Callable[[int], PCA]
+    frequencies: int = 0
 
 
 class StoreKind(NamedTuple):
