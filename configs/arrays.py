@@ -49,6 +49,9 @@ def in_bits(methods):
         rows[f"raw_small_{bits}"] = replace(methods["raw_small"], **some, base_size=8 if bits == 8 else 12)
         rows[f"flip_{bits}"] = replace(rows["flip"], bits=bits)
         rows[f"flip_{bits}_12"] = replace(rows["flip"], bits=bits, base_size=12, image_bases=128, repr_bases=48)
+    # Before any step: more than a thousand real images, of which 64 bytes each say enough.
+    coded = dict(base_size=0, frequencies=256, image_bases=96, repr_bases=80, factor_scale="each", bits=4, steps=0)
+    rows |= {"kmeans_4": replace(methods["kmeans"], bits=4), "coded_4": replace(methods["basis"], **FLIP, **coded)}
     return rows
 
 
@@ -77,7 +80,7 @@ def get_config(variant=""):
         bases = dict(base_size=8, image_bases=128 if large else 96, repr_bases=48 if large else 24, learning_rate=0.02)
         ours = replace(PRESETS["ours"], **bases, support_images=64)
     else:
-        bases = dict(base_size=12, image_bases=37, repr_bases=31, learning_rate=0.03)
+        bases = dict(base_size=0, frequencies=192, image_bases=48, repr_bases=31, factor_scale="each", learning_rate=0.03)
         # The mirrored view shares its targets where it hardly moves the representation, as in most photographs and drawings.
         ours = replace(PRESETS["ours"], **bases, views=("identity", "hflip"), shared_below=0.25)
     methods |= {

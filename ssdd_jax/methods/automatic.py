@@ -17,12 +17,16 @@ Trial = Callable[[RegressionSpec], float]
 GRIDS: Mapping[str, Sequence[float]] = {
     # Side of the bases, as a share of the images'.
     "base_size": (0.25, 0.375, 0.5, 0.75, 1.0),
+    # Frequencies of the bases, at most all that there are and `LARGEST`.
+    "frequencies": (24, 48, 96, 192, 384, 768),
     # Shares of the budget that bases of images and of representations take; what is left becomes coefficients.
     "image_bases": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4),
     "repr_bases": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4),
 }
-START = {"base_size": 1, "image_bases": 4, "repr_bases": 3}
+START = {"base_size": 1, "frequencies": 3, "image_bases": 4, "repr_bases": 3}
 """Where the search for sizes begins: places in `GRIDS`."""
+LARGEST = 1 / 8
+"""Share of the budget that a basis kept as frequencies takes at most."""
 ROWS = 512
 """Rows of the regression in a step, where it is automatic how many images take part in one."""
 HIDDEN = (0, 2, 4, 8, 16, 32)
@@ -37,7 +41,7 @@ SHARE_BELOW = 1.0
 
 def is_automatic(spec: RegressionSpec) -> bool:
     """Return whether any setting is left to the rule."""
-    return AUTO in (spec.base_size, spec.image_bases, spec.repr_bases, spec.hidden, spec.support_images) or spec.views == AUTO_VIEWS
+    return any(getattr(spec, name) == AUTO for name in (*GRIDS, "hidden", "support_images")) or spec.views == AUTO_VIEWS
 
 
 def first_choice(spec: RegressionSpec, sizes: Sizes) -> RegressionSpec:
@@ -48,9 +52,9 @@ def first_choice(spec: RegressionSpec, sizes: Sizes) -> RegressionSpec:
 def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> RegressionSpec:
     """Return settings of which none is automatic.
 
-    First sizes: from `first_choice` on, each of the bases' side, their number and that of the representations' bases goes a step
-    of its grid down or up, and on in that direction while the error falls. Then views: flips that share the image's target, and rotations
-    whose targets networks predict, are each kept if the error falls. Last the width of these networks.
+    First sizes: from `first_choice` on, each of the bases' side or frequencies, their number and that of the representations' bases goes
+    a step of its grid down or up, and on in that direction while the error falls. Then views: flips that share the image's target, and
+    rotations whose targets networks predict, are each kept if the error falls. Last the width of these networks.
 
     Args:
         spec: the settings.
@@ -74,7 +78,8 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
             while 0 <= place[setting] + direction < len(GRIDS[setting]):
                 there = {**place, setting: place[setting] + direction}
                 tried = _with_views(_at(spec, sizes, there), spec)
-                if not search.better(tried, best):
+                # Different places have the same size where it can be no larger or smaller.
+                if tried != best and not search.better(tried, best):
                     break
                 best, place = tried, there
     if spec.views == AUTO_VIEWS:
@@ -111,15 +116,20 @@ class _Search:
 def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> RegressionSpec:
     """Return settings with the automatic sizes at a place of `GRIDS`."""
     (height, width, channels), automatic = sizes.image_shape, lambda name: getattr(spec, name) == AUTO
-    share = lambda name: GRIDS[name][place[name]] * sizes.budget * 32 / spec.bits
+    budget = sizes.budget * 32 / spec.bits
+    share = lambda name: GRIDS[name][place[name]] * budget
     side = max(1, round(GRIDS["base_size"][place["base_size"]] * min(height, width))) if automatic("base_size") else spec.base_size
-    pixels = spec.frequencies or (side * side if side else height * width) * channels
+    pixels = (side * side if side else height * width) * channels
+    most = min(int(GRIDS["frequencies"][place["frequencies"]]), pixels, max(1, int(budget * LARGEST)))
+    kept = most if automatic("frequencies") else spec.frequencies
+    of_base = kept or pixels
     # More bases than half of what they span would save little.
     half = lambda count, most: max(1, min(int(count), most // 2))
     return replace(
         spec,
         base_size=side,
-        image_bases=half(share("image_bases") / pixels, pixels) if automatic("image_bases") else spec.image_bases,
+        frequencies=kept,
+        image_bases=half(share("image_bases") / of_base, of_base) if automatic("image_bases") else spec.image_bases,
         repr_bases=half(share("repr_bases") / sizes.repr_width, sizes.repr_width) if automatic("repr_bases") else spec.repr_bases,
         hidden=HIDDEN[FIRST_HIDDEN] if spec.hidden == AUTO else spec.hidden,
     )

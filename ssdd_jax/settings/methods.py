@@ -36,7 +36,8 @@ class RegressionSpec:
         repr_store: how representations are kept, likewise.
         base_size: side of the stored images or image bases; 0 is the full resolution, -1 chooses.
         image_bases: U; 0 stores plain images, -1 chooses.
-        frequencies: K, how many of the lowest frequencies of an image basis are kept, at most its numbers; 0 keeps its pixels.
+        frequencies: K, how many of the lowest frequencies of an image basis are kept, at most its numbers; 0 keeps its pixels, -1
+            chooses.
         repr_bases: V; 0 stores plain representations, -1 chooses.
         views: predefined augmentations; the identity first where networks predict their shifts or targets are automatic. ("auto",)
             chooses among flips that share the targets of the identity and rotations whose targets networks predict, which then take part
@@ -68,7 +69,7 @@ class RegressionSpec:
     repr_store: str = named("", STORES)
     base_size: int = within(0, AUTO)
     image_bases: int = within(0, AUTO)
-    frequencies: int = within(0, 0)
+    frequencies: int = within(0, AUTO)
     repr_bases: int = within(0, AUTO)
     views: tuple[str, ...] = ("identity",)
     view_targets: tuple[str, ...] = ("auto",)

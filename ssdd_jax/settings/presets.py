@@ -40,12 +40,13 @@ PRESETS: dict[str, RegressionSpec] = {
 }
 
 AUTOMATIC = RegressionSpec(
-    base_size=AUTO,
+    frequencies=AUTO,
     image_bases=AUTO,
     repr_bases=AUTO,
     views=AUTO_VIEWS,
     hidden=AUTO,
     support_images=AUTO,
+    factor_scale="each",
     learning_rate=0.03,
 )
 """A method of which N is all that has to be set."""
@@ -104,7 +105,7 @@ def smoke(config: Any) -> None:
             method.network_steps = 20
             method.images = 6 if method.image_bases or method.base_size else 0
             method.image_bases, method.repr_bases = min(method.image_bases, 4), min(method.repr_bases, 4)
-            method.base_size = min(method.base_size, 4)
+            method.base_size, method.frequencies = min(method.base_size, 4), min(method.frequencies, 8)
 
 
 SIX = ("convnet", "vgg11", "alexnet", "resnet18", "mobilenet", "vit")

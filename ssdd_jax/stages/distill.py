@@ -193,10 +193,11 @@ class MethodRun:
         stacked = getattr(state, "distilled", None)
         if stacked is None or phase.preparatory or step == end:
             return
+        like = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], stacked))
         for place, seed in enumerate(seeds):
             # Through the host: of several processes this one alone computes with them.
             one = lambda leaf, place=place: jnp.asarray(np.asarray(leaf)[place])
-            self._show(step, seed, stacked, lambda one=one: jax.tree.map(one, stacked))
+            self._show(step, seed, like, lambda one=one: jax.tree.map(one, stacked))
 
     def _show(self, step: int, seed: int, like: DistilledSet, read: Callable[[], DistilledSet] | None = None) -> None:
         """Show loggers pictures of a set, which is read, and they are drawn, only if a logger takes any."""
@@ -205,7 +206,7 @@ class MethodRun:
             return
         read = read or (lambda: like)
         pictures = {"images": lambda: images_picture(read(), context.data.mean, context.data.std)}
-        if like.images.bases is not None:
+        if jax.eval_shape(lambda of: of.images.bases, like) is not None:
             pictures["bases"] = lambda: bases_picture(read().images.bases, layout.base_shape)
         for name, draw in pictures.items():
             context.metrics.loggers.picture(f"distill/{self.name}", step, f"{name}/seed_{seed}", draw)

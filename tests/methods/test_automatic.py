@@ -25,12 +25,12 @@ def counted(loss):
 
 
 def test_sizes_go_downhill_and_stay_where_the_loss_is_lowest():
-    goal = {"base_size": 16, "image_bases": 10, "repr_bases": 15}
+    goal = {"frequencies": 384, "image_bases": 20, "repr_bases": 15}
     trial, tried = counted(
-        lambda spec: 9 * abs(spec.base_size - 16) + sum(abs(log(getattr(spec, name) / value)) for name, value in goal.items())
+        lambda spec: 9 * abs(spec.frequencies - 384) + sum(abs(log(getattr(spec, name) / value)) for name, value in goal.items())
     )
     chosen = choose(AUTOMATIC, SIZES, trial, 50)
-    # 1/4 of the 32,000 numbers are 10 bases of 768, 1/16 of them 15 of 128.
+    # 1/4 of the 32,000 numbers are 20 bases of 384, 1/16 of them 15 of 128.
     assert {name: getattr(chosen, name) for name in goal} == goal
     assert len(set(tried)) == len(tried) <= 16
     assert all(regression.plan("auto", spec, SIZES).num_images > 0 for spec in tried)
@@ -45,7 +45,7 @@ def test_what_is_given_is_not_chosen():
 
 
 def test_a_view_is_shared_only_where_the_teacher_hardly_moves_and_kept_only_where_the_loss_falls():
-    sizeless = replace(AUTOMATIC, base_size=8, image_bases=24, repr_bases=16)
+    sizeless = replace(AUTOMATIC, frequencies=96, image_bases=24, repr_bases=16)
     trial, tried = counted(lambda spec: 1 / len(spec.views))
     chosen = choose(sizeless, SIZES, trial, 50)
     assert dict(zip(chosen.views, chosen.view_targets, strict=True)) == {
@@ -77,8 +77,8 @@ def test_no_more_trials_than_asked_for_and_impossible_settings_are_passed_over(m
     choose(AUTOMATIC, SIZES, trial, most)
     assert len(tried) == most
     assert choose(AUTOMATIC, SIZES, lambda spec: inf, most) == first_choice(AUTOMATIC, SIZES)
-    best = choose(AUTOMATIC, SIZES, lambda spec: inf if spec.base_size == 12 else 1.0, 50)
-    assert best.base_size != 12
+    best = choose(AUTOMATIC, SIZES, lambda spec: inf if spec.frequencies == 192 else 1.0, 50)
+    assert best.frequencies != 192
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,11 @@ def test_any_budget_and_data_have_a_place_to_begin_and_all_sizes_can_be(num_pair
     trial, tried = counted(lambda spec: 1.0)
     choose(AUTOMATIC, sizes, trial, 50)
     assert len(tried) <= 1 + 2 * len(GRIDS) + 4
-    assert all(1 <= spec.image_bases <= max(1, spec.base_size**2 * shape[2] // 2) for spec in tried)
+    assert all(1 <= spec.image_bases <= max(1, spec.frequencies // 2) for spec in tried)
+
+
+def test_the_side_of_bases_of_pixels_is_chosen_likewise():
+    asked = replace(AUTOMATIC, frequencies=0, base_size=AUTO)
+    trial, tried = counted(lambda spec: abs(spec.base_size - 16))
+    assert choose(asked, SIZES, trial, 50).base_size == 16
+    assert {spec.frequencies for spec in tried} == {0}

@@ -44,7 +44,7 @@ def test_trials_choose_once_and_an_interrupted_choice_goes_on(spec, tmp_path, mo
     (file,) = (tmp_path / "checkpoints").glob("choice-auto-*.json")
     trials = json.loads(file.read_text())
     assert [set(trial) for trial in trials.values()] == [{"settings", "images", "error"}] * 2
-    assert "auto, trial 2: base_size=" in capfd.readouterr().out
+    assert "auto, trial 2: image_bases=" in capfd.readouterr().out
     # The set is of the better of the two, and says of which settings.
     best = min(trials.values(), key=lambda trial: trial["error"])["settings"]
     chosen = read_manifest(tmp_path / "distilled" / "auto" / "seed_0")["chosen"]
