@@ -37,11 +37,7 @@ class OuterState:
     ridge_increases: Int[Array, ""]
 
 
-SupportRows = tuple[Float[Array, "n H W C"], Float[Array, "n d"]]
-"""Images of all views and their targets."""
-
-
-def support_rows(distilled: DistilledSet) -> SupportRows:
+def support_rows(distilled: DistilledSet) -> tuple[Float[Array, "n H W C"], Float[Array, "n d"]]:
     """Return all views of the set as one batch, n = A m."""
     images, reprs = expand(distilled)
     return images.reshape(-1, *images.shape[2:]), reprs.reshape(-1, reprs.shape[-1])
@@ -64,7 +60,6 @@ def outer_loss(
     kernel: Kernel,
     loss: Loss = mean_squared_error,
     regularizer: Regularizer | None = None,
-    context: SupportRows | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Return mean((P - T(x_t))^2) on real images x_t (KRR-ST; all views are support rows), and how often the ridge was increased.
 
@@ -76,10 +71,8 @@ def outer_loss(
         kernel: predicts P from the set's rows, such as `ssdd_jax.kernels.feature.feature_kernel(learner)`.
         loss: of the predictions, if it is another.
         regularizer: a term of the set itself that is added, if there is one.
-        context: more rows of the regression, which are constants, if there are any; see `make_outer_step`.
     """
-    more = () if context is None else (context,)
-    predicted, increases = kernel.predict(variables, *support_rows(distilled), images, *more)
+    predicted, increases = kernel.predict(variables, *support_rows(distilled), images)
     value = loss(predicted, reprs)
     return value if regularizer is None else value + regularizer(distilled), increases
 
@@ -133,17 +126,6 @@ def set_reader(key: PRNGKeyArray, distilled: DistilledSet, support_images: int, 
     return lambda distilled: quantise(select(distilled), bits)
 
 
-def context_reader(
-    key: PRNGKeyArray, distilled: DistilledSet, support_images: int, bits: int
-) -> Callable[[DistilledSet], SupportRows] | None:
-    """Return a function of a set as a step reads it: the rows of all images that `set_reader` leaves out; None where it leaves out none."""
-    total = num_images(distilled)
-    if not 0 < support_images < total:
-        return None
-    rest = jax.random.permutation(key, total)[support_images:]
-    return lambda distilled: support_rows(quantise(take_images(distilled, rest), bits))
-
-
 def make_outer_step(
     *,
     kernel: Kernel,
@@ -153,7 +135,6 @@ def make_outer_step(
     members_per_step: int = 1,
     support_images: int = 0,
     bits: int = 32,
-    context: bool = False,
     loss: Loss = mean_squared_error,
     regularizer: Regularizer | None = None,
     member_loss: Loss = mean_squared_error,
@@ -174,8 +155,6 @@ def make_outer_step(
         members_per_step: number of members K.
         support_images: how many distilled images take part in a step, drawn afresh each time; 0 takes all.
         bits: what the loss and the members see of the set's numbers, see `ssdd_jax.core.quantise.quantise`; the state keeps floats.
-        context: whether all other images are rows of the regression too, as constants. Without them a step makes a part of the set
-            predict what all of it should, and a large set becomes worse than it began.
         loss: see `outer_loss`.
         regularizer: see `outer_loss`.
         member_loss: what members are trained on.
@@ -199,15 +178,13 @@ def make_outer_step(
         member_key, reset_key, support_key = jax.random.split(key, 3)
         images, reprs = shard("data", (images, reprs))
         read = set_reader(support_key, state.distilled, support_images, bits)
-        others = context_reader(support_key, state.distilled, support_images, bits) if context else None
-        constant = None if others is None else jax.lax.stop_gradient(others(state.distilled))
         chosen, members = None, None
         if state.pool is not None:
             chosen = jax.random.choice(member_key, state.pool.age.shape[0], (members_per_step,), replace=False)
             members = shard("pool", pools.take(state.pool, chosen))
 
         def loss_fn(distilled):
-            one = lambda variables: outer_loss(read(distilled), variables, images, reprs, **settings, context=constant)
+            one = lambda variables: outer_loss(read(distilled), variables, images, reprs, **settings)
             if members is None:
                 return one(None)
             losses, increases = over_leading_axis(one)(members.variables)

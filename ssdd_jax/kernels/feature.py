@@ -1,7 +1,6 @@
 """The kernel of a pool member's features (ours, KRR-ST, FRePo)."""
 
 import jax
-import jax.numpy as jnp
 
 from ssdd_jax.core.batching import map_in_chunks
 from ssdd_jax.core.kernel import Kernel
@@ -36,16 +35,11 @@ def feature_kernel(
         shard: how rows are sharded over devices.
     """
 
-    def predict(variables, support_images, support_targets, images, context=None):
+    def predict(variables, support_images, support_targets, images):
         # Every chunk is sharded, see `replicate_then_shard`.
         features = lambda rows: learner.features(variables, shard("data", rows))
         complete = append_bias if bias else lambda rows: rows
         f_support = complete(map_in_chunks(features, shard("whole", support_images), chunk_size, remat=remat))
-        if context is not None:
-            others, targets = context
-            constant = jax.lax.stop_gradient(complete(map_in_chunks(features, shard("whole", others), chunk_size)))
-            f_support = jnp.concatenate([f_support, constant])
-            support_targets = jnp.concatenate([support_targets, targets])
         f_target = jax.lax.stop_gradient(complete(map_in_chunks(features, images, chunk_size)))
         return ridge_predict(f_support, support_targets, f_target, ridge=ridge, ridge_scale=ridge_scale)
 

@@ -141,7 +141,6 @@ def step_settings(spec: RegressionSpec, run: RunSpec, kernel: Kernel, *, first: 
         members_per_step=run.pool.members_per_step,
         support_images=spec.support_images,
         bits=bits_in_steps(spec),
-        context=spec.context,
         shard=shard,
     )
 

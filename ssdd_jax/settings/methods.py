@@ -57,7 +57,6 @@ class RegressionSpec:
         steps: outer steps; -1 takes `outer.steps`.
         learning_rate: learning rate of the outer optimizer.
         support_images: distilled images that take part in one step, drawn afresh; 0 takes all, -1 as many as make 512 rows.
-        context: whether the others are rows of the regression too, as constants, see `ssdd_jax.core.outer.make_outer_step`.
     """
 
     kind: str = one_of("regression")
@@ -84,7 +83,6 @@ class RegressionSpec:
     steps: int = within(-1, -1)
     learning_rate: float = within(1e-2, 0.0)
     support_images: int = within(0, AUTO)
-    context: bool = False
 
 
 @dataclass(frozen=True)
