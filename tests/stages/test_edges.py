@@ -17,8 +17,10 @@ from ssdd_jax.core.approximation import fit_networks
 from ssdd_jax.core.bases import PCA
 from ssdd_jax.core.distilled import VIEW_TARGETS, compress, expand, init_distilled, num_stored_scalars
 from ssdd_jax.core.outer import init_outer, make_outer_step
+from ssdd_jax.core.stores.cosine import cosine
 from ssdd_jax.core.stores.factored import factored
 from ssdd_jax.core.stores.plain import Plain
+from ssdd_jax.core.stores.store import StoreSizes
 from ssdd_jax.core.views import VIEWS
 from ssdd_jax.errors import InputError
 from ssdd_jax.kernels.feature import feature_kernel
@@ -49,6 +51,7 @@ def plannings(draw, side=12, most_bases=24, most_width=32):
     method = RegressionSpec(
         base_size=draw(st.integers(0, min(shape[:2]) + 1)),
         image_bases=draw(st.integers(0, most_bases)),
+        frequencies=draw(st.just(0) | st.integers(1, 2 * most_bases)),
         repr_bases=draw(st.integers(0, most_bases)),
         views=("identity", *others),
         view_targets=draw(st.just(("auto",)) | explicit),
@@ -67,10 +70,15 @@ def possible_kinds(method, shifts):
     return [("stored", *(kind(view, costly) for view in method.views[1:])) for costly in ("stored", "network")]
 
 
+def base_numbers(method, shape):
+    return method.base_size**2 * shape[2] if method.base_size else prod(shape)
+
+
 def cost(num_images, kinds, method, shape, width):
-    pixels = method.base_size**2 * shape[2] if method.base_size else prod(shape)
+    pixels = base_numbers(method, shape)
+    of_base = method.frequencies or pixels
     coefficients = method.repr_bases or width
-    images = (method.image_bases + 1) * pixels + num_images * method.image_bases if method.image_bases else num_images * pixels
+    images = (method.image_bases + 1) * of_base + num_images * method.image_bases if method.image_bases else num_images * pixels
     bases = (method.repr_bases + 1) * width if method.repr_bases else 0
     network = coefficients * method.hidden + method.hidden + method.hidden * coefficients + coefficients
     return images + bases + kinds.count("stored") * num_images * coefficients + kinds.count("network") * network
@@ -79,8 +87,10 @@ def cost(num_images, kinds, method, shape, width):
 def can_be(method, num_pairs, shape, width, shifts):
     """Return whether there is a set of at least one image, and of as many as are asked for, within the budget."""
     square, side = shape[0] == shape[1], min(shape[:2])
-    pixels = method.base_size**2 * shape[2] if method.base_size else prod(shape)
-    fits = method.base_size <= side and method.image_bases <= pixels and method.repr_bases <= width
+    pixels = base_numbers(method, shape)
+    fits = method.base_size <= side and method.image_bases <= (method.frequencies or pixels) and method.repr_bases <= width
+    # Frequencies are those of bases.
+    fits = fits and method.frequencies <= (pixels if method.image_bases else 0)
     turns = square or not {"rot90", "rot270"} & set(method.views)
     # A quadrant of an image of one row or column is empty.
     zooms = side > 1 or not any(view.startswith("zoom") for view in method.views)
@@ -125,10 +135,13 @@ def test_a_plan_is_refused_in_one_line_where_no_set_can_be_and_else_fills_the_bu
         assert all(cost(plan.num_images + 1, candidate, method, shape, width) > plan.budget for candidate in kinds)
 
 
-def build(key, images, view_reprs, image_pca, repr_pca, *, layout, hidden):
+def build(key, images, view_reprs, image_pca, repr_pca, *, layout, hidden, frequencies=0):
     """Return the finished set as the distillation makes it where it does no steps."""
     store = lambda pca: Plain if pca is None else factored(pca)
-    distilled = init_distilled(images, view_reprs, layout, image_store=store(image_pca), repr_store=store(repr_pca))
+    of_images = store(image_pca)
+    if frequencies:
+        of_images = cosine(StoreSizes(len(image_pca.bases), "balanced", lambda count: image_pca, frequencies))
+    distilled = init_distilled(images, view_reprs, layout, image_store=of_images, repr_store=store(repr_pca))
     stored = [view for view, kind in zip(layout.views, distilled.layout.view_targets, strict=True) if kind == "stored"]
     predicted = [view for view, kind in zip(layout.views, layout.view_targets, strict=True) if kind == "network"]
     networks = None
@@ -161,7 +174,7 @@ def test_a_planned_set_has_the_shapes_and_as_many_numbers_as_its_plan_says(plann
     # Whether the refusal is right is told above.
     assume(plan is not None)
     abstract = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    make = partial(build, layout=plan.layout, hidden=method.hidden)
+    make = partial(build, layout=plan.layout, hidden=method.hidden, frequencies=method.frequencies)
     distilled = jax.eval_shape(make, jax.random.key(0), *inputs(plan, method, width, abstract))
     check_promises(distilled, jax.eval_shape(expand, distilled), plan, width)
 
@@ -173,6 +186,8 @@ def steps(draw):
     shape = (max(shape[0], 2), max(shape[1], 2), shape[2])
     count = draw(st.integers(1, 3))
     method = replace(method, images=count, base_size=min(method.base_size, *shape[:2]))
+    kept = min(method.frequencies, base_numbers(method, shape)) if method.image_bases else 0
+    method = replace(method, frequencies=kept, image_bases=min(method.image_bases, kept or method.image_bases))
     pool = draw(st.integers(1, 2))
     step = {
         "pool_size": pool,
@@ -211,7 +226,8 @@ def test_an_outer_step_on_a_planned_set_stays_finite_and_counts_what_it_did_to_a
     @jax.jit
     def run(real_images, real_reprs, images, *others):
         images = jnp.broadcast_to(images[:1], images.shape) if equal else images
-        distilled = build(jax.random.key(0), images, *others, layout=plan.layout, hidden=method.hidden)
+        of_method = dict(hidden=method.hidden, frequencies=method.frequencies)
+        distilled = build(jax.random.key(0), images, *others, layout=plan.layout, **of_method)
         state = init_outer(jax.random.key(1), distilled, **common, pool_size=pool_size)
         return distilled, expand(distilled), one_step(state, real_images, real_reprs, jax.random.key(2))
 
