@@ -13,6 +13,7 @@ _HOMES = {
     "ssdd_jax.core.views": ("VIEWS", "apply_views"),
     "ssdd_jax.core.krr": ("append_bias", "krr_predict", "solve_labels"),
     "ssdd_jax.core.approximation": ("Networks", "fit_networks", "predict_shift"),
+    "ssdd_jax.core.stores.cosine": ("Cosines", "cosine"),
     "ssdd_jax.core.stores.factored": ("Factors", "factored"),
     "ssdd_jax.core.stores.plain": ("Plain",),
     "ssdd_jax.core.distilled": (

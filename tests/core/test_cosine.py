@@ -10,6 +10,7 @@ from ssdd_jax.core.bases import fit_pca
 from ssdd_jax.core.stores.cosine import cosine, cosines, lowest_frequencies
 from ssdd_jax.core.stores.factored import factored
 from ssdd_jax.core.stores.store import StoreSizes
+from ssdd_jax.registry import STORES
 
 SHAPE = (6, 8, 3)
 NUMBERS = 6 * 8 * 3
@@ -22,25 +23,24 @@ def images(count=40, seed=0):
 
 
 def start(rows, bases, frequencies, scale="each"):
-    pca = lambda count: fit_pca(rows.reshape(len(rows), -1), count)
-    return cosine(StoreSizes(bases, scale, pca, frequencies))(rows)
+    return cosine(fit_pca(rows.reshape(len(rows), -1), bases), frequencies, scale)(rows)
 
 
 @pytest.mark.parametrize("shape", [(6, 8, 3), (5, 5, 1), (4, 1, 2)])
 def test_all_cosines_are_the_discrete_cosine_transform(shape):
     draw = np.random.RandomState(1).normal(size=shape)
     count = int(np.prod(shape))
-    places = tuple(lowest_frequencies(shape, count).T)
+    places = tuple(np.transpose(lowest_frequencies(shape, count)))
     np.testing.assert_allclose(cosines(shape, count) @ draw.ravel(), dctn(draw, norm="ortho")[places], atol=1e-5)
 
 
 def test_low_frequencies_come_first_and_brightness_before_colour():
-    first = lowest_frequencies((32, 32, 3), 256).tolist()
-    assert first[0] == [0, 0, 0]
-    assert first.index([3, 3, 0]) < first.index([5, 5, 0]) < first.index([5, 5, 1])
-    assert all(first.index([i, j, k]) < first.index([i + 1, j, k]) for i, j, k in first if [i + 1, j, k] in first)
+    first = lowest_frequencies((32, 32, 3), 256)
+    assert first[0] == (0, 0, 0)
+    assert first.index((3, 3, 0)) < first.index((5, 5, 0)) < first.index((5, 5, 1))
+    assert all(first.index((i, j, k)) < first.index((i + 1, j, k)) for i, j, k in first if (i + 1, j, k) in first)
     # In an oblong image what counts is the length of a period in pixels.
-    assert lowest_frequencies((8, 4, 1), 4).tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [2, 0, 0]]
+    assert lowest_frequencies((8, 4, 1), 4) == ((0, 0, 0), (1, 0, 0), (0, 1, 0), (2, 0, 0))
 
 
 @pytest.mark.parametrize("scale", ["each", "balanced", 2.0])
@@ -81,4 +81,4 @@ def test_every_part_receives_a_gradient():
 
 def test_representations_have_no_frequencies():
     with pytest.raises(ValueError, match="is for images"):
-        cosine(StoreSizes(3, "each", lambda count: None))
+        STORES["cosine"].start(StoreSizes(3, "each", lambda count: None))

@@ -20,7 +20,6 @@ from ssdd_jax.core.outer import init_outer, make_outer_step
 from ssdd_jax.core.stores.cosine import cosine
 from ssdd_jax.core.stores.factored import factored
 from ssdd_jax.core.stores.plain import Plain
-from ssdd_jax.core.stores.store import StoreSizes
 from ssdd_jax.core.views import VIEWS
 from ssdd_jax.errors import InputError
 from ssdd_jax.kernels.feature import feature_kernel
@@ -140,7 +139,7 @@ def build(key, images, view_reprs, image_pca, repr_pca, *, layout, hidden, frequ
     store = lambda pca: Plain if pca is None else factored(pca)
     of_images = store(image_pca)
     if frequencies:
-        of_images = cosine(StoreSizes(len(image_pca.bases), "balanced", lambda count: image_pca, frequencies))
+        of_images = cosine(image_pca, frequencies)
     distilled = init_distilled(images, view_reprs, layout, image_store=of_images, repr_store=store(repr_pca))
     stored = [view for view, kind in zip(layout.views, distilled.layout.view_targets, strict=True) if kind == "stored"]
     predicted = [view for view, kind in zip(layout.views, layout.view_targets, strict=True) if kind == "network"]

@@ -4,14 +4,16 @@ A basis of pixels costs as much as an image. Natural images and their principal 
 of one (the discrete cosine transform of JPEG; distillation in the frequency domain is due to Shin et al., 2023).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from itertools import product
 
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from ssdd_jax.core.bases import HIGHEST, decode
+from ssdd_jax.core.bases import HIGHEST, PCA, decode
 from ssdd_jax.core.stores.factored import scale_factors
 from ssdd_jax.core.stores.store import Start, StoreKind, StoreSizes
 
@@ -19,19 +21,23 @@ COLOUR = 4.0
 """Images vary less in colour than in brightness: a change of colour counts as this many times the square of a change in space."""
 
 
-def lowest_frequencies(shape: tuple[int, int, int], count: int) -> np.ndarray:
-    """Return the frequencies "count 3" of images of a shape (h, w, C) that are kept first: half periods down, across and over channels.
+@cache
+def lowest_frequencies(shape: tuple[int, int, int], count: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the `count` frequencies of images of a shape (h, w, C) that are kept first: half periods down, across and over the colours.
 
     Example:
-        >>> lowest_frequencies((8, 8, 1), 4).tolist()
-        [[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]]
+        >>> lowest_frequencies((8, 8, 1), 4)
+        ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0))
     """
-    down, across, colour = np.indices(shape).reshape(3, -1)
-    # In a rectangle a period is as long in pixels in both directions.
-    longer = max(shape[:2])
-    distance = (down * longer / shape[0]) ** 2 + (across * longer / shape[1]) ** 2
-    order = np.argsort((distance + 1) * np.where(colour == 0, 1.0, COLOUR * colour), kind="stable")[:count]
-    return np.stack([down, across, colour], -1)[order]
+    height, width, _ = shape
+    longer = max(height, width)
+
+    def distance(frequency: tuple[int, int, int]) -> float:
+        down, across, colour = frequency
+        # In a rectangle a period is as long in pixels in both directions.
+        return ((down * longer / height) ** 2 + (across * longer / width) ** 2 + 1) * (COLOUR * colour or 1.0)
+
+    return tuple(sorted(product(*map(range, shape)), key=distance)[:count])
 
 
 def cosines(shape: tuple[int, int, int], count: int) -> Float[Array, "K p"]:
@@ -42,11 +48,13 @@ def cosines(shape: tuple[int, int, int], count: int) -> Float[Array, "K p"]:
         >>> bool(jnp.allclose(rows @ rows.T, jnp.eye(10), atol=1e-5))
         True
     """
-    rows = jnp.ones((count, 1))
-    for side, frequency in zip(shape, lowest_frequencies(shape, count).T, strict=True):
-        angle = np.pi / side * frequency[:, None] * (np.arange(side)[None] + 0.5)
-        of_axis = np.cos(angle) * np.sqrt(np.where(frequency[:, None] == 0, 1, 2) / side)
-        rows = (rows[:, :, None] * jnp.asarray(of_axis, rows.dtype)[:, None]).reshape(count, -1)
+    frequencies = jnp.array(lowest_frequencies(shape, count))
+    rows = jnp.ones((len(frequencies), 1))
+    for axis, side in enumerate(shape):
+        frequency = frequencies[:, axis, None]
+        scale = jnp.sqrt(jnp.where(frequency == 0, 1, 2) / side)
+        of_axis = scale * jnp.cos(jnp.pi / side * frequency * (jnp.arange(side) + 0.5)[None])
+        rows = (rows[:, :, None] * of_axis[:, None]).reshape(len(rows), -1)
     return rows
 
 
@@ -86,41 +94,44 @@ class Cosines:
 
     def _pixels(self, spectra: Float[Array, "n K"]) -> Float[Array, "n p"]:
         _, height, width, channels = self.grid.shape
-        return jnp.matmul(spectra, cosines((height, width, channels), spectra.shape[1]), precision=HIGHEST)
+        waves = cosines((height, width, channels), spectra.shape[1])
+        return jnp.matmul(spectra, waves.astype(spectra.dtype), precision=HIGHEST)
 
 
-def cosine(sizes: StoreSizes) -> Start:
-    """Return a function that turns images into `Cosines`, from the frequencies of the principal components of real images.
+def cosine(pca: PCA | Callable[[], PCA], frequencies: int, factor_scale: float | str = "balanced") -> Start:
+    """Return a function that turns images into `Cosines`.
 
-    There are at most as many bases as frequencies, and as many frequencies as an image has numbers.
-
-    Raises:
-        ValueError: no number of frequencies or of bases is given, as for representations.
+    Args:
+        pca: principal components "U p" of flattened real images, or a function that returns them.
+        frequencies: K, how many frequencies of a basis are kept: at least U, at most the numbers of an image.
+        factor_scale: see `ssdd_jax.core.stores.factored.factored`.
 
     Example:
         >>> from ssdd_jax.core.bases import fit_pca
         >>> images = jnp.arange(5 * 48.0).reshape(5, 4, 4, 3) ** 0.5
-        >>> sizes = StoreSizes(2, "each", lambda count: fit_pca(images.reshape(5, -1), count), frequencies=6)
-        >>> cosine(sizes)(images).spectra.shape
+        >>> cosine(fit_pca(images.reshape(5, -1), 2), 6)(images).spectra.shape
         (2, 6)
     """
-    if not sizes.frequencies or not sizes.num_bases:
-        raise ValueError("store 'cosine' is for images, with image_bases and frequencies above 0")
 
     def start(images: Float[Array, "m h w C"]) -> Cosines:
+        fitted = pca if isinstance(pca, PCA) else pca()
         _, height, width, channels = images.shape
-        shape = (height, width, channels)
-        waves = cosines(shape, sizes.frequencies)
+        waves = cosines((height, width, channels), frequencies).astype(images.dtype)
         to_spectra = lambda rows: jnp.matmul(rows.reshape(len(rows), -1), waves.T, precision=HIGHEST)
-        pca = sizes.pca(sizes.num_bases)
-        mean, spectra = to_spectra(pca.mean[None]), to_spectra(pca.bases)
+        mean, spectra = to_spectra(fitted.mean[None]), to_spectra(fitted.bases)
         # Without the higher frequencies bases are no longer orthonormal, so coefficients are those of least squares.
         products = lambda other: jnp.matmul(other, spectra.T, precision=HIGHEST)
         coefficients = jnp.linalg.solve(products(spectra), products(to_spectra(images) - mean).T).T
-        spectra, coefficients = scale_factors(spectra, coefficients, sizes.factor_scale)
-        return Cosines(mean.T, spectra, coefficients, jnp.zeros((0, *shape)))
+        spectra, coefficients = scale_factors(spectra, coefficients, factor_scale)
+        return Cosines(mean.T, spectra, coefficients, jnp.zeros((0, height, width, channels)))
 
     return start
 
 
-STORE = StoreKind(Cosines, cosine)
+def _of(sizes: StoreSizes) -> Start:
+    if not sizes.frequencies or not sizes.num_bases:
+        raise ValueError("store 'cosine' is for images, with image_bases and frequencies above 0")
+    return cosine(lambda: sizes.pca(sizes.num_bases), sizes.frequencies, sizes.factor_scale)
+
+
+STORE = StoreKind(Cosines, _of)
