@@ -17,8 +17,11 @@ from experiments.paper import plans, tables
 from experiments.paper.plans import Scale
 from experiments.runs import call, key_of, share
 from ssdd_jax.errors import InputError
+from ssdd_jax.io.files import write_json
 
 CONFIG = Path(__file__).with_name("config.py")
+DONE, ABSENT = "done.json", "absent.json"
+"""Files of a workdir: seconds by run, and why rows are missing by budget. A run's own results know only the rows that it was asked for."""
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,14 +41,18 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def read(file: Path) -> dict[str, Any]:
+    """Return the content of a file of the workdir, nothing if it is not there."""
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
 def gather(workdir: Path) -> tuple[list[dict[str, Any]], dict[tuple[str, int], str]]:
     """Return the rows of all budgets, with `num_pairs` and whether the data set is the source, and why rows are missing."""
     rows: dict[Any, dict[str, Any]] = {}
-    absent = {}
+    absent = {(name, int(num_pairs)): why for num_pairs, found in read(workdir / ABSENT).items() for name, why in found.items()}
     for file in sorted(workdir.glob("n*/results.json")):
         results = json.loads(file.read_text())
         num_pairs, source = int(file.parent.name[1:]), results["dataset"]["name"]
-        absent |= {(name, num_pairs): reason for name, reason in results.get("absent", {}).items()}
         # Rows of the present settings replace those that an earlier call left.
         for row in [*results.get("earlier", []), *results["rows"]]:
             place = num_pairs, row["method"], row["student"], row["dataset"], row["seed"]
@@ -70,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = plans.TABLES if options.table == "all" else (options.table,)
     runs = plans.all_runs(names, scale, range(options.seeds), options.skip)
     workdir: Path = options.workdir
-    done_file = workdir / "done.json"
-    done = json.loads(done_file.read_text()) if done_file.is_file() else {}
+    done, absent = read(workdir / DONE), read(workdir / ABSENT)
     if options.render:
         render(workdir, names, scale)
         return
@@ -94,8 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         workdir.mkdir(parents=True, exist_ok=True)
         share(sorted(workdir.glob("n*")), workdir / run.folder)
-        done[key] = call(CONFIG, settings, workdir / "runs", workdir / run.folder)
-        done_file.write_text(json.dumps(done, indent=1) + "\n")
+        seconds = call(CONFIG, settings, workdir / "runs", workdir / run.folder)
+        reasons = read(workdir / run.folder / "results.json").get("absent", {})
+        absent[str(run.num_pairs)] = {**absent.get(str(run.num_pairs), {}), **reasons}
+        write_json(workdir / ABSENT, absent)
+        done[key] = seconds
+        write_json(workdir / DONE, done)
         render(workdir, names, scale)
     if not options.list:
         render(workdir, names, scale)

@@ -130,12 +130,14 @@ def test_budgets_are_drawn_from_two_points_on():
 def test_rows_of_present_settings_replace_earlier_ones(tmp_path):
     results = {
         "dataset": {"name": "mine"},
-        "absent": {"dsa": "why"},
+        "absent": {},
         "earlier": [row("ours", 0.1), row("basis", 0.2)],
         "rows": [row("ours", 0.5)],
     }
     (tmp_path / "n10").mkdir()
     (tmp_path / "n10" / "results.json").write_text(json.dumps(results))
+    # The results of the last call, of other rows, say nothing of those that an earlier one missed.
+    (tmp_path / "absent.json").write_text(json.dumps({"10": {"dsa": "why"}}))
     rows, absent = gather(tmp_path)
     assert {found["method"]: found["linear"] for found in rows} == {"ours": 0.5, "basis": 0.2}
     assert {found["num_pairs"] for found in rows} == {10}
