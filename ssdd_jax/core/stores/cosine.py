@@ -29,7 +29,7 @@ def lowest_frequencies(shape: tuple[int, int, int], count: int) -> tuple[tuple[i
         >>> lowest_frequencies((8, 8, 1), 4)
         ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0))
     """
-    height, width, _ = shape
+    height, width, channels = shape
     longer = max(height, width)
 
     def distance(frequency: tuple[int, int, int]) -> float:
@@ -37,7 +37,7 @@ def lowest_frequencies(shape: tuple[int, int, int], count: int) -> tuple[tuple[i
         # In a rectangle a period is as long in pixels in both directions.
         return ((down * longer / height) ** 2 + (across * longer / width) ** 2 + 1) * (COLOUR * colour or 1.0)
 
-    return tuple(sorted(product(*map(range, shape)), key=distance)[:count])
+    return tuple(sorted(product(range(height), range(width), range(channels)), key=distance)[:count])
 
 
 def cosines(shape: tuple[int, int, int], count: int) -> Float[Array, "K p"]:
