@@ -12,6 +12,8 @@ from ssdd_jax.core.stores.factored import factored
 from ssdd_jax.core.stores.store import StoreSizes
 from ssdd_jax.registry import STORES
 
+pytestmark = pytest.mark.core
+
 SHAPE = (6, 8, 3)
 NUMBERS = 6 * 8 * 3
 
