@@ -89,7 +89,7 @@ QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
         "How is the budget spent: on the resolution of the bases (side s), on their number U, on V, or on images?",
         {
             f"s = {side}, U = {image_bases}, V = {repr_bases}": Line(
-                "basis", {"base_size": side, "image_bases": image_bases, "repr_bases": repr_bases, "support_images": 128}
+                "basis", {"base_size": side, "frequencies": 0, "image_bases": image_bases, "repr_bases": repr_bases, "support_images": 128}
             )
             for side, image_bases, repr_bases in (
                 (8, 96, 24),
@@ -99,6 +99,17 @@ QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
                 (8, 96, 12),
                 (8, 96, 48),
             )
+        },
+    ),
+    "frequencies": (
+        "Are bases kept as pixels or as their lowest frequencies, and have they one scale or one each?",
+        {
+            f"{kept}, {scale}": Line("basis", {**sizes, "repr_bases": 31, "factor_scale": scale, "learning_rate": 0.03})
+            for kept, sizes in (
+                ("12 x 12 pixels", {"base_size": 12, "frequencies": 0, "image_bases": 37}),
+                ("192 frequencies", {"base_size": 0, "frequencies": 192, "image_bases": 48}),
+            )
+            for scale in ("balanced", "each")
         },
     ),
     "members": (

@@ -12,7 +12,14 @@ VIEWS = {"views": PRESETS["ours"].views}
 # What the ablation takes away from `ours`, as changes of its settings; the views are the paper's whatever the config has.
 ABLATED = {
     "stored_views": {**VIEWS, "view_targets": ("stored",) * 4},
-    "no_bases": {**VIEWS, "image_bases": 0, "repr_bases": 0, "base_size": 0, "view_targets": ("stored", "network", "network", "network")},
+    "no_bases": {
+        **VIEWS,
+        "image_bases": 0,
+        "repr_bases": 0,
+        "base_size": 0,
+        "frequencies": 0,
+        "view_targets": ("stored", "network", "network", "network"),
+    },
 }
 
 
