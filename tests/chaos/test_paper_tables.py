@@ -49,7 +49,7 @@ def test_tables_of_a_command_that_is_killed_again_and_again_are_those_of_one_tha
     for _ in range(KILLS):
         process = start(data, tmp_path / "killed")
         try:
-            process.communicate(timeout=random.uniform(2.0, 25.0))
+            process.communicate(timeout=random.uniform(2.0, 12.0))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
