@@ -15,10 +15,10 @@ Fashion-MNIST, padded to 32 pixels and with its grey channel repeated three time
 the source and N have to be given.
 
 Records of Emoji-99 (experiments/README.md has commands and tables), on two cores of a shared Xeon; the scores are repr_error.
-`arrays`, three seeds, 4 minutes a seed, commit 165bce1. Expected: 30 % below basis as it was. Obtained (emoji_frequencies.json): basis .349 ± .012,
-ours .261 ± .001.
-`arrays:bits`, the same seeds, 5 s a set. Expected: 40 % below krr_st_8. Obtained (emoji_frequencies.json): krr_st_8 .414 ± .021,
-coded_4 .237 ± .001.
+`arrays`, three seeds, 4 minutes a seed, commit 165bce1. Expected: 30 % below basis as it was. Obtained (emoji_frequencies.json):
+basis .349 ± .012, ours .261 ± .001.
+`arrays:bits`, the same seeds, 5 s a set. Expected: 40 % below krr_st_8. Obtained (emoji_frequencies.json):
+krr_st_8 .414 ± .021, coded_4 .237 ± .001.
 With bases of 12 x 12 pixels, five seeds, commit 98c822e. Obtained (emoji_five.json): basis .391 ± .020, ours .320 ± .012.
 `paper`, 11 minutes a seed for the sets. Expected: ours best. Obtained (emoji_n10.json): random .944 ± .061, krr_st .655 ± .006,
 raw_small .372 ± .016, basis .368 ± .021, ours .381 ± .016.
@@ -60,7 +60,7 @@ def in_bits(methods):
 
 
 def long(methods):
-    """Return methods with three times the steps; sizes are those that trials of bases of pixels chose for Emoji-99, in 8 bits larger ones."""
+    """Return methods with three times the steps; sizes are those that trials with bases of pixels chose, in 8 bits larger ones."""
     flip = replace(methods["basis"], **FLIP, support_images=256, base_size=12, steps=1200)
     return {
         "krr_st_8_long": replace(methods["krr_st"], bits=8, support_images=128, steps=1200),
