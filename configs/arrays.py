@@ -1,8 +1,8 @@
 """Any .npz with x_train, y_train, x_test, y_test (uint8 NHWC): --config arrays --config.data.source=arrays:FILE.npz.
 
-For 32 x 32 colour images on two cores, N = 10. Sizes and views are those found for Emoji-99, where a mirrored view shares its representation
-and turned ones do not pay: `ours` is bases, kept as frequencies, with a mirrored view. The variant downstream has students also evaluated on
-Fashion-MNIST, padded to 32 pixels and with its grey channel repeated three times.
+For 32 x 32 colour images on two cores, N = 10. Sizes and views are those found for Emoji-99, where a mirrored view shares its
+representation and turned ones do not pay: `ours` is bases, kept as frequencies, with a mirrored view. The variant downstream has students
+also evaluated on Fashion-MNIST, padded to 32 pixels and with its grey channel repeated three times.
 
 `arrays:paper` has the paper's views, turned and predicted by networks that are fitted afterwards, and sizes that were found by hand;
 `arrays:n50` the same for N = 50.
