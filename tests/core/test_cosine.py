@@ -61,6 +61,18 @@ def test_without_the_high_frequencies_coefficients_are_the_nearest():
     np.testing.assert_allclose(store.coefficients, nearest, atol=1e-3)
 
 
+def test_bases_that_hardly_differ_in_what_is_kept_make_no_large_coefficients():
+    # What varies most is a checkerboard, which has no low frequencies.
+    board = jnp.asarray(np.indices(SHAPE).sum(0) % 2 - 0.5, jnp.float32)
+    rows = images() * 1e-3 + board[None] * jnp.asarray(np.random.RandomState(3).normal(size=(40, 1, 1, SHAPE[2])), jnp.float32)
+    store = start(rows, 5, 6, 1.0)
+    flat = rows.reshape(len(rows), -1)
+    kept = flat @ cosines(SHAPE, 6).T - store.mean.T
+    assert float(jnp.abs(store.coefficients).max()) < 2 * float(jnp.linalg.norm(flat, axis=1).max())
+    # No worse than the mean image.
+    assert float(jnp.mean((store.coefficients @ store.spectra - kept) ** 2)) <= float(jnp.mean(kept**2))
+
+
 def test_smooth_images_lose_little_and_cost_less():
     rows = images()
     flat = rows.reshape(len(rows), -1)

@@ -17,6 +17,8 @@ from ssdd_jax.core.bases import HIGHEST, PCA, decode
 from ssdd_jax.core.stores.factored import scale_factors
 from ssdd_jax.core.stores.store import Start, StoreKind, StoreSizes
 
+RCOND = 1e-3
+"""Share of the largest singular value below which the kept frequencies of bases say nothing new."""
 COLOUR = 4.0
 """Images vary less in colour than in brightness: a change of colour counts as this many times the square of a change in space."""
 
@@ -119,9 +121,9 @@ def cosine(pca: PCA | Callable[[], PCA], frequencies: int, factor_scale: float |
         waves = cosines((height, width, channels), frequencies).astype(images.dtype)
         to_spectra = lambda rows: jnp.matmul(rows.reshape(len(rows), -1), waves.T, precision=HIGHEST)
         mean, spectra = to_spectra(fitted.mean[None]), to_spectra(fitted.bases)
-        # Without the higher frequencies bases are no longer orthonormal, so coefficients are those of least squares.
-        products = lambda other: jnp.matmul(other, spectra.T, precision=HIGHEST)
-        coefficients = jnp.linalg.solve(products(spectra), products(to_spectra(images) - mean).T).T
+        # Without the higher frequencies bases are no longer orthonormal, so coefficients are those of least squares; of bases that hardly
+        # differ any more, the shortest.
+        coefficients = jnp.linalg.lstsq(spectra.T, (to_spectra(images) - mean).T, rcond=RCOND)[0].T
         spectra, coefficients = scale_factors(spectra, coefficients, factor_scale)
         return Cosines(mean.T, spectra, coefficients, jnp.zeros((0, height, width, channels)))
 
