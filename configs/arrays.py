@@ -55,7 +55,7 @@ def in_bits(methods):
         rows[f"flip_{bits}_12"] = replace(rows["flip"], bits=bits, base_size=12, image_bases=128, repr_bases=48)
     # Before any step: real images, which with their representations take 96 bytes each.
     coded = dict(base_size=0, frequencies=256, image_bases=96, repr_bases=80, factor_scale="each", bits=4, steps=0)
-    rows |= {"kmeans_4": replace(methods["kmeans"], bits=4), "coded_4": replace(methods["basis"], **FLIP, **coded)}
+    rows["coded_4"] = replace(methods["basis"], **FLIP, **coded)
     return rows
 
 

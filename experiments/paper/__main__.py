@@ -101,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         share(sorted(workdir.glob("n*")), workdir / run.folder)
         seconds = call(CONFIG, settings, workdir / "runs", workdir / run.folder)
-        reasons = read(workdir / run.folder / "results.json").get("absent", {})
-        absent[str(run.num_pairs)] = {**absent.get(str(run.num_pairs), {}), **reasons}
+        # Of the rows that this call was asked for, only its own reasons still hold.
+        others = {name: why for name, why in absent.get(str(run.num_pairs), {}).items() if name not in run.methods}
+        absent[str(run.num_pairs)] = others | read(workdir / run.folder / "results.json").get("absent", {})
         write_json(workdir / ABSENT, absent)
         done[key] = seconds
         write_json(workdir / DONE, done)

@@ -31,9 +31,9 @@ def set_figure(folder: Path) -> Any:
     pixels = lambda images: to_uint8(np.asarray(images), normalization["mean"], normalization["std"])
     nearest = read_nearest(folder.parents[2]).get(method)
     images, panels = reconstruct_images(distilled), []
-    if distilled.images.bases is not None:
-        bases = bases_pixels(distilled.images.bases, distilled.layout.base_shape)
-        panels.append((all_or_first(len(distilled.images.bases), MOST, "image bases"), _rows(bases[:MOST]), ()))
+    if (of_images := distilled.images.bases) is not None:
+        bases = bases_pixels(of_images, distilled.layout.base_shape)
+        panels.append((all_or_first(len(of_images), MOST, "image bases"), _rows(bases[:MOST]), ()))
     panels.append((all_or_first(len(images), MOST, f"synthetic images of {method}"), _rows(pixels(images[:MOST])), ()))
     named = dict(zip(distilled.layout.views, pixels(apply_views(images[:ROWS], distilled.layout.views)), strict=True))
     named |= _nearest_columns(nearest, str(manifest.get("sha256", "")))

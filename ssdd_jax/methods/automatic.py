@@ -108,7 +108,7 @@ class _Search:
         return spec
 
     def better(self, tried: RegressionSpec, best: RegressionSpec) -> bool:
-        if tried == best or (tried not in self.errors and self.left < 1):
+        if tried not in self.errors and self.left < 1:
             return False
         return self.errors[self(tried)] < self.errors[best]
 
@@ -120,8 +120,9 @@ def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> Regress
     share = lambda name: GRIDS[name][place[name]] * budget
     side = max(1, round(GRIDS["base_size"][place["base_size"]] * min(height, width))) if automatic("base_size") else spec.base_size
     pixels = (side * side if side else height * width) * channels
-    most = min(int(GRIDS["frequencies"][place["frequencies"]]), pixels, max(1, int(budget * LARGEST)))
-    kept = most if automatic("frequencies") else spec.frequencies
+    kept = spec.frequencies
+    if automatic("frequencies"):
+        kept = min(int(GRIDS["frequencies"][place["frequencies"]]), pixels, max(1, int(budget * LARGEST)))
     of_base = kept or pixels
     # More bases than half of what they span would save little.
     half = lambda count, most: max(1, min(int(count), most // 2))

@@ -77,9 +77,10 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
     if side > min(h, w):
         raise InputError(f"{where}.base_size is {side}, expected at most {min(h, w)}, the images' side; 0 is the full size")
     base_shape = (side, side, c) if side else sizes.image_shape
-    if spec.frequencies > prod(base_shape):
-        raise InputError(f"{where}.frequencies is {spec.frequencies}, expected at most {prod(base_shape)}, the numbers of a base image")
-    if spec.image_bases > (most := spec.frequencies or prod(base_shape)):
+    numbers = prod(base_shape)
+    if spec.frequencies > numbers:
+        raise InputError(f"{where}.frequencies is {spec.frequencies}, expected at most {numbers}, the numbers of a base image")
+    if spec.image_bases > (most := spec.frequencies or numbers):
         what = "frequencies that are kept" if spec.frequencies else "numbers of a base image"
         raise InputError(f"{where}.image_bases is {spec.image_bases}, expected at most {most}, the {what}")
     if spec.repr_bases > width:
@@ -102,7 +103,7 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     unfitted = lambda width, count: PCA(jnp.zeros(width), jnp.zeros((count, width)), jnp.zeros(width))
-    stores = make_stores(where, spec, partial(unfitted, prod(base_shape)), partial(unfitted, width))
+    stores = make_stores(where, spec, partial(unfitted, numbers), partial(unfitted, width))
     shapes = lambda count, layout: finished_shapes(count, layout, width, **stores, hidden=spec.hidden)
     advice = f"lower image_bases ({spec.image_bases}) or repr_bases ({spec.repr_bases}), or raise config.num_pairs"
     plan = fill_budget(where, sizes, layouts, shapes, spec.images, advice, spec.bits)

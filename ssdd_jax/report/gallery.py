@@ -116,8 +116,8 @@ def make_gallery(run: str, method: str, drawn: DrawnSet, nearest: Nearest | None
             ]
         picture = Picture(_uri(pixels[0, i]), f"{method}, distilled image {i + 1} of {total}", str(i + 1))
         items.append(Item(f"{title}: image {i + 1} of {total}", picture, groups))
-    bases = [] if distilled.images.bases is None else figures.bases_pixels(distilled.images.bases, layout.base_shape)
-    num_bases = 0 if distilled.images.bases is None else len(distilled.images.bases)
+    rows = distilled.images.bases
+    bases, num_bases = ([], 0) if rows is None else (figures.bases_pixels(rows, layout.base_shape), len(rows))
     base = lambda i, b: Item(f"{title}: basis {i + 1}", Picture(_uri(b), f"{method}, image basis {i + 1} of {num_bases}", str(i + 1)))
     return Gallery(
         run,

@@ -71,9 +71,9 @@ def _method_section(folder: Path, method: str, drawn: DrawnSet) -> list[str]:
     distilled, mean, std = drawn.distilled, drawn.mean, drawn.std
     pictures = {"images": figures.images_picture(distilled, mean, std)}
     captions = {"images": figures.all_or_first(num_images(distilled), figures.MAX_IMAGES, "distilled images")}
-    if distilled.images.bases is not None:
-        shown = figures.all_or_first(len(distilled.images.bases), figures.MAX_BASES, "image bases")
-        pictures["bases"] = figures.bases_picture(distilled.images.bases, distilled.layout.base_shape)
+    if (bases := distilled.images.bases) is not None:
+        shown = figures.all_or_first(len(bases), figures.MAX_BASES, "image bases")
+        pictures["bases"] = figures.bases_picture(bases, distilled.layout.base_shape)
         captions["bases"] = f"{shown}, each stretched to its own range; mid-grey is 0"
     if len(distilled.layout.views) > 1:
         pictures["views"] = figures.views_picture(distilled, mean, std)

@@ -84,20 +84,21 @@ class Cosines:
     @property
     def bases(self) -> Float[Array, "U p"]:
         """Return the bases as flattened images."""
-        return self._pixels(self.spectra)
+        return self._pixels(self.spectra)[0]
 
     def decode(self, codes: Float[Array, "*T m U"]) -> Float[Array, "*T m p"]:
         """Return codes @ bases + the mean image."""
-        return decode(codes, self._pixels(self.mean.T)[0], self.bases)
+        mean, bases = self._pixels(self.mean.T, self.spectra)
+        return decode(codes, mean[0], bases)
 
     def take(self, index: Int[Array, " k"], axis: int) -> "Cosines":
         """Return the chosen images; mean and bases are shared."""
         return replace(self, coefficients=self.coefficients[(slice(None),) * axis + (index,)])
 
-    def _pixels(self, spectra: Float[Array, "n K"]) -> Float[Array, "n p"]:
+    def _pixels(self, *spectra: Float[Array, "_ K"]) -> list[Float[Array, "_ p"]]:
         _, height, width, channels = self.grid.shape
-        waves = cosines((height, width, channels), spectra.shape[1])
-        return jnp.matmul(spectra, waves.astype(spectra.dtype), precision=HIGHEST)
+        waves = cosines((height, width, channels), len(self.mean)).astype(self.mean.dtype)
+        return [jnp.matmul(rows, waves, precision=HIGHEST) for rows in spectra]
 
 
 def cosine(pca: PCA | Callable[[], PCA], frequencies: int, factor_scale: float | str = "balanced") -> Start:
