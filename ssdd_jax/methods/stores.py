@@ -17,17 +17,28 @@ def make_stores(where: str, spec: RegressionSpec, image_pca: Any, repr_pca: Any)
         InputError: a store is not for these, or a setting of theirs cannot be used.
     """
 
-    def store(setting: str, num_bases: int, pca: Any, frequencies: int = 0) -> Start:
-        chosen = getattr(spec, setting) or ("cosine" if frequencies else "factored" if num_bases else "plain")
-        sizes = StoreSizes(num_bases, factor_scale(where, spec), pca, frequencies)
+    def store(setting: str, pca: Any, **counts: str) -> Start:
+        """Return a store's start; `counts` are the settings that say how many of each there are in its `StoreSizes`."""
+        values = {count: getattr(spec, name) for count, name in counts.items()}
+        chosen = getattr(spec, setting) or ("cosine" if values.get("frequencies") else "factored" if values["num_bases"] else "plain")
+        kind = STORES[chosen]
         try:
-            return STORES[chosen].start(sizes)
+            start = kind.start(StoreSizes(**values, factor_scale=factor_scale(where, spec), pca=pca))
         except ValueError as error:
             raise InputError(f"{where}.{setting}: {error}") from error
+        for count in kind.uses:
+            if not values.get(count):
+                fault = f"is 0; store {chosen!r} needs it above 0" if count in counts else f"is not for {setting}"
+                raise InputError(f"{where}.{counts.get(count, count)} {fault}; choose another store in {where}.{setting}")
+        for count, value in values.items():
+            if value and count not in kind.uses:
+                advice = f"set it to 0, or choose another store in {where}.{setting}"
+                raise InputError(f"{where}.{counts[count]} is {value}, which store {chosen!r} has no use for; {advice}")
+        return start
 
     return {
-        "image_store": store("image_store", spec.image_bases, image_pca, spec.frequencies),
-        "repr_store": store("repr_store", spec.repr_bases, repr_pca),
+        "image_store": store("image_store", image_pca, num_bases="image_bases", frequencies="frequencies"),
+        "repr_store": store("repr_store", repr_pca, num_bases="repr_bases"),
     }
 
 

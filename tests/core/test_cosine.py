@@ -9,8 +9,6 @@ from scipy.fft import dctn
 from ssdd_jax.core.bases import fit_pca
 from ssdd_jax.core.stores.cosine import cosine, cosines, lowest_frequencies
 from ssdd_jax.core.stores.factored import factored
-from ssdd_jax.core.stores.store import StoreSizes
-from ssdd_jax.registry import STORES
 
 pytestmark = pytest.mark.core
 
@@ -91,8 +89,3 @@ def test_every_part_receives_a_gradient():
     store = start(images(), 5, 20)
     gradient = jax.grad(lambda s: jnp.sum(s.decode(s.codes) ** 2))(store)
     assert all(float(jnp.abs(part).max()) > 0 for part in (gradient.mean, gradient.spectra, gradient.coefficients))
-
-
-def test_representations_have_no_frequencies():
-    with pytest.raises(ValueError, match="is for images"):
-        STORES["cosine"].start(StoreSizes(3, "each", lambda count: None))

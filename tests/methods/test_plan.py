@@ -151,3 +151,20 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(changes, message):
     with pytest.raises(InputError, match=message) as caught:
         plan_method("krr_st", replace(RegressionSpec(), **changes), 10, (28, 28, 1), 128, shifts)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        (dict(image_store="plain", image_bases=9), "image_bases is 9, which store 'plain' has no use for; set it to 0, or choose another"),
+        (dict(image_store="factored", image_bases=9, frequencies=12), "frequencies is 12, which store 'factored' has no use for"),
+        (dict(image_store="cosine", image_bases=9), "frequencies is 0; store 'cosine' needs it above 0"),
+        (dict(frequencies=9), "image_bases is 0; store 'cosine' needs it above 0"),
+        (dict(image_store="factored"), "image_bases is 0; store 'factored' needs it above 0"),
+        (dict(repr_store="plain", repr_bases=3), "repr_bases is 3, which store 'plain' has no use for"),
+        (dict(repr_store="cosine", repr_bases=3), "frequencies is not for repr_store; choose another store in config.methods.mine.repr_store"),
+    ],
+)
+def test_a_store_has_what_it_is_built_with_and_nothing_that_has_no_effect(settings, fault):
+    with pytest.raises(InputError, match=f"config.methods.mine.{fault}"):
+        plan_method("mine", RegressionSpec(**settings), 10, (8, 8, 1), 16, {})

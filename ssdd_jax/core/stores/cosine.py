@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from ssdd_jax.core.bases import HIGHEST, PCA, decode
 from ssdd_jax.core.stores.factored import scale_factors
-from ssdd_jax.core.stores.store import Start, StoreKind, StoreSizes
+from ssdd_jax.core.stores.store import Start, StoreKind
 
 RCOND = 1e-3
 """Share of the largest singular value below which the kept frequencies of bases say nothing new."""
@@ -131,10 +131,6 @@ def cosine(pca: PCA | Callable[[], PCA], frequencies: int, factor_scale: float |
     return start
 
 
-def _of(sizes: StoreSizes) -> Start:
-    if not sizes.frequencies or not sizes.num_bases:
-        raise ValueError("store 'cosine' is for images, with image_bases and frequencies above 0")
-    return cosine(lambda: sizes.pca(sizes.num_bases), sizes.frequencies, sizes.factor_scale)
-
-
-STORE = StoreKind(Cosines, _of)
+STORE = StoreKind(
+    Cosines, lambda sizes: cosine(lambda: sizes.pca(sizes.num_bases), sizes.frequencies, sizes.factor_scale), ("num_bases", "frequencies")
+)

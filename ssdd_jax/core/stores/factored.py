@@ -81,4 +81,4 @@ def scale_factors(
     return bases * scale[:, None], coefficients / scale.reshape((1,) * (coefficients.ndim - 1) + (-1,))
 
 
-STORE = StoreKind(Factors, lambda sizes: factored(lambda: sizes.pca(sizes.num_bases), sizes.factor_scale))
+STORE = StoreKind(Factors, lambda sizes: factored(lambda: sizes.pca(sizes.num_bases), sizes.factor_scale), ("num_bases",))

@@ -60,7 +60,9 @@ class StoreKind(NamedTuple):
     Attributes:
         type: its dataclass, which files are read into.
         start: sizes -> a function that turns rows into the store; raises a ValueError if it is not for whatever rows settings name it for.
+        uses: the counts of `StoreSizes` that it is built with, all of them above 0; it is not built where another one is.
     """
 
     type: type[Any]
     start: Callable[[StoreSizes], Start]
+    uses: tuple[str, ...] = ()
