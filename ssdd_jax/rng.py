@@ -31,7 +31,6 @@ class Stream(enum.IntEnum):
     EXPERT_INIT = 19
     EXPERT_STEP = 20
     CORRECT_IMAGES = 21
-    TRIALS = 22
 
 
 def step_key(seed: int | Int[Array, ""], stream: Stream, step: int | Int[Array, ""] = 0) -> PRNGKeyArray:

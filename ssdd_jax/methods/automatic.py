@@ -1,7 +1,7 @@
 """Settings that choose themselves: which of the regression's are automatic, and the rule that finds them by short trials.
 
-A trial distils a set with some settings for a few steps and returns the error of the regression on real training images, which the set
-is optimised for. So the rule sees training images and the teacher, never a label, a student or the test split.
+A trial makes a set with some settings, in few steps if any, and returns the error of a student of it on training images that the set does
+not start from. So the rule sees training images and the teacher, never a label or the test split.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,24 +9,26 @@ from dataclasses import replace
 from math import inf
 
 from ssdd_jax.methods.plan import Sizes
-from ssdd_jax.settings.methods import AUTO, AUTO_VIEWS, RegressionSpec
+from ssdd_jax.settings.methods import AUTO, AUTO_STEPS, AUTO_VIEWS, RegressionSpec
 
 Trial = Callable[[RegressionSpec], float]
-"""Takes settings of which none is automatic, and returns the error after a short distillation; infinite where they cannot be."""
+"""Takes settings of which none is automatic, and returns the error of a student of such a set; infinite where they cannot be."""
 
 GRIDS: Mapping[str, Sequence[float]] = {
+    "bits": (4, 8, 32),
     # Side of the bases, as a share of the images'.
     "base_size": (0.25, 0.375, 0.5, 0.75, 1.0),
     # Frequencies of the bases, at most all that there are and `LARGEST`.
     "frequencies": (24, 48, 96, 192, 384, 768),
-    # Shares of the budget that bases of images and of representations take; what is left becomes coefficients.
+    # Shares of the budget that bases of images and of representations take; what is left becomes coefficients. Without bases
+    # representations are kept as they are.
     "image_bases": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4),
-    "repr_bases": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4),
+    "repr_bases": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 0),
 }
-START = {"base_size": 1, "frequencies": 3, "image_bases": 4, "repr_bases": 3}
+START = {"bits": 0, "base_size": 1, "frequencies": 3, "image_bases": 4, "repr_bases": 3}
 """Where the search for sizes begins: places in `GRIDS`."""
 LARGEST = 1 / 8
-"""Share of the budget that a basis kept as frequencies takes at most."""
+"""Share of the budget that the mean image takes at most, which is kept in numbers of 32 bits and has as many frequencies as a basis."""
 ROWS = 512
 """Rows of the regression in a step, where it is automatic how many images take part in one."""
 HIDDEN = (0, 2, 4, 8, 16, 32)
@@ -41,7 +43,8 @@ SHARE_BELOW = 1.0
 
 def is_automatic(spec: RegressionSpec) -> bool:
     """Return whether any setting is left to the rule."""
-    return any(getattr(spec, name) == AUTO for name in (*GRIDS, "hidden", "support_images")) or spec.views == AUTO_VIEWS
+    sizes = any(getattr(spec, name) == AUTO for name in (*GRIDS, "hidden", "support_images"))
+    return sizes or spec.views == AUTO_VIEWS or spec.steps == AUTO_STEPS
 
 
 def first_choice(spec: RegressionSpec, sizes: Sizes) -> RegressionSpec:
@@ -52,9 +55,10 @@ def first_choice(spec: RegressionSpec, sizes: Sizes) -> RegressionSpec:
 def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> RegressionSpec:
     """Return settings of which none is automatic.
 
-    First sizes: from `first_choice` on, each of the bases' side or frequencies, their number and that of the representations' bases goes
-    a step of its grid down or up, and on in that direction while the error falls. Then views: flips that share the image's target, and
-    rotations whose targets networks predict, are each kept if the error falls. Last the width of these networks.
+    First sizes: from `first_choice` on, each of the bits, the bases' side or frequencies, their number and that of the representations'
+    bases goes a step of its grid down or up, and on in that direction while the error falls. Then views: flips that share the image's
+    target, and rotations whose targets networks predict, are each kept if the error falls. Then the width of these networks. Last the
+    steps: all before are without any if they are automatic.
 
     Args:
         spec: the settings.
@@ -92,6 +96,8 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
             at = FIRST_HIDDEN + direction
             while 0 <= at < len(HIDDEN) and search.better(tried := replace(best, hidden=HIDDEN[at]), best):
                 best, at = tried, at + direction
+    if spec.steps == AUTO_STEPS and search.better(tried := replace(best, steps=-1), best):
+        best = tried
     return best
 
 
@@ -116,18 +122,21 @@ class _Search:
 def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> RegressionSpec:
     """Return settings with the automatic sizes at a place of `GRIDS`."""
     (height, width, channels), automatic = sizes.image_shape, lambda name: getattr(spec, name) == AUTO
-    budget = sizes.budget * 32 / spec.bits
+    bits = int(GRIDS["bits"][place["bits"]]) if automatic("bits") else spec.bits
+    budget = sizes.budget * 32 / bits
     share = lambda name: GRIDS[name][place[name]] * budget
     side = max(1, round(GRIDS["base_size"][place["base_size"]] * min(height, width))) if automatic("base_size") else spec.base_size
     pixels = (side * side if side else height * width) * channels
     kept = spec.frequencies
     if automatic("frequencies"):
-        kept = min(int(GRIDS["frequencies"][place["frequencies"]]), pixels, max(1, int(budget * LARGEST)))
+        kept = min(int(GRIDS["frequencies"][place["frequencies"]]), pixels, max(1, int(sizes.budget * LARGEST)))
     of_base = kept or pixels
     # More bases than half of what they span would save little.
-    half = lambda count, most: max(1, min(int(count), most // 2))
+    half = lambda count, most: max(1, min(int(count), most // 2)) if count else 0
     return replace(
         spec,
+        bits=bits,
+        steps=0 if spec.steps == AUTO_STEPS else spec.steps,
         base_size=side,
         frequencies=kept,
         image_bases=half(share("image_bases") / of_base, of_base) if automatic("image_bases") else spec.image_bases,

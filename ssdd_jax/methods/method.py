@@ -144,8 +144,7 @@ class Method(NamedTuple):
         finish: (spec, plan, inputs, last state of one seed) -> what was produced.
         is_automatic: spec -> whether settings are left to `choose`.
         choose: (spec, sizes, trial, largest number of trials) -> settings of which none is automatic; `trial` takes such settings and
-            returns the `error` after a few steps, see `ssdd_jax.methods.automatic`.
-        error: (spec, plan, inputs, state of one seed) -> how badly a set does, without labels; for methods with automatic settings.
+            returns the error of a student of such a set, see `ssdd_jax.methods.automatic`.
     """
 
     spec: type[Any]
@@ -158,4 +157,3 @@ class Method(NamedTuple):
     finish: Callable[[Any, Plan, Inputs, Any], Finished]
     is_automatic: Callable[[Any], bool] = lambda spec: False
     choose: Callable[[Any, Sizes, Callable[[Any], float], int], Any] = lambda spec, sizes, trial, most: spec
-    error: Callable[[Any, Plan, Inputs, Any], float] = lambda spec, plan, inputs, state: 0.0

@@ -20,6 +20,7 @@ class Sizes:
         num_classes: number of classes; 0 without labels.
         shifts: mean squared shift of the teacher's representation under each view, divided by its variance; for views whose targets are
             chosen automatically.
+        num_train: number of training images, which a set has at most; 0 is any number.
     """
 
     num_pairs: int
@@ -27,6 +28,7 @@ class Sizes:
     repr_width: int
     num_classes: int
     shifts: Mapping[str, float]
+    num_train: int = 0
 
     @property
     def budget(self) -> int:
@@ -54,7 +56,7 @@ def fill_budget(
     advice: str,
     bits: int = 32,
 ) -> Plan:
-    """Choose the layout that fits the most images, and the number of images: those asked for, or as many as fit.
+    """Choose the layout that fits the most images, and the number of images: those asked for, or as many as fit and there are.
 
     Args:
         where: config.methods.NAME, for messages.
@@ -79,8 +81,9 @@ def fill_budget(
         )
     if images > most:
         raise InputError(f"{where}.images is {images}, expected at most {most}, as many as the budget of {budget} numbers holds")
-    count = images or most
-    return Plan(layout, count, cost(count, layout), budget)
+    count = images or min(most, sizes.num_train or most)
+    all_of_them = f"the budget holds {most} images, there are {count} training images: the set has them all"
+    return Plan(layout, count, cost(count, layout), budget, () if images or count == most else (all_of_them,))
 
 
 def fill_classes(name: str, sizes: Sizes, layout: Layout, images: int, *, label_width: int = 1) -> Plan:

@@ -6,9 +6,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array
 
@@ -23,8 +21,6 @@ from ssdd_jax.core.outer import (
     init_outer,
     make_outer_step,
     make_warm_up_step,
-    outer_loss,
-    set_reader,
     warm_up_ages,
     without_pool,
 )
@@ -41,9 +37,6 @@ from ssdd_jax.registry import KERNELS
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.settings.methods import RegressionSpec
 from ssdd_jax.settings.spec import RunSpec
-
-ERROR_IMAGES, ERROR_ROWS = 1024, 2048
-"""Training images and rows of the regression by which a trial is judged."""
 
 
 @struct.dataclass
@@ -112,7 +105,7 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
         unused = f"{where}.joint is {spec.joint}, but networks predict no view's targets"
         if spec.view_targets != ("auto",):
             raise InputError(f"{unused} in view_targets={spec.view_targets}; set it to 0, or a view to 'network'")
-        return replace(plan, notes=(f"{unused}, since others fit more images; it has no effect",))
+        return replace(plan, notes=(*plan.notes, f"{unused}, since others fit more images; it has no effect"))
     return plan
 
 
@@ -299,21 +292,6 @@ def finish(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State | Dist
     return Finished(state.outer.distilled, facts, warnings)
 
 
-def error(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State) -> float:
-    """Return the outer loss on evenly spaced training images, by all rows of the set at once, up to `ERROR_ROWS`, averaged over the pool.
-
-    Unlike the loss of a step it does not depend on how many images take part in one.
-    """
-    sample = np.arange(0, inputs.num_train, -(-inputs.num_train // ERROR_IMAGES))
-    batch = inputs.images(sample), jnp.asarray(inputs.train_reprs()[sample])
-    kernel = make_kernel(spec, inputs.run, inputs.learner, chunk_size=inputs.chunk_size(inputs.learner), shard=inputs.shard)
-    read = set_reader(step_key(0, Stream.TRIALS), state.outer.distilled, ERROR_ROWS // len(plan.layout.views), spec.bits)
-    loss = jax.jit(lambda distilled, variables: outer_loss(read(distilled), variables, *batch, kernel=kernel)[0])
-    pool = state.outer.pool
-    members = [None] if pool is None else [jax.tree.map(lambda leaf, i=i: leaf[i], pool.variables) for i in range(len(pool.age))]
-    return float(np.mean([loss(state.outer.distilled, variables) for variables in members]))
-
-
 METHOD = Method(
     spec=RegressionSpec,
     version=2,
@@ -325,5 +303,4 @@ METHOD = Method(
     finish=finish,
     is_automatic=is_automatic,
     choose=choose,
-    error=error,
 )

@@ -16,6 +16,8 @@ AUTO = -1
 """A size that short trials choose, see `ssdd_jax.methods.automatic`."""
 AUTO_VIEWS = ("auto",)
 """Views that they choose."""
+AUTO_STEPS = -2
+"""Steps where they choose between none and `outer.steps`."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class RegressionSpec:
         joint: last share of the outer steps in which the networks take part and are trained by the outer loss.
         factor_scale: 'balanced', 'each', or the number that bases are multiplied and coefficients divided by, see
             `ssdd_jax.core.stores.factored.factored`.
-        images: m; 0 takes as many as the budget holds.
-        bits: of every number that is stored, 32, 8 or 4; a row of fewer than 32 has a step of 32 bits besides. The budget stays
-            N (H W C + d) numbers of 32 bits.
+        images: m; 0 takes as many as the budget holds, at most all training images.
+        bits: of every number that is stored, 32, 8 or 4, or -1, which chooses; a row of fewer than 32 has a step of 32 bits besides. The
+            budget stays N (H W C + d) numbers of 32 bits.
         rounding: whether steps already see the rounded numbers (trained; gradients pass straight through), or they are rounded at the end.
-        steps: outer steps; -1 takes `outer.steps`.
+        steps: outer steps; -1 takes `outer.steps`, -2 chooses between them and none.
         learning_rate: learning rate of the outer optimizer.
         support_images: distilled images that take part in one step, drawn afresh; 0 takes all, -1 as many as make 512 rows.
     """
@@ -78,9 +80,9 @@ class RegressionSpec:
     joint: float = within(0.0, 0.0, 1.0)
     factor_scale: str = "balanced"
     images: int = within(0, 0)
-    bits: int = within(32, 1, 32)
+    bits: int = within(32, AUTO, 32)
     rounding: str = one_of("trained", "end")
-    steps: int = within(-1, -1)
+    steps: int = within(-1, AUTO_STEPS)
     learning_rate: float = within(1e-2, 0.0)
     support_images: int = within(0, AUTO)
 

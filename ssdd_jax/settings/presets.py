@@ -12,6 +12,7 @@ from ssdd_jax.registry import METHODS, PROTOCOLS
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.methods import (
     AUTO,
+    AUTO_STEPS,
     AUTO_VIEWS,
     DatmSpec,
     DsaSpec,
@@ -40,6 +41,8 @@ PRESETS: dict[str, RegressionSpec] = {
 }
 
 AUTOMATIC = RegressionSpec(
+    bits=AUTO,
+    steps=AUTO_STEPS,
     frequencies=AUTO,
     image_bases=AUTO,
     repr_bases=AUTO,

@@ -124,17 +124,20 @@ class PoolSpec:
 
 @dataclass(frozen=True)
 class TrialsSpec:
-    """The short distillations that choose automatic settings, once for all seeds.
+    """The short trials that choose automatic settings, once for all seeds.
 
     Attributes:
         most: largest number of trials for one method.
-        steps: outer steps of a trial.
+        steps: outer steps of a trial, where a set is to have any.
         pool_size: members of a trial's pool.
+        updates: updates of the student that a trial is judged by, of `config.student`'s network: SGD as in `RecipeSpec`, with a cosine to
+            zero.
     """
 
     most: int = within(16, 1, smoke=3)
-    steps: int = within(60, 0, smoke=2)
+    steps: int = within(60, 1, smoke=2)
     pool_size: int = within(2, 1)
+    updates: int = within(300, 1, smoke=2)
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,46 @@
-"""The choice of automatic settings, before any set is distilled: short distillations that the method's rule asks for."""
+"""The choice of automatic settings, before any set is distilled: short trials that the method's rule asks for."""
 
 import copy
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import cached_property
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
+from ssdd_jax.core.distilled import expand
+from ssdd_jax.core.quantise import quantise
 from ssdd_jax.errors import InputError
+from ssdd_jax.evals.student import repr_error
 from ssdd_jax.io.files import write_json
 from ssdd_jax.io.metrics import Metrics
-from ssdd_jax.methods.method import TEACHER
+from ssdd_jax.io.pairs import Pairs
+from ssdd_jax.methods.method import TEACHER, Finished
 from ssdd_jax.registry import METHODS
 from ssdd_jax.runtime import hosts
+from ssdd_jax.runtime.encode import in_batches
 from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.runtime.memory import TooLarge
 from ssdd_jax.settings.digest import digest, json_ready
+from ssdd_jax.settings.evaluation import RECIPES
+from ssdd_jax.settings.spec import EvaluationSpec
 from ssdd_jax.stages.context import Context
+from ssdd_jax.stages.student import Compiled, get_student, pretrain
 
 SEED = 0
 """Of all trials, whatever the seeds of the run, so that all of them have one choice."""
+JUDGED_BY = 1024
+"""Training images, at most a tenth of them, on which trials are judged; their sets start from the others."""
+RECIPE = {"representation": replace(RECIPES["representation"], schedule="cosine")}
+"""Of a trial's student. A constant rate leaves noise in the last update that is as large as what trials are to tell apart."""
 
 
-def choose_settings(context: Context, method_run: Callable[[Context, str], Any]) -> None:
+def choose_settings(context: Context, method_run: Callable[..., Any]) -> None:
     """Choose the settings of the chosen methods that leave some to trials, unless an earlier attempt has; see `Context.chosen`.
 
     Args:
@@ -44,15 +60,23 @@ def choose_settings(context: Context, method_run: Callable[[Context, str], Any])
 class _Trials:
     """The trials of one method; each is kept on disk as soon as it is over, so that an interrupted choice goes on."""
 
-    def __init__(self, context: Context, name: str, method_run: Callable[[Context, str], Any]):
+    def __init__(self, context: Context, name: str, method_run: Callable[..., Any]):
         self.context, self.name, self.method_run = context, name, method_run
         self.folder = context.checkpoints / f"choice-{name}-{context.distilled_digest(name)}"
         self.file = self.folder.with_suffix(".json")
         self.earlier = json.loads(self.file.read_text()) if self.file.is_file() else {}
         self.found: dict[str, dict[str, Any]] = {}
 
+    @cached_property
+    def judged(self) -> np.ndarray:
+        """Return whether a trial is judged by each of the training images, booleans "n"."""
+        total = len(self.context.data.train_images)
+        judged = np.zeros(total, bool)
+        judged[np.linspace(0, total - 1, min(JUDGED_BY, -(-total // 10))).astype(int)] = True
+        return judged
+
     def error(self, spec: Any) -> float:
-        """Return the error of a set after a short distillation; infinite where the settings are impossible."""
+        """Return the error of a student of a set that is made with few steps; infinite where the settings are impossible."""
         key = digest(spec)
         trial = self.found[key] = self.earlier.get(key) or {"settings": self._changed(spec), **self._run(spec, self.folder / key)}
         if hosts.is_writer() and key not in self.earlier:
@@ -80,8 +104,9 @@ class _Trials:
         trial = copy.copy(context)
         trial.spec = replace(
             context.spec,
-            methods={self.name: replace(spec, steps=trials.steps)},
+            methods={self.name: replace(spec, steps=trials.steps if spec.steps else 0)},
             only="",
+            evaluation=EvaluationSpec(updates=trials.updates, recipes=RECIPE),
             pool=replace(context.spec.pool, size=trials.pool_size, members_per_step=1),
             checkpoints=replace(context.spec.checkpoints, every=0),
         )
@@ -93,9 +118,18 @@ class _Trials:
         if hosts.is_writer():
             folder.mkdir(parents=True, exist_ok=True)
         try:
-            run = self.method_run(trial, self.name)
+            run = self.method_run(trial, self.name, np.flatnonzero(~self.judged))
             (state,), *_ = run.states([SEED], folder)
-            error = run.method.error(run.spec, run.plan, run.inputs, state)
+            error = self._error_of_student(trial, run.method.finish(run.spec, run.plan, run.inputs, state), folder)
         except (InputError, TooLarge, NumericalError) as refusal:
             return {"refused": str(refusal)}
         return {"images": run.plan.num_images, "error": error}
+
+    def _error_of_student(self, trial: Context, finished: Finished, folder: Path) -> float:
+        """Return the error of a student of a set in predicting the representations of the images that trials are judged by."""
+        images, targets = map(np.concatenate, expand(quantise(finished.distilled, finished.facts["bits"])))
+        student = get_student(trial, Compiled(), trial.spec.student.net, trial.width, "representation")
+        (variables,) = pretrain(trial, student, self.name, folder, [SEED], [Pairs(images, targets, {})])
+        data, rows = trial.data, np.flatnonzero(self.judged)
+        _, outputs = in_batches(lambda batch: student.encode(variables, batch, data.mean, data.std), data.train_images[rows])
+        return float(repr_error(jnp.asarray(outputs), jnp.asarray(trial.reprs("train")[rows])))

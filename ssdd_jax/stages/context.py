@@ -269,7 +269,7 @@ class Context:
 
     def sizes(self, shifts: Mapping[str, float]) -> Sizes:
         """Return what plans depend on, given the teacher's shifts."""
-        return Sizes(self.spec.num_pairs, self.data.image_shape, self.width, self.data.num_classes, shifts)
+        return Sizes(self.spec.num_pairs, self.data.image_shape, self.width, self.data.num_classes, shifts, len(self.data.train_images))
 
     def settings(self, name: str) -> Any:
         """Return the settings of a method, those that were chosen in the place of automatic ones."""
@@ -317,7 +317,7 @@ def absent_methods(spec: RunSpec, data: Data, names: Sequence[str], width: int) 
         settings = spec.methods[name]
         # The teacher's shifts are not known yet.
         shifts = dict.fromkeys(views_of(settings), 0.0)
-        sizes = Sizes(spec.num_pairs, data.image_shape, width, data.num_classes, shifts)
+        sizes = Sizes(spec.num_pairs, data.image_shape, width, data.num_classes, shifts, len(data.train_images))
         try:
             METHODS[settings.kind].plan(name, settings, sizes)
         except BudgetError as error:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,35 @@ def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
     )
 
 
-class MethodRun:
-    """Distils one method for groups of seeds; all groups share the compiled programs."""
+def start_from(inputs: Inputs, rows: np.ndarray) -> Inputs:
+    """Return inputs of which the training images that a set starts from are `rows` alone, integers "k"; steps see all."""
+    return replace(
+        inputs,
+        num_train=len(rows),
+        images=lambda chosen: inputs.images(rows[chosen]),
+        view_reprs=lambda chosen, views: inputs.view_reprs(rows[chosen], views),
+        train_reprs=lambda: inputs.train_reprs()[rows],
+    )
 
-    def __init__(self, context: Context, name: str):
+
+class MethodRun:
+    """Distils one method for groups of seeds; all groups share the compiled programs.
+
+    Args:
+        context: of the run.
+        name: of the method.
+        rows: training images that sets start from, integers "k"; all if None.
+    """
+
+    def __init__(self, context: Context, name: str, rows: np.ndarray | None = None):
         self.context, self.name, self.spec = context, name, context.settings(name)
         self.method: Method = METHODS[self.spec.kind]
         self.plan: Plan = context.plan(name)
         self.devices = make_devices(pool_axis(context.spec.devices, context.spec.pool.members_per_step))
         self.inputs = make_inputs(context, name, self.devices)
+        if rows is not None:
+            self.inputs = start_from(self.inputs, rows)
+            self.plan = replace(self.plan, num_images=min(self.plan.num_images, len(rows)))
         self.phases = self.method.phases(self.spec, self.plan, self.inputs)
         self.inits = [jax.jit(over_leading_axis(phase.init)) for phase in self.phases]
         self.loops = [self._loop(phase) for phase in self.phases]

@@ -25,14 +25,15 @@ def counted(loss):
 
 
 def test_sizes_go_downhill_and_stay_where_the_loss_is_lowest():
-    goal = {"frequencies": 384, "image_bases": 20, "repr_bases": 15}
+    goal = {"frequencies": 384, "image_bases": 20, "repr_bases": 31}
     trial, tried = counted(
         lambda spec: 9 * abs(spec.frequencies - 384) + sum(abs(log(getattr(spec, name) / value)) for name, value in goal.items())
     )
     chosen = choose(AUTOMATIC, SIZES, trial, 50)
-    # 1/4 of the 32,000 numbers are 20 bases of 384, 1/16 of them 15 of 128.
+    # The budget has 256,000 numbers of 4 bits: 1/32 of them are 20 bases of 384, 1/64 of them 31 of 128.
     assert {name: getattr(chosen, name) for name in goal} == goal
     assert len(set(tried)) == len(tried) <= 16
+    assert (chosen.bits, chosen.steps) == (4, 0)
     assert all(regression.plan("auto", spec, SIZES).num_images > 0 for spec in tried)
 
 
@@ -92,6 +93,24 @@ def test_any_budget_and_data_have_a_place_to_begin_and_all_sizes_can_be(num_pair
     choose(AUTOMATIC, sizes, trial, 50)
     assert len(tried) <= 1 + 2 * len(GRIDS) + 4
     assert all(1 <= spec.image_bases <= max(1, spec.frequencies // 2) for spec in tried)
+
+
+def test_representations_may_do_without_bases():
+    trial, tried = counted(lambda spec: bool(spec.repr_bases) - spec.repr_bases / 1000)
+    assert choose(AUTOMATIC, SIZES, trial, 50).repr_bases == 0
+    assert [spec.repr_bases for spec in tried if spec.repr_bases < 64][-1] == 0
+
+
+def test_bits_are_chosen_with_the_first_sizes_and_steps_last():
+    trial, tried = counted(lambda spec: abs(spec.bits - 8) - bool(spec.steps))
+    chosen = choose(AUTOMATIC, SIZES, trial, 50)
+    assert (chosen.bits, chosen.steps) == (8, -1)
+    assert [spec.bits for spec in tried[:3]] == [4, 8, 32]
+    assert {spec.bits for spec in tried[3:]} == {8}
+    assert [bool(spec.steps) for spec in tried] == [False] * (len(tried) - 1) + [True]
+    # Given, they are what they are.
+    chosen = choose(replace(AUTOMATIC, bits=32, steps=50), SIZES, trial, 50)
+    assert (chosen.bits, chosen.steps) == (32, 50)
 
 
 def test_the_side_of_bases_of_pixels_is_chosen_likewise():

@@ -162,7 +162,7 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(changes, message):
         (dict(frequencies=9), "image_bases is 0; store 'cosine' needs it above 0"),
         (dict(image_store="factored"), "image_bases is 0; store 'factored' needs it above 0"),
         (dict(repr_store="plain", repr_bases=3), "repr_bases is 3, which store 'plain' has no use for"),
-        (dict(repr_store="cosine", repr_bases=3), "frequencies is not for repr_store; choose another store in config.methods.mine.repr_store"),
+        (dict(repr_store="cosine", repr_bases=3), "frequencies is not for repr_store; choose another store in config.methods.mine"),
     ],
 )
 def test_a_store_has_what_it_is_built_with_and_nothing_that_has_no_effect(settings, fault):
