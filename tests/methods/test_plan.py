@@ -168,3 +168,11 @@ def test_a_plan_that_cannot_be_is_refused_in_one_line(changes, message):
 def test_a_store_has_what_it_is_built_with_and_nothing_that_has_no_effect(settings, fault):
     with pytest.raises(InputError, match=f"config.methods.mine.{fault}"):
         plan_method("mine", RegressionSpec(**settings), 10, (8, 8, 1), 16, {})
+
+
+def test_a_set_has_at_most_all_training_images_and_says_so():
+    sizes = Sizes(10, (8, 8, 1), 16, 0, {}, num_train=7)
+    plan = regression.plan("mine", RegressionSpec(), sizes)
+    assert (plan.num_images, plan.stored_scalars) == (7, 7 * 80)
+    assert plan.notes == ("the budget holds 10 images, there are 7 training images: the set has them all",)
+    assert regression.plan("mine", RegressionSpec(images=7), sizes).notes == ()

@@ -3,15 +3,22 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from quick import VIEWS
 
 from ssdd_jax.cli import load_config
 from ssdd_jax.io.manifest import read_manifest
+from ssdd_jax.io.metrics import Metrics
+from ssdd_jax.progress import Display
 from ssdd_jax.runtime import stop
+from ssdd_jax.settings.methods import RegressionSpec
 from ssdd_jax.settings.parse import to_spec
 from ssdd_jax.settings.presets import AUTOMATIC, smoke, to_config
 from ssdd_jax.stages import choose, pipeline
+from ssdd_jax.stages.context import Context
+from ssdd_jax.stages.dataset import load_data
+from ssdd_jax.stages.distill import MethodRun
 
 
 @pytest.fixture
@@ -65,3 +72,22 @@ def test_trials_choose_once_and_an_interrupted_choice_goes_on(spec, tmp_path, mo
     monkeypatch.setattr(choose._Trials, "_run", lambda *_: {"refused": "nothing fits"})
     pipeline.run(replace(spec, trials=replace(spec.trials, steps=3)), tmp_path, "distill", accept_changes=True)
     assert "nothing fits" in capfd.readouterr().out
+
+
+def test_a_trial_is_judged_by_images_that_its_set_does_not_start_from(spec, tmp_path):
+    data = load_data(spec.data, "test")
+    context = Context(spec, data, tmp_path, Metrics(tmp_path / "metrics.jsonl"), Display(quiet=True))
+    judged = choose._Trials(context, "auto", MethodRun).judged
+    assert len(judged) == len(data.train_images)
+    assert judged.sum() == -(-len(judged) // 10)
+    others = np.flatnonzero(~judged)
+    # As many images as there are others, so that all of them are taken.
+    context.chosen["auto"] = RegressionSpec(steps=0)
+    run = MethodRun(context, "auto", others)
+    run.plan = replace(run.plan, num_images=len(others))
+    distilled = run.method.start(run.spec, run.plan, run.inputs, 0)
+    order = lambda rows: np.sort(np.asarray(rows).reshape(len(rows), -1).sum(1))
+    np.testing.assert_allclose(order(distilled.images.rows), order(context.normalized_images(others)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(order(distilled.reprs.rows[0]), order(context.reprs("train")[others]), rtol=1e-4, atol=1e-4)
+    # There are no more images than that to start from.
+    assert MethodRun(context, "auto", np.arange(3)).plan.num_images == 3
