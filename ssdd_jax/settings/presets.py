@@ -41,6 +41,7 @@ PRESETS: dict[str, RegressionSpec] = {
 }
 
 AUTOMATIC = RegressionSpec(
+    selection="kmeans",
     bits=AUTO,
     steps=AUTO_STEPS,
     frequencies=AUTO,
