@@ -15,7 +15,6 @@ Trial = Callable[[RegressionSpec], float]
 """Takes settings of which none is automatic, and returns the error of a student of such a set; infinite where they cannot be."""
 
 GRIDS: Mapping[str, Sequence[float]] = {
-    "bits": (4, 8, 32),
     # Side of the bases, as a share of the images'.
     "base_size": (0.25, 0.375, 0.5, 0.75, 1.0),
     # Frequencies of the bases, at most all that there are and `LARGEST`.
@@ -24,8 +23,9 @@ GRIDS: Mapping[str, Sequence[float]] = {
     # representations are kept as they are.
     "image_bases": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4),
     "repr_bases": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 0),
+    "bits": (4, 8, 32),
 }
-START = {"bits": 0, "base_size": 1, "frequencies": 3, "image_bases": 4, "repr_bases": 3}
+START = {"base_size": 1, "frequencies": 3, "image_bases": 4, "repr_bases": 3, "bits": 0}
 """Where the search for sizes begins: places in `GRIDS`."""
 LARGEST = 1 / 8
 """Share of the budget that the mean image takes at most, which is kept in numbers of 32 bits and has as many frequencies as a basis."""
@@ -55,8 +55,8 @@ def first_choice(spec: RegressionSpec, sizes: Sizes) -> RegressionSpec:
 def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> RegressionSpec:
     """Return settings of which none is automatic.
 
-    First sizes: from `first_choice` on, each of the bits, the bases' side or frequencies, their number and that of the representations'
-    bases goes a step of its grid down or up, and on in that direction while the error falls. Then views: flips that share the image's
+    First sizes: from `first_choice` on, each of the bases' side or frequencies, their number, that of the representations' bases and the
+    bits goes a step of its grid down or up, and on in that direction while the error falls. Then views: flips that share the image's
     target, and rotations whose targets networks predict, are each kept if the error falls. Then the width of these networks. Last the
     steps: all before are without any if they are automatic.
 
