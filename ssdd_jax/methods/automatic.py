@@ -56,7 +56,7 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
     """Return settings of which none is automatic.
 
     First sizes: from `first_choice` on, each of the bases' side or frequencies, their number, that of the representations' bases and the
-    bits goes a step of its grid down or up, and on in that direction while the error falls. Then views: flips that share the image's
+    bits goes a step of its grid up or down, and on in that direction while the error falls. Then views: flips that share the image's
     target, and rotations whose targets networks predict, are each kept if the error falls. Then the width of these networks. Last the
     steps: all before are without any if they are automatic.
 
@@ -77,8 +77,8 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
     place, groups = dict(START), ()
     best = search(first_choice(spec, sizes))
     for setting in (name for name in GRIDS if getattr(spec, name) == AUTO):
-        # After steps down, the first step up leads back to what was worse, and costs no trial.
-        for direction in (-1, 1):
+        # After steps up, the first step down leads back to what was worse, and costs no trial.
+        for direction in (1, -1):
             while 0 <= place[setting] + direction < len(GRIDS[setting]):
                 there = {**place, setting: place[setting] + direction}
                 tried = _with_views(_at(spec, sizes, there), spec)

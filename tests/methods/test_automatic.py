@@ -27,7 +27,7 @@ def counted(loss):
 def test_sizes_go_downhill_and_stay_where_the_loss_is_lowest():
     goal = {"frequencies": 384, "image_bases": 20, "repr_bases": 31}
     trial, tried = counted(
-        lambda spec: 9 * abs(spec.frequencies - 384) + sum(abs(log(getattr(spec, name) / value)) for name, value in goal.items())
+        lambda spec: 9 * abs(spec.frequencies - 384) + sum(abs(log((getattr(spec, name) or 999) / value)) for name, value in goal.items())
     )
     chosen = choose(AUTOMATIC, SIZES, trial, 50)
     # The budget has 256,000 numbers of 4 bits: 1/32 of them are 20 bases of 384, 1/64 of them 31 of 128.
