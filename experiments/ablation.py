@@ -41,6 +41,10 @@ class Line:
 
 
 FLIP = {"views": ("identity", "hflip"), "view_targets": ("stored", "shared")}
+CODED = {
+    **{"base_size": 0, "frequencies": 256, "image_bases": 96, "repr_bases": 80},
+    **{"factor_scale": "each", "bits": 4, "steps": 0},
+}
 IN_LOOP = {"view_targets": ("stored", "network", "network", "network")}
 QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
     "networks": (
@@ -110,6 +114,17 @@ QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
                 ("192 frequencies", {"base_size": 0, "frequencies": 192, "image_bases": 48}),
             )
             for scale in ("balanced", "each")
+        },
+    ),
+    "coded": (
+        "What should a set of real images hold that takes no step: which images, which views, how exact targets?",
+        {
+            "random images, flip shared": Line("basis", {**CODED, **FLIP}),
+            "random images": Line("basis", CODED),
+            "k-means, flip shared": Line("basis", {**CODED, **FLIP, "selection": "kmeans"}),
+            "k-means": Line("basis", {**CODED, "selection": "kmeans"}),
+            "k-means, V = 0": Line("basis", {**CODED, "selection": "kmeans", "repr_bases": 0}),
+            "k-means, U = 64, V = 0": Line("basis", {**CODED, "selection": "kmeans", "image_bases": 64, "repr_bases": 0}),
         },
     ),
     "members": (

@@ -269,7 +269,7 @@ class Context:
 
     def sizes(self, shifts: Mapping[str, float]) -> Sizes:
         """Return what plans depend on, given the teacher's shifts."""
-        return Sizes(self.spec.num_pairs, self.data.image_shape, self.width, self.data.num_classes, shifts, len(self.data.train_images))
+        return sizes_of(self.spec, self.data, self.width, shifts)
 
     def settings(self, name: str) -> Any:
         """Return the settings of a method, those that were chosen in the place of automatic ones."""
@@ -305,6 +305,11 @@ class Context:
         return digest(made_from, self.budget, sections, spec, method.version)
 
 
+def sizes_of(spec: RunSpec, data: Data, width: int, shifts: Mapping[str, float]) -> Sizes:
+    """Return what plans depend on besides a method's settings; `width` is that of a representation, `shifts` are the teacher's."""
+    return Sizes(spec.num_pairs, data.image_shape, width, data.num_classes, shifts, len(data.train_images))
+
+
 def absent_methods(spec: RunSpec, data: Data, names: Sequence[str], width: int) -> dict[str, str]:
     """Return which of some methods do not exist at the budget, and why, before anything runs; `width` is that of a representation.
 
@@ -317,9 +322,8 @@ def absent_methods(spec: RunSpec, data: Data, names: Sequence[str], width: int) 
         settings = spec.methods[name]
         # The teacher's shifts are not known yet.
         shifts = dict.fromkeys(views_of(settings), 0.0)
-        sizes = Sizes(spec.num_pairs, data.image_shape, width, data.num_classes, shifts, len(data.train_images))
         try:
-            METHODS[settings.kind].plan(name, settings, sizes)
+            METHODS[settings.kind].plan(name, settings, sizes_of(spec, data, width, shifts))
         except BudgetError as error:
             found[name] = str(error)
             if len(found) == len(names):
