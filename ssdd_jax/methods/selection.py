@@ -129,11 +129,13 @@ def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         centres = means.fit(reprs).cluster_centers_
-        free, chosen = np.ones(len(reprs), bool), []
-        for centre in centres:
-            distances = np.where(free, np.sum((reprs - centre) ** 2, 1), np.inf)
-            chosen.append(int(np.argmin(distances)))
-            free[chosen[-1]] = False
+        norms, taken, chosen = np.sum(reprs**2, 1), np.zeros(len(reprs), np.float32), []
+        at_once = max(1, MAX_DISTANCES // len(reprs))
+        for first in range(0, count, at_once):
+            # Squares of the distances, without the centres' own squares.
+            for distances in norms - 2 * centres[first : first + at_once] @ reprs.T:
+                chosen.append(int(np.argmin(distances + taken)))
+                taken[chosen[-1]] = np.inf
     return np.array(chosen)
 
 
