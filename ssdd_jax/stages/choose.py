@@ -129,7 +129,7 @@ class _Trials:
         """Return the error of a student of a set in predicting the representations of the images that trials are judged by."""
         images, targets = map(np.concatenate, expand(quantise(finished.distilled, finished.facts["bits"])))
         student = get_student(trial, Compiled(), trial.spec.student.net, trial.width, "representation")
-        (variables,) = pretrain(trial, student, self.name, folder, [SEED], [Pairs(images, targets, {})])
+        (variables,) = pretrain(trial, student, f"trial of {self.name}", folder, [SEED], [Pairs(images, targets, {})])
         data, rows = trial.data, np.flatnonzero(self.judged)
         _, outputs = in_batches(lambda batch: student.encode(variables, batch, data.mean, data.std), data.train_images[rows])
         return float(repr_error(jnp.asarray(outputs), jnp.asarray(trial.reprs("train")[rows])))
