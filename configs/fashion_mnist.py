@@ -17,8 +17,9 @@ Obtained (fashion_mnist_cpu.json): random .600 ± .027, krr_st .347 ± .020, bas
 `cpu` with six students, 16 minutes and an hour of one core. Expected: ours first in every column. Obtained
 (fashion_mnist_students.json): it is.
 `labels`, two cores, an hour. Expected: dsa 70.6 ± 0.6. Obtained (fashion_mnist_labels.json): random_labels 55.8 ± 6.4, dsa 69.8 ± 0.9,
-idm 74.6 ± 0.3, frepo 64.5 ± 2.5, kip 60.3 ± 2.6. datm later, commit 1182476. Obtained (fashion_mnist_datm.json):
-random_labels 55.5 ± 6.3, datm 72.0 ± 1.4.
+idm 74.6 ± 0.3, frepo 64.5 ± 2.5, kip 60.3 ± 2.6.
+The same with random_labels and datm, one core, 26 minutes a seed, commit 1182476. Expected: above its real images. Obtained
+(fashion_mnist_datm.json): random_labels 55.5 ± 6.3, datm 72.0 ± 1.4.
 `dsa`, one NVIDIA H200, 13 s a set, commit 6d8e78f. Expected: dsa 70.6 ± 0.6. Obtained (fashion_mnist_dsa.json): dsa 69.7 ± 1.0.
 `frepo`, the same GPU. Expected: frepo 75.6 after 500,000 steps. Not evaluated yet.
 """
