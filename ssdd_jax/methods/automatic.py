@@ -37,6 +37,8 @@ FIRST_HIDDEN = 2
 GROUPS = (("hflip",), ("vflip",), ("rot90", "rot180", "rot270"))
 """Views that are added together."""
 VIEW_CHOICES = ("identity", *(view for group in GROUPS for view in group))
+WORTH = 0.05
+"""Views and steps are kept if the error falls by this share: students of one set differ by half of it, and both take time."""
 SHARE_BELOW = 1.0
 """A view is shared only if the teacher's shift is less than this share of its variance: else another image's target were as good."""
 
@@ -57,8 +59,8 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
 
     First sizes: from `first_choice` on, each of the bases' side or frequencies, their number, that of the representations' bases and the
     bits goes a step of its grid up or down, and on in that direction while the error falls. Then views: flips that share the image's
-    target, and rotations whose targets networks predict, are each kept if the error falls. Then the width of these networks. Last the
-    steps: all before are without any if they are automatic.
+    target, and rotations whose targets networks predict, are each kept if the error falls by `WORTH`. Then the width of these networks.
+    Last the steps, which are kept likewise: all trials before are without any if they are automatic.
 
     Args:
         spec: the settings.
@@ -89,14 +91,14 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
     if spec.views == AUTO_VIEWS:
         for group in _groups(sizes):
             tried = _with_views(best, spec, (*groups, group))
-            if search.better(tried, best):
+            if search.better(tried, best, WORTH):
                 best, groups = tried, (*groups, group)
     if spec.hidden == AUTO and "network" in best.view_targets:
         for direction in (-1, 1):
             at = FIRST_HIDDEN + direction
             while 0 <= at < len(HIDDEN) and search.better(tried := replace(best, hidden=HIDDEN[at]), best):
                 best, at = tried, at + direction
-    if spec.steps == AUTO_STEPS and search.better(tried := replace(best, steps=-1), best):
+    if spec.steps == AUTO_STEPS and search.better(tried := replace(best, steps=-1), best, WORTH):
         best = tried
     return best
 
@@ -113,10 +115,10 @@ class _Search:
             self.errors[spec] = self.trial(spec)
         return spec
 
-    def better(self, tried: RegressionSpec, best: RegressionSpec) -> bool:
+    def better(self, tried: RegressionSpec, best: RegressionSpec, by: float = 0.0) -> bool:
         if tried not in self.errors and self.left < 1:
             return False
-        return self.errors[self(tried)] < self.errors[best]
+        return self.errors[self(tried)] < self.errors[best] * (1 - by)
 
 
 def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> RegressionSpec:

@@ -113,6 +113,13 @@ def test_bits_are_chosen_after_the_sizes_and_steps_last():
     assert (chosen.bits, chosen.steps) == (32, 50)
 
 
+@pytest.mark.parametrize(("gain", "kept"), [(0.04, False), (0.06, True)])
+def test_views_and_steps_must_be_worth_their_time(gain, kept):
+    views = lambda spec: gain * ("hflip" in spec.views) - ("rot90" in spec.views)
+    assert ("hflip" in choose(AUTOMATIC, SIZES, lambda spec: 1 - views(spec), 50).views) == kept
+    assert (choose(AUTOMATIC, SIZES, lambda spec: 1 - gain * bool(spec.steps), 50).steps == -1) == kept
+
+
 def test_the_side_of_bases_of_pixels_is_chosen_likewise():
     asked = replace(AUTOMATIC, frequencies=0, base_size=AUTO)
     trial, tried = counted(lambda spec: abs(spec.base_size - 16))
