@@ -11,8 +11,8 @@ also evaluated on Fashion-MNIST, padded to 32 pixels and with its grey channel r
 
 `arrays:long` is N = 10 with bases of 12 x 12 pixels and three times the steps, in 32 and in 8 bits.
 
-`arrays:auto` has N = 10 and, besides the rows above, one whose bits, sizes, views and steps are chosen by short trials without labels: of any
-data, only the source and N have to be given.
+`arrays:auto` has N = 10 and, besides the rows above, one whose bits, sizes, views and steps are chosen by short trials without labels: of
+any data, only the source and N have to be given.
 
 Records of Emoji-99 (experiments/README.md has commands and tables), on two cores of a shared Xeon; the scores are repr_error.
 `arrays`, three seeds, 4 minutes a seed, commit 165bce1. Expected: 30 % below basis as it was. Obtained (emoji_frequencies.json):
