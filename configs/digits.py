@@ -20,7 +20,7 @@ from dataclasses import replace
 from ssdd_jax.settings.augment import FREPO_WITHOUT_FLIP, WITHOUT_FLIP
 from ssdd_jax.settings.evaluation import LABEL_RECIPES
 from ssdd_jax.settings.methods import DatmSpec, ExpertSpec, FrepoSpec, KipSpec, RandomLabelsSpec
-from ssdd_jax.settings.presets import PRESETS, check_variant, default_config, smoke, to_config
+from ssdd_jax.settings.presets import AUTOMATIC, PRESETS, check_variant, default_config, smoke, to_config
 from ssdd_jax.settings.spec import NetSpec
 
 
@@ -45,7 +45,11 @@ def get_config(variant=""):
         experts = ExpertSpec(batch_size=64, learning_rate=0.05, augment=WITHOUT_FLIP, net=net)
         datm = DatmSpec(experts=experts, images=10)
         methods = dict(random_labels=RandomLabelsSpec(images=10), datm_init=replace(datm, steps=0), datm=datm)
+    if not variant or variant == "smoke":
+        # One more row, for --config.only: settings that choose themselves.
+        methods["auto"] = AUTOMATIC
     config = default_config(**methods)
+    config.only = ",".join(name for name in methods if name != "auto")
     config.name = "digits"
     config.num_pairs = 20
     config.data.source = "digits"

@@ -30,6 +30,7 @@ from functools import partial
 from ssdd_jax.settings.evaluation import LABEL_RECIPES
 from ssdd_jax.settings.methods import DsaSpec, FrepoSpec, RandomLabelsSpec
 from ssdd_jax.settings.presets import (
+    AUTOMATIC,
     LABEL_NET,
     PRESETS,
     check_variant,
@@ -53,10 +54,12 @@ def cpu():
         "basis": replace(PRESETS["basis"], learning_rate=0.02),
         "ours": replace(PRESETS["ours"], learning_rate=0.02, hidden=8),
     }
-    # More rows, for --config.only: networks trained inside the loop, a cheap view, and krr_st with as much time as `ours`.
+    # More rows, for --config.only: networks trained inside the loop, a cheap view, krr_st with as much time as `ours`, and settings that
+    # choose themselves.
     methods["ours_joint"] = replace(methods["ours"], joint=1 / 3)
     methods["ours_flip"] = replace(methods["ours"], views=("identity", "hflip"), view_targets=("stored", "shared"))
     methods["krr_st_long"] = replace(methods["krr_st"], steps=1500)
+    methods["auto"] = AUTOMATIC
     config = default_config(**methods)
     config.only = "random,kmeans,herding,krr_st,basis_init,raw_small,basis,ours"
     config.num_pairs = 10
