@@ -19,14 +19,15 @@ GRIDS: Mapping[str, Sequence[float]] = {
     "base_size": (0.25, 0.375, 0.5, 0.75, 1.0),
     # Frequencies of the bases, at most all that there are and `LARGEST`.
     "frequencies": (24, 48, 96, 192, 384, 768),
-    # Shares of the budget that bases of images and of representations take; what is left becomes coefficients. Without bases
-    # representations are kept as they are.
+    # Shares of the budget that bases of images and of representations take; what is left becomes coefficients.
     "image_bases": (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4),
-    "repr_bases": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 0),
+    "repr_bases": (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4),
     "bits": (4, 8, 32),
 }
 START = {"base_size": 1, "frequencies": 3, "image_bases": 4, "repr_bases": 3, "bits": 0}
 """Where the search for sizes begins: places in `GRIDS`."""
+NONE = -1
+"""The place of doing without bases: images, or representations, are kept as they are."""
 LARGEST = 1 / 8
 """Share of the budget that the mean image takes at most, which is kept in numbers of 32 bits and has as many frequencies as a basis."""
 ROWS = 512
@@ -58,7 +59,8 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
     """Return settings of which none is automatic.
 
     First sizes: from `first_choice` on, each of the bases' side or frequencies, their number, that of the representations' bases and the
-    bits goes a step of its grid up or down, and on in that direction while the error falls. Then views: flips that share the image's
+    bits goes a step of its grid up or down, and on in that direction while the error falls; images and representations without bases are
+    tried, too. Then views: flips that share the image's
     target, and rotations whose targets networks predict, are each kept if the error falls by `WORTH`. Then the width of these networks.
     Last the steps, which are kept likewise: all trials before are without any if they are automatic.
 
@@ -87,6 +89,11 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
                 # Different places have the same size where it can be no larger or smaller.
                 if tried != best and not search.better(tried, best):
                     break
+                best, place = tried, there
+        if setting in ("image_bases", "repr_bases"):
+            # Not a step on from many of them, and tried whatever these gave.
+            there = {**place, setting: NONE}
+            if search.better(tried := _with_views(_at(spec, sizes, there), spec), best):
                 best, place = tried, there
     if spec.views == AUTO_VIEWS:
         for group in _groups(sizes):
@@ -126,11 +133,16 @@ def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> Regress
     (height, width, channels), automatic = sizes.image_shape, lambda name: getattr(spec, name) == AUTO
     bits = int(GRIDS["bits"][place["bits"]]) if automatic("bits") else spec.bits
     budget = sizes.budget * 32 / bits
-    share = lambda name: GRIDS[name][place[name]] * budget
-    side = max(1, round(GRIDS["base_size"][place["base_size"]] * min(height, width))) if automatic("base_size") else spec.base_size
+    share = lambda name: 0 if place[name] == NONE else GRIDS[name][place[name]] * budget
+    side, kept = spec.base_size, spec.frequencies
+    # Plain images have all their pixels.
+    plain = place["image_bases"] == NONE
+    if automatic("base_size"):
+        side = 0 if plain else max(1, round(GRIDS["base_size"][place["base_size"]] * min(height, width)))
     pixels = (side * side if side else height * width) * channels
-    kept = spec.frequencies
-    if automatic("frequencies"):
+    if automatic("frequencies") and plain:
+        kept = 0
+    elif automatic("frequencies"):
         kept = min(int(GRIDS["frequencies"][place["frequencies"]]), pixels, max(1, int(sizes.budget * LARGEST)))
     of_base = kept or pixels
     # More bases than half of what they span would save little.

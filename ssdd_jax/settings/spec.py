@@ -134,7 +134,7 @@ class TrialsSpec:
             zero.
     """
 
-    most: int = within(16, 1, smoke=3)
+    most: int = within(20, 1, smoke=3)
     steps: int = within(60, 1, smoke=2)
     pool_size: int = within(2, 1)
     updates: int = within(300, 1, smoke=2)
