@@ -283,7 +283,7 @@ class Context:
         if plan.num_images > len(self.data.train_images):
             raise InputError(
                 f"config.methods.{name} has {plan.num_images} images, the training split {len(self.data.train_images)} "
-                f"to start from; lower config.methods.{name}.images or config.num_pairs"
+                f"to start from; lower config.methods.{name}.images"
             )
         return plan
 

@@ -317,7 +317,11 @@ RUNS = {
         {},
         2,
     ),
-    "as many images as there are, without a ridge": ("data.limit=2 num_pairs=2 outer.ridge=0.0", {"shape": (2, 3, 4)}, 1),
+    "all images that there are, fewer than the budget holds, without a ridge": (
+        "data.limit=2 num_pairs=3 outer.ridge=0.0",
+        {"shape": (2, 3, 4)},
+        1,
+    ),
     "networks from the start": (f"{NETWORKS} methods.ours.joint=1.0", {}, 1),
     "all stages on one test image": (
         "teacher.steps=2 evaluation.protocols=('linear','knn') evaluation.controls=('teacher',) "
@@ -338,7 +342,7 @@ def test_a_run_at_the_edge_of_its_settings_ends_well_and_every_number_is_finite(
 
 REFUSED = {
     "one class": ("", {"classes": 1}, 3),
-    "more images than there are": ("num_pairs=7", {}, 2),
+    "more images than there are": ("num_pairs=7 methods.krr_st.images=7", {}, 2),
     "a seed of 33 bits": ("seeds=(4294967296,)", {}, 2),
     "a teacher's seed of 33 bits": ("teacher.seed=4294967296", {}, 2),
     "an infinite ridge": ("outer.ridge=inf", {}, 2),
