@@ -39,7 +39,7 @@ GROUPS = (("hflip",), ("vflip",), ("rot90", "rot180", "rot270"))
 """Views that are added together."""
 VIEW_CHOICES = ("identity", *(view for group in GROUPS for view in group))
 WORTH = 0.05
-"""Views and steps are kept if the error falls by this share: students of one set differ by half of it, and both take time."""
+"""Views and steps are kept if the error falls by this share: both take time, and by less the trained students of two seeds differ."""
 SHARE_BELOW = 1.0
 """A view is shared only if the teacher's shift is less than this share of its variance: else another image's target were as good."""
 
