@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -56,7 +57,16 @@ def on_signals() -> Iterator[None]:
             hook(unraisable)
             return
         _Request.seen = False
-        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        leaving = threading.Event()
+
+        def send() -> None:
+            # Not before this hook, in which it would be swallowed as well, is left, even on a machine that is busy.
+            leaving.wait()
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=send, daemon=True).start()
+        leaving.set()
 
     sys.unraisablehook = again
     try:

@@ -171,7 +171,7 @@ def test_a_file_that_may_not_grow_to_its_end_ends_a_run_with_5_and_the_next_has_
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     lines = set()
     # Too little for the settings, and for the representations.
-    for kilobytes in (2, 12):
+    for kilobytes in (2, 24):
         resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, hard))
         try:
             assert distil(copy) == 5
