@@ -52,7 +52,7 @@ def is_automatic(spec: RegressionSpec) -> bool:
 
 def first_choice(spec: RegressionSpec, sizes: Sizes) -> RegressionSpec:
     """Return the settings with which the search begins."""
-    return _with_views(_at(spec, sizes, START), spec)
+    return _at(spec, sizes, START)
 
 
 def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> RegressionSpec:
@@ -85,7 +85,7 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
         for direction in (1, -1):
             while 0 <= place[setting] + direction < len(GRIDS[setting]):
                 there = {**place, setting: place[setting] + direction}
-                tried = _with_views(_at(spec, sizes, there), spec)
+                tried = _at(spec, sizes, there)
                 # Different places have the same size where it can be no larger or smaller.
                 if tried != best and not search.better(tried, best):
                     break
@@ -93,7 +93,7 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
         if setting in ("image_bases", "repr_bases"):
             # Not a step on from many of them, and tried whatever these gave.
             there = {**place, setting: NONE}
-            if search.better(tried := _with_views(_at(spec, sizes, there), spec), best):
+            if search.better(tried := _at(spec, sizes, there), best):
                 best, place = tried, there
     if spec.views == AUTO_VIEWS:
         for group in _groups(sizes):
@@ -129,7 +129,7 @@ class _Search:
 
 
 def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> RegressionSpec:
-    """Return settings with the automatic sizes at a place of `GRIDS`."""
+    """Return settings with the automatic sizes at a place of `GRIDS`, and the first views."""
     (height, width, channels), automatic = sizes.image_shape, lambda name: getattr(spec, name) == AUTO
     bits = int(GRIDS["bits"][place["bits"]]) if automatic("bits") else spec.bits
     budget = sizes.budget * 32 / bits
@@ -147,7 +147,7 @@ def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> Regress
     of_base = kept or pixels
     # More bases than half of what they span would save little.
     half = lambda count, most: max(1, min(int(count), most // 2)) if count else 0
-    return replace(
+    sized = replace(
         spec,
         bits=bits,
         steps=0 if spec.steps == AUTO_STEPS else spec.steps,
@@ -157,6 +157,7 @@ def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> Regress
         repr_bases=half(share("repr_bases") / sizes.repr_width, sizes.repr_width) if automatic("repr_bases") else spec.repr_bases,
         hidden=HIDDEN[FIRST_HIDDEN] if spec.hidden == AUTO else spec.hidden,
     )
+    return _with_views(sized, spec)
 
 
 def _groups(sizes: Sizes) -> Iterator[tuple[str, ...]]:

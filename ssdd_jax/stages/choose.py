@@ -66,6 +66,7 @@ class _Trials:
         self.file = self.folder.with_suffix(".json")
         self.earlier = json.loads(self.file.read_text()) if self.file.is_file() else {}
         self.found: dict[str, dict[str, Any]] = {}
+        self.compiled = Compiled()
 
     @cached_property
     def judged(self) -> np.ndarray:
@@ -128,7 +129,7 @@ class _Trials:
     def _error_of_student(self, trial: Context, finished: Finished, folder: Path) -> float:
         """Return the error of a student of a set in predicting the representations of the images that trials are judged by."""
         images, targets = map(np.concatenate, expand(quantise(finished.distilled, finished.facts["bits"])))
-        student = get_student(trial, Compiled(), trial.spec.student.net, trial.width, "representation")
+        student = get_student(trial, self.compiled, trial.spec.student.net, trial.width, "representation")
         (variables,) = pretrain(trial, student, f"trial of {self.name}", folder, [SEED], [Pairs(images, targets, {})])
         data, rows = trial.data, np.flatnonzero(self.judged)
         _, outputs = in_batches(lambda batch: student.encode(variables, batch, data.mean, data.std), data.train_images[rows])
