@@ -33,14 +33,13 @@ from ssdd_jax.settings.evaluation import LABEL_RECIPES
 from ssdd_jax.settings.methods import DsaSpec, FrepoSpec, RandomLabelsSpec
 from ssdd_jax.settings.presets import (
     AUTOMATIC,
-    LABEL_NET,
     PRESETS,
     check_variant,
     default_config,
     paper_scale,
     smoke,
     to_config,
-    two_core_label_methods,
+    two_core_labels,
     two_core_students,
 )
 from ssdd_jax.settings.spec import NetSpec
@@ -75,12 +74,9 @@ def cpu():
 
 def labels():
     """`cpu` with the rows of label sets, read with and without their labels."""
-    config, rows = cpu(), two_core_label_methods(images=10)
-    config.methods.update(to_config(rows))
-    config.only = ",".join(rows)
-    config.evaluation.update(students={**config.evaluation.students, "convnet_in": to_config(LABEL_NET)}, only="convnet,convnet_in")
-    config.evaluation.teacher_targets = True
-    config.evaluation.recipes.update(labels=to_config(LABEL_RECIPES["dc"]), logits=to_config(LABEL_RECIPES["datm"]))
+    config = cpu()
+    config.only = ",".join(two_core_labels(config, images=10))
+    config.evaluation.update(only="convnet,convnet_in", teacher_targets=True)
     return config
 
 

@@ -39,6 +39,7 @@ VARIANTS = (
     "arrays:bits",
     "arrays:long",
     "arrays:auto",
+    "arrays:labels",
     "fashion_mnist:cpu",
     "fashion_mnist:labels",
     "fashion_mnist:dsa",

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 from ssdd_jax.cli import load_config
-from ssdd_jax.settings.evaluation import LABEL_RECIPES
-from ssdd_jax.settings.presets import LABEL_NET, PRESETS, smoke, to_config, two_core_label_methods
+from ssdd_jax.settings.presets import PRESETS, smoke, to_config, two_core_labels
 from ssdd_jax.settings.spec import DataSpec
 
 VIEWS = {"views": PRESETS["ours"].views}
@@ -28,13 +27,9 @@ def get_config(variant=""):
     config = load_config(run["base"])
     for name, changes in ABLATED.items():
         config.methods[name] = to_config({**config.methods["ours"].to_dict(), **changes})
-    known = two_core_label_methods()
-    config.methods.update(to_config({name: known[name] for name in run["methods"] if name in known and name not in config.methods}))
-    if "convnet_in" not in config.evaluation.students and not run["students"]:
-        config.evaluation.students = {**config.evaluation.students, "convnet_in": to_config(LABEL_NET)}
     if not run["base"].startswith("cifar100"):
-        # As in fashion_mnist:labels; cifar100 has its own.
-        config.evaluation.recipes.update(labels=to_config(LABEL_RECIPES["dc"]), logits=to_config(LABEL_RECIPES["datm"]))
+        # cifar100 has its own.
+        two_core_labels(config)
     if run["base"].endswith(":smoke"):
         smoke(config)
         # The budgets stay those of the table, and label sets start from images of every class.

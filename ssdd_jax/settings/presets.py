@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ssdd_jax.errors import InputError, nearest
 from ssdd_jax.registry import METHODS, PROTOCOLS
 from ssdd_jax.settings.digest import json_ready
+from ssdd_jax.settings.evaluation import LABEL_RECIPES
 from ssdd_jax.settings.methods import (
     AUTO,
     AUTO_STEPS,
@@ -154,6 +155,19 @@ def two_core_label_methods(images: int = 0) -> dict[str, Any]:
         "frepo": FrepoSpec(images=images, net=NetSpec("convnet_frepo", (16, 32, 64)), pool_size=5, learning_rate=1e-3, steps=1000),
         "kip": KipSpec(images=images, steps=200),
     }
+
+
+def two_core_labels(config: Any, images: int = 0) -> tuple[str, ...]:
+    """Add rows of labels, the student that the literature reads them with and its recipes; rows that a config has already stay its own.
+
+    Returns:
+        The rows of labels.
+    """
+    rows = two_core_label_methods(images)
+    config.methods.update(to_config({name: row for name, row in rows.items() if name not in config.methods}))
+    config.evaluation.students = {**config.evaluation.students, "convnet_in": to_config(LABEL_NET)}
+    config.evaluation.recipes.update(labels=to_config(LABEL_RECIPES["dc"]), logits=to_config(LABEL_RECIPES["datm"]))
+    return tuple(rows)
 
 
 def paper_scale(config: Any, *, num_train: int, epochs: int) -> None:
