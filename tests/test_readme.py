@@ -7,11 +7,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments.tables import short_table
 from ssdd_jax import Layout, init_distilled, save_distilled
 from ssdd_jax.cli import load_config, parse, shipped_configs
 from ssdd_jax.registry import METHODS, NETS
-from ssdd_jax.report.tables import CONTROL_LABELS
+from ssdd_jax.report.tables import CONTROL_LABELS, results_table
 from ssdd_jax.settings.fields import CONTROLS
 from ssdd_jax.settings.presets import PRESETS, default_config
 
@@ -28,9 +27,9 @@ def blocks(page, language=""):
     return [block for name, block in found if name == language]
 
 
-def table(heading):
-    """Return the rows of the first table below a heading of the README, its header among them and the rule left out."""
-    below = README.read_text().partition(f"\n## {heading}\n")[2]
+def table(heading, page=README):
+    """Return the rows of the first table below a heading of a page, its header among them and the rule left out."""
+    below = page.read_text().partition(f"\n## {heading}\n")[2]
     lines = re.search(r"(?:^\|.*\|\n)+", below, re.MULTILINE)[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if not line.startswith("|:") and "---" not in line]
 
@@ -136,9 +135,9 @@ def test_the_table_of_the_demo_is_the_one_that_is_printed():
     for name in load_config(demo).only.split(","):
         rows.append({"method": name, "student": "convnet", "dataset": "digits", "seed": 0} | sizes)
     for row in rows:
-        row["linear"] = 0.5
-    header, printed = short_table({"dataset": {"name": "digits"}, "budget": {"scalars": 2560}, "rows": rows})
-    found, *shown = table("Two commands")
+        row |= dict.fromkeys(("linear", "few_1", "few_5", "knn"), 0.5)
+    header, printed = results_table({"dataset": {"name": "digits"}, "budget": {"scalars": 2560}, "rows": rows})
+    found, *shown = table("The demo's table", ROOT / "docs" / "protocols.md")
     assert [cell.strip("| ") for cell in found] == header
     assert {row[0].strip("| ") for row in shown} == {row[0] for row in printed}
     assert CONTROL_LABELS["none"] in {row[0] for row in printed}
