@@ -11,7 +11,7 @@ import pytest
 from ssdd_jax.report import results_tables
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "docs/protocols.md", "experiments/README.md")]
+PAGES = [ROOT / name for name in ("README.md", "docs/protocols.md", "experiments/README.md", "experiments/earlier.md")]
 # A mean with its spread, an error or a percentage: what only a measurement can give.
 SCORE = re.compile(r"(\d*\.\d{3}|\d+\.\d)( ± (\d*\.\d{3}|\d+\.\d))?|\d*\.\d{3}")
 
