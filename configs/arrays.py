@@ -41,7 +41,16 @@ krr_st_8_long .348, flip_12_long .244, flip_8_12_long .227, flip_8_16_long .219.
 
 from dataclasses import replace
 
-from ssdd_jax.settings.presets import AUTOMATIC, PRESETS, check_variant, default_config, smoke, to_config, two_core_labels, two_core_students
+from ssdd_jax.settings.presets import (
+    AUTOMATIC,
+    PRESETS,
+    check_variant,
+    default_config,
+    smoke,
+    to_config,
+    two_core_labels,
+    two_core_students,
+)
 from ssdd_jax.settings.spec import DataSpec
 
 # A mirrored view at no storage.
@@ -80,7 +89,7 @@ def get_config(variant=""):
     check_variant(variant, ("paper", "n50", "auto", "downstream", "labels", "bits", "long", "smoke"))
     large, by_hand = variant == "n50", variant in ("paper", "n50", "bits", "long")
     # With many images a step takes a random part of them: about as many rows, counting views, as the features are wide.
-    some = 128 if large else 0
+    some = 128 if large or variant == "labels" else 0
     methods = {
         **{name: PRESETS[name] for name in ("random", "kmeans", "herding")},
         "krr_st": replace(PRESETS["krr_st"], learning_rate=0.03),
@@ -92,7 +101,7 @@ def get_config(variant=""):
     else:
         bases = dict(base_size=0, frequencies=192, image_bases=48, repr_bases=31, factor_scale="each", learning_rate=0.03)
         # The mirrored view shares its targets where it hardly moves the representation, as in most photographs and drawings.
-        ours = replace(PRESETS["ours"], **bases, views=("identity", "hflip"), shared_below=0.25)
+        ours = replace(PRESETS["ours"], **bases, views=("identity", "hflip"), shared_below=0.25, support_images=some // 2)
     methods |= {
         "basis_init": replace(PRESETS["basis_init"], **bases),
         "basis": replace(PRESETS["basis"], **bases, support_images=some),

@@ -1,16 +1,18 @@
 """Convolution that on CPUs, too, runs at the speed of matrix products or faster.
 
-XLA's CPU backend is slow in three cases; each is replaced: the gradient with respect to the kernel (three to four times slower than its
-products), the gradient with respect to the images inside a loop (eight times slower than the convolution that it equals), and everything
-about a convolution whose input has few channels, such as a first layer's (up to ten times). The values agree up to rounding. They also do
-where a 3 x 3 kernel of many channels takes a quarter of the multiplications (`ssdd_jax.nets.winograd`), unless precision is "float32".
-The gradient is written by hand, so there is no forward mode: see `plain_convolutions`.
+XLA's CPU backend is slow in some cases; each is replaced: the gradient with respect to the kernel (three to six times slower than its
+products), the gradient with respect to the images inside a loop (eight times slower than the convolution that it equals), everything
+about a convolution whose input has few channels, such as a first layer's (up to ten times), kernels of 1 x 1 (up to twice), and
+convolutions with one group per channel (tens of times). The values agree up to rounding. They also do where a 3 x 3 kernel of many
+channels takes a quarter of the multiplications (`ssdd_jax.nets.winograd`), unless precision is "float32". The gradient is written by
+hand, so there is no forward mode: see `plain_convolutions`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import jax
@@ -33,10 +35,11 @@ MAX_GATHERED = 96
 # Neighbouring outputs that share a gathered row: 4 up to 16 output channels, 2 beyond. Longer rows are copied and multiplied faster,
 # but the matrix that they are multiplied by has more zeros.
 COLUMNS_UP_TO_16, COLUMNS = 4, 2
-# Images whose products are summed together: they stay in a core's cache.
-IMAGES_AT_ONCE = 8
-# With fewer input or output channels, the changes of basis outweigh the multiplications that tiles save.
-MIN_TILED = 48
+# Images whose products are summed together, and bytes of shifted copies: they stay in a core's cache.
+IMAGES_AT_ONCE, COPIED_BYTES = 8, 500_000
+# With fewer input or output channels, the changes of basis outweigh the multiplications that tiles save; the gradient with respect to the
+# kernel has larger products otherwise, and needs more channels.
+MIN_TILED, MIN_TILED_KERNEL = 48, 96
 # Bytes of tile products that are held at a time.
 TILED_BYTES = 20_000_000
 
@@ -145,7 +148,15 @@ def _tiled_at_once(images: Images, kernel: Kernel, window: Window) -> int:
     return max(1, TILED_BYTES // (4 * PATCH**2 * largest))
 
 
+def _is_product(kernel: Kernel, window: Window) -> bool:
+    """Return whether each output depends on one pixel: of kernels of 1 x 1."""
+    return kernel.shape[:2] == (1, 1) and window.padding == ((0, 0), (0, 0))
+
+
 def _on_cpu(images: Images, kernel: Kernel, window: Window) -> Outputs:
+    if _is_product(kernel, window):
+        down, right = window.strides
+        return jnp.matmul(images[:, ::down, ::right], kernel[0, 0], precision=window.precision)
     if _few_channels(kernel):
         columns = _columns(kernel)
         rows = _gather(images, kernel, window, columns)
@@ -204,17 +215,25 @@ def _turns(kernel: Kernel, window: Window) -> bool:
 
 def _by_images(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Images:
     """Return the gradient with respect to the images, where `_turns`."""
-    if _few_channels(kernel):
+    if _few_channels(kernel) or _is_product(kernel, window):
         return jax.vjp(lambda images: _on_cpu(images, kernel, window), images)[1](gradient)[0]
-    # A convolution with the kernel rotated by half a turn.
+    kernel, window = _turned(kernel, window)
+    return _on_cpu(gradient, kernel.swapaxes(2, 3), window)
+
+
+def _turned(kernel: Kernel, window: Window) -> tuple[Kernel, Window]:
+    """Return the kernel rotated by half a turn, and the window that it moves in over the gradient."""
     (top, bottom), (left, right) = window.padding
     height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
-    turned = ((height - top, height - bottom), (width - left, width - right))
-    return _on_cpu(gradient, kernel[::-1, ::-1].swapaxes(2, 3), window._replace(padding=turned))
+    return kernel[::-1, ::-1], window._replace(padding=((height - top, height - bottom), (width - left, width - right)))
 
 
 def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Kernel:
     """Return the gradient with respect to the kernel, summed over parts of the images."""
+    if _is_product(kernel, window):
+        down, right = window.strides
+        product = jnp.matmul(_flat(images[:, ::down, ::right]).T, _flat(gradient), precision=window.precision)
+        return product.reshape(kernel.shape)
     if _few_channels(kernel):
         return jax.vjp(lambda kernel: _on_cpu(images, kernel, window), kernel)[1](gradient)[0]
 
@@ -224,11 +243,77 @@ def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window
         products = [jnp.matmul(_flat(tap).T, _flat(gradient), precision=window.precision) for tap in taps]
         return jnp.concatenate(products).reshape(kernel.shape)
 
+    def by_shifts(images: Images, gradient: Outputs) -> Kernel:
+        # All taps in one product: the images shifted along their width times the gradient shifted along its height.
+        (rows, columns), ((top, _), (left, right)) = kernel.shape[:2], window.padding
+        (height, width), tall = gradient.shape[1:3], images.shape[1]
+        padded = jnp.pad(images, ((0, 0), (0, 0), (left, right), (0, 0)))
+        across = [padded[:, :, j : j + width] for j in range(columns)]
+        # At each row of the images, the gradient of the output row that the tap takes it to, or zeros where that is none.
+        zero, kept = jnp.zeros((), gradient.dtype), (0, 0, 0)
+        lows = [i - top for i in range(rows)]
+        down = [jax.lax.pad(gradient, zero, (kept, (low, tall - height - low, 0), kept, kept)) for low in lows]
+        product = jnp.matmul(_flat(jnp.concatenate(across, -1)).T, _flat(jnp.concatenate(down, -1)), precision=window.precision)
+        return product.reshape(columns, kernel.shape[2], rows, kernel.shape[3]).transpose(2, 0, 1, 3)
+
     def by_tiles(images: Images, gradient: Outputs) -> Kernel:
         return jax.vjp(lambda kernel: convolve_by_tiles(images, kernel, window.padding), kernel)[1](gradient)[0]
 
-    tiled_at_once = _tiled_at_once(images, kernel, window)
-    by_part, at_once = (by_tiles, tiled_at_once) if tiled_at_once else (by_taps, IMAGES_AT_ONCE)
+    if min(kernel.shape[2:]) >= MIN_TILED_KERNEL and (tiled_at_once := _tiled_at_once(images, kernel, window)):
+        by_part, at_once = by_tiles, tiled_at_once
+    elif window.strides == (1, 1):
+        copied = kernel.shape[1] * kernel.shape[2] + kernel.shape[0] * kernel.shape[3]
+        by_part, at_once = by_shifts, max(1, COPIED_BYTES // (4 * copied * images.shape[1] * gradient.shape[2]))
+    else:
+        by_part, at_once = by_taps, IMAGES_AT_ONCE
     # The zero images that fill up the last part add nothing.
     parts = (split_in_chunks(images, at_once), split_in_chunks(gradient, at_once))
     return jax.lax.scan(lambda total, part: (total + by_part(*part), None), jnp.zeros_like(kernel), parts)[0]
+
+
+def convolve_depthwise(
+    images: Images, kernel: Float[Array, "k l 1 c"], strides: Sequence[int], padding: Sequence[tuple[int, int]]
+) -> Outputs:
+    """Convolve each channel with a kernel of its own."""
+    (top, bottom), (left, right) = padding
+    window = Window((strides[0], strides[1]), ((top, bottom), (left, right)))
+    return (_convolve_depthwise if is_fast() else _depthwise)(images, kernel, window)
+
+
+def _depthwise(images: Images, kernel: Kernel, window: Window) -> Outputs:
+    # A sum over the taps: XLA's CPU backend runs a convolution with one group per channel tens of times slower.
+    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
+    return reduce(add, (tap * weight for tap, weight in zip(_taps(images, kernel, window), weights, strict=True)))
+
+
+_convolve_depthwise = jax.custom_vjp(_depthwise, nondiff_argnums=(2,))
+
+
+def _depthwise_forward(images: Images, kernel: Kernel, window: Window) -> tuple[Outputs, tuple[Images, Kernel]]:
+    return _depthwise(images, kernel, window), (images, kernel)
+
+
+def _depthwise_backward(window: Window, inputs: tuple[Images, Kernel], gradient: Outputs) -> tuple[Images, Kernel]:
+    images, kernel = inputs
+    if _turns(kernel, window):
+        # XLA merges it with batch norm's gradient; the derived one, a sum of padded images, is then four times slower.
+        by_images = _depthwise(gradient, *_turned(kernel, window))
+    else:
+        (by_images,) = jax.vjp(lambda images: _depthwise(images, kernel, window), images)[1](gradient)
+    plain = lambda images, kernel, gradient: jax.vjp(lambda kernel: _depthwise(images, kernel, window), kernel)[1](gradient)[0]
+    return by_images, _by_platform(partial(_depthwise_by_kernel, window=window), plain, images, kernel, gradient)
+
+
+def _depthwise_by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Kernel:
+    """Return the gradient with respect to the kernel, added up image by image: XLA's sums over shifted images take twice as long."""
+
+    def add_part(total: Array, part: tuple[Images, Outputs]) -> tuple[Array, None]:
+        images, gradient = part
+        return total + jnp.stack([reduce(add, list(tap * gradient)) for tap in _taps(images, kernel, window)]), None
+
+    parts = (split_in_chunks(images, IMAGES_AT_ONCE), split_in_chunks(gradient, IMAGES_AT_ONCE))
+    start = jnp.zeros((kernel.shape[0] * kernel.shape[1], *gradient.shape[1:]), gradient.dtype)
+    return jax.lax.scan(add_part, start, parts)[0].sum((1, 2)).reshape(kernel.shape)
+
+
+_convolve_depthwise.defvjp(_depthwise_forward, _depthwise_backward)

@@ -1,7 +1,5 @@
 """Layers with PyTorch's conventions, which the published numbers depend on."""
 
-import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ssdd_jax.nets.conv import convolve, is_fast
+from ssdd_jax.nets.conv import convolve, convolve_depthwise, is_fast
 from ssdd_jax.nets.initial import torch_bias_init, torch_kernel_init
 
 PerChannel = Float[Array, " C"]
@@ -51,13 +49,8 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n H W C"]) -> Float[Array, "n h w C"]:
-        n, height, width, channels = x.shape
-        kernel = self.param("kernel", torch_kernel_init, (3, 3, 1, channels))
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        # A sum over the nine taps: XLA's CPU backend runs a convolution with one group per channel tens of times slower.
-        rows, columns = (slice(0, size, self.stride) for size in (height, width))
-        taps = (x[:, i : i + height, j : j + width][:, rows, columns] * kernel[i, j][None, None] for i in range(3) for j in range(3))
-        return functools.reduce(operator.add, taps)
+        kernel = self.param("kernel", torch_kernel_init, (3, 3, 1, x.shape[-1]))
+        return convolve_depthwise(x, kernel, (self.stride, self.stride), ((1, 1), (1, 1)))
 
 
 class Linear(nn.Module):

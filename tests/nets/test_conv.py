@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssdd_jax.nets import conv
-from ssdd_jax.nets.conv import IMAGES_AT_ONCE, convolve
+from ssdd_jax.nets.conv import IMAGES_AT_ONCE, convolve, convolve_depthwise
 
 pytestmark = pytest.mark.core
 
@@ -44,7 +44,11 @@ CASES = {
     "uneven padding and strides": (3, 16, (2, 1), ((2, 1), (0, 3))),
     "in tiles": (3, 48, (1, 1), ((1, 1), (1, 1))),
     "in tiles, uneven padding": (3, 48, (1, 1), ((0, 2), (1, 0))),
+    "in tiles, its kernel's gradient, too": (3, 96, (1, 1), ((1, 1), (1, 1))),
     "padding beyond the kernel": (3, 48, (1, 1), ((0, 2), (3, 0))),
+    "no padding": (3, 16, (1, 1), ((0, 0), (0, 0))),
+    "1 x 1": (1, 16, (1, 1), ((0, 0), (0, 0))),
+    "1 x 1, padded": (1, 16, (1, 1), ((1, 0), (0, 1))),
 }
 
 
@@ -52,7 +56,7 @@ CASES = {
 @pytest.mark.parametrize("count", [1, IMAGES_AT_ONCE, IMAGES_AT_ONCE + 3])
 def test_values_and_gradients_are_those_of_lax(case, count):
     size, channels, strides, padding = CASES[case]
-    images, kernel = draw(count, 9, 7, channels), draw(size, size, channels, {48: 48, 2: 17}.get(channels, 5), seed=1)
+    images, kernel = draw(count, 9, 7, channels), draw(size, size, channels, {96: 96, 48: 48, 2: 17}.get(channels, 5), seed=1)
     ours = lambda images, kernel: convolve(images, kernel, strides, padding, dimension_numbers=LAYOUT, precision=None)
     expected = lambda images, kernel: plain(images, kernel, strides, padding)
     for mine, theirs in zip(
@@ -60,6 +64,29 @@ def test_values_and_gradients_are_those_of_lax(case, count):
         jax.jit(value_and_gradients, static_argnums=0)(expected, images, kernel),
         strict=True,
     ):
+        # Errors of tiles are relative to the largest of many sums.
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-3 if channels == 96 else 1e-4)
+
+
+DEPTHWISE = {
+    "stride 1": ((1, 1), ((1, 1), (1, 1))),
+    "stride 2": ((2, 2), ((1, 1), (1, 1))),
+    "uneven": ((2, 1), ((0, 2), (1, 0))),
+    "padding beyond the kernel": ((1, 1), ((1, 3), (0, 1))),
+}
+
+
+@pytest.mark.parametrize("case", DEPTHWISE)
+@pytest.mark.parametrize("count", [1, IMAGES_AT_ONCE, IMAGES_AT_ONCE + 3])
+def test_depthwise_values_and_gradients_are_those_of_lax(case, count):
+    strides, padding = DEPTHWISE[case]
+    images, kernel = draw(count, 9, 7, 5), draw(3, 3, 1, 5, seed=1)
+    ours = lambda images, kernel: convolve_depthwise(images, kernel, strides, padding)
+    expected = lambda images, kernel: jax.lax.conv_general_dilated(
+        images, kernel, strides, padding, dimension_numbers=LAYOUT, feature_group_count=5
+    )
+    both = [jax.jit(value_and_gradients, static_argnums=0)(fn, images, kernel) for fn in (ours, expected)]
+    for mine, theirs in zip(*both, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
