@@ -19,8 +19,9 @@ Count = int | Int[Array, ""]
 class RealImages:
     """Draws real batches; everything is a function of (seed, step), or of (row, crop) for the fixed crops."""
 
-    def __init__(self, spec: OuterSpec, num_rows: int, normalize: Callable[[Array], Array]):
-        self.spec, self.num_rows, self.normalize = spec, num_rows, normalize
+    def __init__(self, spec: OuterSpec, num_rows: int, normalize: Callable[[Array], Array], among: Int[Array, "k"] | None = None):
+        """`among` are the rows that batches are drawn from, all if None."""
+        self.spec, self.num_rows, self.normalize, self.among = spec, num_rows, normalize, among
         self.crop = crop_and_flip(spec.real_padding, spec.real_flip)
         crops = tuple(f"crop{r}_padding{spec.real_padding}_flip{spec.real_flip:g}" for r in range(spec.real_crops))
         self.names = {"views": spec.real_views, "crops": crops, "fresh": ()}[spec.real_augment]
@@ -29,7 +30,8 @@ class RealImages:
     def draw(self, step_number: Count, seed: Count) -> tuple[Int[Array, "b"], ...]:
         """Return the rows of a step's images and, unless these are cropped afresh, the rows of their targets: view * n + row."""
         rows_key, view_key, _ = self._keys(step_number, seed)
-        rows = jax.random.randint(rows_key, (self.spec.batch_size,), 0, self.num_rows)
+        rows = jax.random.randint(rows_key, (self.spec.batch_size,), 0, self.num_rows if self.among is None else len(self.among))
+        rows = rows if self.among is None else self.among[rows]
         if not self.names:
             return (rows,)
         return rows, jax.random.randint(view_key, rows.shape, 0, len(self.names)) * self.num_rows + rows

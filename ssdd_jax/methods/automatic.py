@@ -37,7 +37,6 @@ FIRST_HIDDEN = 2
 """Where the search for the networks' width begins: a place in `HIDDEN`."""
 GROUPS = (("hflip",), ("vflip",), ("rot90", "rot180", "rot270"))
 """Views that are added together."""
-VIEW_CHOICES = ("identity", *(view for group in GROUPS for view in group))
 WORTH = 0.05
 """Views and steps are kept if the error falls by this share: both take time, and by less the trained students of two seeds differ."""
 SHARE_BELOW = 1.0
@@ -48,6 +47,12 @@ def is_automatic(spec: RegressionSpec) -> bool:
     """Return whether any setting is left to the rule."""
     sizes = any(getattr(spec, name) == AUTO for name in (*GRIDS, "hidden", "support_images"))
     return sizes or spec.views == AUTO_VIEWS or spec.steps == AUTO_STEPS
+
+
+def view_choices(image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return the views that may be chosen for images "H W C": quarter turns only of square ones."""
+    square = image_shape[0] == image_shape[1]
+    return ("identity", *(view for group in GROUPS for view in group if square or len(group) == 1))
 
 
 def first_choice(spec: RegressionSpec, sizes: Sizes) -> RegressionSpec:
@@ -78,9 +83,14 @@ def choose(spec: RegressionSpec, sizes: Sizes, trial: Trial, most: int) -> Regre
         41
     """
     search = _Search(trial, most)
-    place, groups = dict(START), ()
+    place, groups, automatic = dict(START), (), [name for name in GRIDS if getattr(spec, name) == AUTO]
     best = search(first_choice(spec, sizes))
-    for setting in (name for name in GRIDS if getattr(spec, name) == AUTO):
+    # Where that cannot be, as where the representations span less than their width: with fewer bases, or none.
+    for setting in (name for name in ("repr_bases", "image_bases") if name in automatic):
+        while search.errors[best] == inf and place[setting] > NONE and search.left:
+            place[setting] -= 1
+            best = search(_at(spec, sizes, place))
+    for setting in automatic:
         # After steps up, the first step down leads back to what was worse, and costs no trial.
         for direction in (1, -1):
             while 0 <= place[setting] + direction < len(GRIDS[setting]):
@@ -145,16 +155,17 @@ def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> Regress
     elif automatic("frequencies"):
         kept = min(int(GRIDS["frequencies"][place["frequencies"]]), pixels, max(1, int(sizes.budget * LARGEST)))
     of_base = kept or pixels
-    # More bases than half of what they span would save little.
-    half = lambda count, most: max(1, min(int(count), most // 2)) if count else 0
+    # More bases than half of what they span would save little, and there are fewer than images.
+    rank = sizes.num_train - 1 if sizes.num_train else inf
+    half = lambda count, most: int(max(1, min(count, most // 2, rank))) if count else 0
     sized = replace(
         spec,
         bits=bits,
         steps=0 if spec.steps == AUTO_STEPS else spec.steps,
         base_size=side,
         frequencies=kept,
-        image_bases=half(share("image_bases") / of_base, of_base) if automatic("image_bases") else spec.image_bases,
-        repr_bases=half(share("repr_bases") / sizes.repr_width, sizes.repr_width) if automatic("repr_bases") else spec.repr_bases,
+        image_bases=half(share("image_bases") // of_base, of_base) if automatic("image_bases") else spec.image_bases,
+        repr_bases=half(share("repr_bases") // sizes.repr_width, sizes.repr_width) if automatic("repr_bases") else spec.repr_bases,
         hidden=HIDDEN[FIRST_HIDDEN] if spec.hidden == AUTO else spec.hidden,
     )
     return _with_views(sized, spec)
@@ -162,10 +173,10 @@ def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> Regress
 
 def _groups(sizes: Sizes) -> Iterator[tuple[str, ...]]:
     """Yield the groups of views that can be added: flips if the teacher hardly moves, rotations of square images."""
-    square = sizes.image_shape[0] == sizes.image_shape[1]
     for group in GROUPS:
-        if (len(group) > 1 and square) or (len(group) == 1 and sizes.shifts.get(group[0], inf) < SHARE_BELOW):
-            yield group
+        if set(group) <= set(view_choices(sizes.image_shape)) & set(sizes.shifts):
+            if len(group) > 1 or sizes.shifts[group[0]] < SHARE_BELOW:
+                yield group
 
 
 def _with_views(spec: RegressionSpec, asked: RegressionSpec, groups: Sequence[tuple[str, ...]] = ()) -> RegressionSpec:

@@ -35,7 +35,7 @@ from ssdd_jax.methods.selection import select_images
 from ssdd_jax.methods.stores import factor_scale, make_stores
 from ssdd_jax.registry import KERNELS
 from ssdd_jax.rng import Stream, step_key
-from ssdd_jax.settings.methods import RegressionSpec
+from ssdd_jax.settings.methods import AUTO, AUTO_VIEWS, RegressionSpec
 from ssdd_jax.settings.spec import RunSpec
 
 
@@ -64,6 +64,13 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
         InputError: the budget does not hold the bases and one image, or a setting does not fit the data.
     """
     where, width = f"config.methods.{name}", sizes.repr_width
+    if spec.bits not in (AUTO, *BITS):
+        raise InputError(f"{where}.bits is {spec.bits}, expected one of {', '.join(map(str, BITS))}")
+    if AUTO_VIEWS[0] in spec.views and (spec.views != AUTO_VIEWS or spec.view_targets != ("auto",) or spec.joint):
+        raise InputError(
+            f"{where}.views is {spec.views}, view_targets {spec.view_targets} and joint {spec.joint}; with views that are chosen, "
+            "'auto' stands alone and so are the others: leave them, or name the views"
+        )
     # What is not chosen yet is checked as the search for it begins.
     spec = first_choice(spec, sizes) if is_automatic(spec) else spec
     (h, w, c), side = sizes.image_shape, spec.base_size
@@ -78,8 +85,6 @@ def plan(name: str, spec: RegressionSpec, sizes: Sizes) -> Plan:
         raise InputError(f"{where}.image_bases is {spec.image_bases}, expected at most {most}, the {what}")
     if spec.repr_bases > width:
         raise InputError(f"{where}.repr_bases is {spec.repr_bases}, expected at most {width}, the width of the teacher's representation")
-    if spec.bits not in BITS:
-        raise InputError(f"{where}.bits is {spec.bits}, expected one of {', '.join(map(str, BITS))}")
     factor_scale(where, spec)
     check_kernel(where, spec)
     layout = partial(Layout, sizes.image_shape, base_shape, spec.views)

@@ -18,7 +18,14 @@ from ssdd_jax.stages.dataset import Data
 PCA_BYTES = 160_000_000
 
 
-def fit_bases(data: Data, reprs: Callable[[], np.ndarray], base_shape: tuple[int, int, int] | None, num_components: int, where: str) -> PCA:
+def fit_bases(
+    data: Data,
+    reprs: Callable[[], np.ndarray],
+    base_shape: tuple[int, int, int] | None,
+    num_components: int,
+    where: str,
+    rows: np.ndarray | None = None,
+) -> PCA:
     """Return the PCA of the training images at a size, flattened, or of the representations.
 
     Args:
@@ -27,24 +34,25 @@ def fit_bases(data: Data, reprs: Callable[[], np.ndarray], base_shape: tuple[int
         base_shape: (H, W, C) of the bases; None for bases of the representations.
         num_components: number of bases.
         where: config.methods.NAME, for messages.
+        rows: training images that they are components of, integers "k"; all if None.
 
     Raises:
         InputError: there are fewer components than are asked for.
     """
     what, setting = ("representations", "repr_bases") if base_shape is None else ("images", "image_bases")
-    total = len(data.train_images)
+    rows = np.arange(len(data.train_images)) if rows is None else rows
     # Evenly spaced images are enough for a basis, and more images of a large dataset would not fit into memory.
     width = reprs().shape[1] if base_shape is None else prod(base_shape)
-    sample = np.arange(0, total, -(-total // max(num_components + 1, PCA_BYTES // (4 * width))))
+    sample = rows[:: -(-len(rows) // max(num_components + 1, PCA_BYTES // (4 * width)))]
     if base_shape is None:
-        rows = reprs()[sample]
+        found = reprs()[sample]
     else:
         shrink = jax.jit(lambda batch: resize_images(data.normalize(batch), base_shape).reshape(len(batch), -1))
-        rows = in_batches(shrink, select_rows(data.train_images, sample))
-    limit = min(len(rows) - 1, rows.shape[1])
+        found = in_batches(shrink, select_rows(data.train_images, sample))
+    limit = min(len(found) - 1, found.shape[1])
     if limit < 1:
         raise InputError(f"{where} needs bases of the training {what}, of which there is one; expected two or more")
-    fitted = jax.jit(fit_pca, static_argnums=1)(jnp.asarray(rows), min(num_components, limit))
+    fitted = jax.jit(fit_pca, static_argnums=1)(jnp.asarray(found), min(num_components, limit))
     rank = int(np.sum(np.asarray(fitted.variances) > 1e-6 * float(fitted.variances[0])))
     if num_components > min(rank, limit):
         raise InputError(

@@ -11,7 +11,7 @@ from ssdd_jax.nets import student_learner
 from ssdd_jax.registry import METHODS
 from ssdd_jax.runtime.devices import pool_axis
 from ssdd_jax.settings.spec import RunSpec
-from ssdd_jax.stages.context import Context, absent_methods, experts_of, views_of
+from ssdd_jax.stages.context import Context, absent_methods, experts_of
 from ssdd_jax.stages.dataset import Data
 from ssdd_jax.stages.experts import trajectory_files
 from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
@@ -66,7 +66,7 @@ def check_features(context: Context, methods: Sequence[str], evaluates: bool) ->
         return
     asking = [name for name in methods if TEACHER in METHODS[spec.methods[name].kind].needs]
     for name in asking:
-        for view in views_of(spec.methods[name]):
+        for view in context.views_of(spec.methods[name]):
             features.take(context.data.train_rows, view, f"config.methods.{name}")
     if asking and spec.outer.real_augment != "views":
         raise InputError(

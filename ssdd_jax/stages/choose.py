@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax.core.distilled import expand
+from ssdd_jax.core.optimizers import num_steps
 from ssdd_jax.core.quantise import quantise
 from ssdd_jax.errors import InputError
 from ssdd_jax.evals.student import repr_error
@@ -35,7 +37,7 @@ from ssdd_jax.stages.student import Compiled, get_student, pretrain
 SEED = 0
 """Of all trials, whatever the seeds of the run, so that all of them have one choice."""
 JUDGED_BY = 1024
-"""Training images, at most a tenth of them, on which trials are judged; their sets start from the others."""
+"""Training images, at most a tenth of them, on which trials are judged; their sets are made of the others."""
 RECIPE = {"representation": replace(RECIPES["representation"], schedule="cosine")}
 """Of a trial's student. A constant rate leaves noise in the last update that is as large as what trials are to tell apart."""
 
@@ -46,6 +48,9 @@ def choose_settings(context: Context, method_run: Callable[..., Any]) -> None:
     Args:
         context: of the run.
         method_run: `ssdd_jax.stages.distill.MethodRun`, which does the trials as it does the distillations.
+
+    Raises:
+        InputError: no trial was possible.
     """
     for name in context.methods:
         spec = context.spec.methods[name]
@@ -53,8 +58,15 @@ def choose_settings(context: Context, method_run: Callable[..., Any]) -> None:
         if method.is_automatic(spec):
             trials = _Trials(context, name, method_run)
             sizes = context.sizes(context.shifts if TEACHER in method.needs else {})
-            context.chosen[name] = method.choose(spec, sizes, trials.error, context.spec.trials.most)
-            context.display.print(f"{name}: chosen after {len(trials.found)} trials: {trials.describe(context.chosen[name])}")
+            chosen = method.choose(spec, replace(sizes, num_train=len(trials.others)), trials.error, context.spec.trials.most)
+            if refusal := trials.found[digest(chosen)].get("refused"):
+                raise InputError(
+                    f"config.methods.{name} has settings to be chosen, but none of {len(trials.found)} trials was possible, the last one "
+                    f"because: {refusal}; set them by hand, see docs/protocols.md"
+                )
+            context.chosen[name] = chosen
+            context.choice_seconds[name] = sum(trial.get("seconds", 0.0) for trial in trials.found.values())
+            context.display.print(f"{name}: chosen after {len(trials.found)} trials: {trials.describe(chosen)}")
 
 
 class _Trials:
@@ -64,29 +76,41 @@ class _Trials:
         self.context, self.name, self.method_run = context, name, method_run
         self.folder = context.checkpoints / f"choice-{name}-{context.distilled_digest(name)}"
         self.file = self.folder.with_suffix(".json")
-        self.earlier = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.earlier = self._read()
         self.found: dict[str, dict[str, Any]] = {}
         self.compiled = Compiled()
 
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """Return the trials of earlier attempts."""
+        try:
+            return json.loads(self.file.read_text()) if self.file.is_file() else {}
+        except ValueError:
+            self.context.display.print(f"warning: {self.file} is damaged; the trials of {self.name} are made again")
+            return {}
+
     @cached_property
     def judged(self) -> np.ndarray:
-        """Return whether a trial is judged by each of the training images, booleans "n"."""
+        """Return the training images that trials are judged by, integers "k"; two or more, since the variance of one is zero."""
         total = len(self.context.data.train_images)
-        judged = np.zeros(total, bool)
-        judged[np.linspace(0, total - 1, min(JUDGED_BY, -(-total // 10))).astype(int)] = True
-        return judged
+        return np.unique(np.linspace(0, total - 1, min(JUDGED_BY, max(2, -(-total // 10)))).astype(int))
+
+    @cached_property
+    def others(self) -> np.ndarray:
+        """Return the training images that the sets of trials are made of, integers "k"."""
+        return np.setdiff1d(np.arange(len(self.context.data.train_images)), self.judged)
 
     def error(self, spec: Any) -> float:
         """Return the error of a student of a set that is made with few steps; infinite where the settings are impossible."""
         key = digest(spec)
         trial = self.found[key] = self.earlier.get(key) or {"settings": self._changed(spec), **self._run(spec, self.folder / key)}
         if hosts.is_writer() and key not in self.earlier:
-            write_json(self.file, {**self.earlier, **self.found})
+            # What did not fit into memory may fit next time.
+            kept = {name: found for name, found in self.found.items() if not found.get("too_large")}
+            write_json(self.file, {**self.earlier, **kept})
             shutil.rmtree(self.folder, ignore_errors=True)
         outcome = trial.get("refused") or f"{trial['images']} images, error {trial['error']:.4f}"
         self.context.display.print(f"{self.name}, trial {len(self.found)}: {self.describe(spec)}: {outcome}")
-        error = float(hosts.agree(trial.get("error", inf)))
-        return error if isfinite(error) else inf
+        return float(hosts.agree(trial.get("error", inf)))
 
     def describe(self, spec: Any) -> str:
         """Return in words what was left to the trials."""
@@ -98,14 +122,14 @@ class _Trials:
         return {f.name: json_ready(value) for f in fields(spec) if (value := getattr(spec, f.name)) != getattr(asked, f.name)}
 
     def _run(self, spec: Any, folder: Path) -> dict[str, Any]:
-        """Return the number of images and the error, or why there is none."""
-        context, trials = self.context, self.context.spec.trials
+        """Return the number of images, the error and the seconds that it took, or why there is none."""
+        context, trials, started = self.context, self.context.spec.trials, time.monotonic()
         # What all trials share is computed once, before the context is copied.
         _ = context.teacher, context.learner, context.real, context.train_images, context.real_targets
         trial = copy.copy(context)
         trial.spec = replace(
             context.spec,
-            methods={self.name: replace(spec, steps=trials.steps if spec.steps else 0)},
+            methods={self.name: replace(spec, steps=trials.steps if num_steps(context.spec, spec) else 0)},
             only="",
             evaluation=EvaluationSpec(updates=trials.updates, recipes=RECIPE),
             pool=replace(context.spec.pool, size=trials.pool_size, members_per_step=1),
@@ -119,18 +143,22 @@ class _Trials:
         if hosts.is_writer():
             folder.mkdir(parents=True, exist_ok=True)
         try:
-            run = self.method_run(trial, self.name, np.flatnonzero(~self.judged))
+            run = self.method_run(trial, self.name, self.others)
             (state,), *_ = run.states([SEED], folder)
             error = self._error_of_student(trial, run.method.finish(run.spec, run.plan, run.inputs, state), folder)
-        except (InputError, TooLarge, NumericalError) as refusal:
+        except TooLarge as refusal:
+            return {"refused": str(refusal), "too_large": True}
+        except (InputError, NumericalError) as refusal:
             return {"refused": str(refusal)}
-        return {"images": run.plan.num_images, "error": error}
+        if not isfinite(error):
+            return {"refused": f"the error of its student on {len(self.judged)} training images is {error}"}
+        return {"images": run.plan.num_images, "error": error, "seconds": round(time.monotonic() - started, 1)}
 
     def _error_of_student(self, trial: Context, finished: Finished, folder: Path) -> float:
         """Return the error of a student of a set in predicting the representations of the images that trials are judged by."""
         images, targets = map(np.concatenate, expand(quantise(finished.distilled, finished.facts["bits"])))
         student = get_student(trial, self.compiled, trial.spec.student.net, trial.width, "representation")
         (variables,) = pretrain(trial, student, f"trial of {self.name}", folder, [SEED], [Pairs(images, targets, {})])
-        data, rows = trial.data, np.flatnonzero(self.judged)
+        data, rows = trial.data, self.judged
         _, outputs = in_batches(lambda batch: student.encode(variables, batch, data.mean, data.std), data.train_images[rows])
         return float(repr_error(jnp.asarray(outputs), jnp.asarray(trial.reprs("train")[rows])))

@@ -19,7 +19,7 @@ from ssdd_jax.data import Concatenated, OnDisk, open_prepared, select_rows
 from ssdd_jax.errors import BudgetError, InputError
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
-from ssdd_jax.methods.automatic import VIEW_CHOICES
+from ssdd_jax.methods.automatic import view_choices
 from ssdd_jax.methods.method import TEACHER
 from ssdd_jax.methods.plan import Plan, Sizes
 from ssdd_jax.progress import Display
@@ -66,6 +66,8 @@ class Context:
         self._fingerprints: dict[str, str] = {}
         self.chosen: dict[str, Any] = {}
         """Settings of methods that had automatic ones, after `ssdd_jax.stages.choose.choose_settings`."""
+        self.choice_seconds: dict[str, float] = {}
+        """How long their trials took."""
 
     @cached_property
     def learner(self) -> Learner:
@@ -200,7 +202,7 @@ class Context:
     def shifts(self) -> dict[str, float]:
         """Return the teacher's shift under every view that a chosen method uses."""
         methods = [self.spec.methods[name] for name in self.methods]
-        views = tuple(dict.fromkeys(view for method in methods for view in views_of(method)))
+        views = tuple(dict.fromkeys(view for method in methods for view in self.views_of(method)))
         represent = partial(representations, self.teacher, self.data)
         if self.features is not None:
             represent = lambda rows, view: self.view_reprs(rows, (view,))[0]
@@ -214,7 +216,12 @@ class Context:
     @cached_property
     def real(self) -> RealImages:
         """Return how real images enter the outer step."""
-        return RealImages(self.spec.outer, len(self.data.train_images), self.data.normalize)
+        return self.real_among(None)
+
+    def real_among(self, rows: np.ndarray | None) -> RealImages:
+        """Return how some of the real images enter the outer step, integers "k"; all if None."""
+        among = None if rows is None else jnp.asarray(rows)
+        return RealImages(self.spec.outer, len(self.data.train_images), self.data.normalize, among)
 
     @cached_property
     def real_targets(self) -> Table | None:
@@ -243,11 +250,12 @@ class Context:
         """Return the function from normalized images to the teacher's representations, in batches."""
         return partial(in_batches, self.teacher.jitted())
 
-    def pca(self, base_shape: tuple[int, int, int] | None, num_components: int, name: str) -> PCA:
-        """Return the PCA of the training images at `base_shape`, flattened, or of the representations."""
-        key = (base_shape, num_components)
+    def pca(self, base_shape: tuple[int, int, int] | None, num_components: int, name: str, rows: np.ndarray | None = None) -> PCA:
+        """Return the PCA of training images at `base_shape`, flattened, or of the representations; of all, or of some, integers "k"."""
+        key = (base_shape, num_components, None if rows is None else rows.tobytes())
         if key not in self._pcas:
-            self._pcas[key] = fit_bases(self.data, lambda: self.reprs("train"), base_shape, num_components, f"config.methods.{name}")
+            where = f"config.methods.{name}"
+            self._pcas[key] = fit_bases(self.data, lambda: self.reprs("train"), base_shape, num_components, where, rows)
         return self._pcas[key]
 
     def experts(self, spec: ExpertSpec, where: str) -> OnDisk:
@@ -270,6 +278,13 @@ class Context:
     def sizes(self, shifts: Mapping[str, float]) -> Sizes:
         """Return what plans depend on, given the teacher's shifts."""
         return sizes_of(self.spec, self.data, self.width, shifts)
+
+    def views_of(self, method: Any) -> tuple[str, ...]:
+        """Return the views that a method's settings ask for or, automatic ones, may choose: with features, those that these have."""
+        views = views_of(method, self.data.image_shape)
+        if self.features is None or method_views(method) != AUTO_VIEWS:
+            return views
+        return tuple(view for view in views if view == "identity" or view in self.features.arrays)
 
     def settings(self, name: str) -> Any:
         """Return the settings of a method, those that were chosen in the place of automatic ones."""
@@ -321,7 +336,7 @@ def absent_methods(spec: RunSpec, data: Data, names: Sequence[str], width: int) 
     for name in names:
         settings = spec.methods[name]
         # The teacher's shifts are not known yet.
-        shifts = dict.fromkeys(views_of(settings), 0.0)
+        shifts = dict.fromkeys(views_of(settings, data.image_shape), 0.0)
         try:
             METHODS[settings.kind].plan(name, settings, sizes_of(spec, data, width, shifts))
         except BudgetError as error:
@@ -336,7 +351,12 @@ def experts_of(method: Any) -> ExpertSpec | None:
     return getattr(method, "experts", None)
 
 
-def views_of(method: Any) -> tuple[str, ...]:
-    """Return the views that a method's settings ask for, or may choose; only the identity if they have none."""
-    views = getattr(method, "views", ("identity",))
-    return VIEW_CHOICES if views == AUTO_VIEWS else views
+def method_views(method: Any) -> tuple[str, ...]:
+    """Return the views that a method's settings ask for, `AUTO_VIEWS` among them; only the identity if they have none."""
+    return getattr(method, "views", ("identity",))
+
+
+def views_of(method: Any, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Return the views that a method's settings ask for, or may choose for such images."""
+    views = method_views(method)
+    return view_choices(image_shape) if views == AUTO_VIEWS else views

@@ -51,47 +51,38 @@ def distill(context: Context) -> None:
             run.distill(group)
 
 
-def make_inputs(context: Context, name: str, devices: Devices | None) -> Inputs:
-    """Return what a method is given; nothing is computed yet."""
+def make_inputs(context: Context, name: str, devices: Devices | None, rows: np.ndarray | None = None) -> Inputs:
+    """Return what a method is given, of all training images or of some, integers "k"; nothing is computed yet."""
     spec, data, shape = context.spec, context.data, context.data.image_shape
     shard = placement(devices)
 
     def represent_in_step(variables: Any, images: jax.Array) -> jax.Array:
         learner = context.teacher.learner
-        rows = lambda part: context.teacher.represent_with(variables, shard("data", part))
-        return map_in_chunks(rows, images, chunk_size(spec.memory, learner, shape))
+        part_of = lambda part: context.teacher.represent_with(variables, shard("data", part))
+        return map_in_chunks(part_of, images, chunk_size(spec.memory, learner, shape))
 
+    of = (lambda chosen: chosen) if rows is None else (lambda chosen: rows[chosen])
+    every = slice(None) if rows is None else rows
     return Inputs(
         name=name,
         run=spec,
-        num_train=len(data.train_images),
+        num_train=len(data.train_images if rows is None else rows),
         image_shape=shape,
         num_classes=data.num_classes,
-        labels=data.train_labels,
+        labels=data.train_labels if rows is None else data.train_labels[rows],
         normalize=data.normalize,
-        images=context.normalized_images,
+        images=lambda chosen: context.normalized_images(of(chosen)),
         learner=context.learner,
-        real=context.real,
-        view_reprs=context.view_reprs,
-        train_reprs=partial(context.reprs, "train"),
+        real=context.real if rows is None else context.real_among(rows),
+        view_reprs=lambda chosen, views: context.view_reprs(of(chosen), views),
+        train_reprs=lambda: context.reprs("train")[every],
         represent_in_step=represent_in_step,
         teacher_variables=lambda: context.teacher.variables,
-        image_pca=lambda base_shape, count: context.pca(base_shape, count, name),
-        repr_pca=lambda count: context.pca(None, count, name),
+        image_pca=lambda base_shape, count: context.pca(base_shape, count, name, rows),
+        repr_pca=lambda count: context.pca(None, count, name, rows),
         experts=lambda settings: context.experts(settings, f"config.methods.{name}.experts"),
         shard=shard,
         chunk_size=cache(lambda learner: chunk_size(spec.memory, learner, shape)),
-    )
-
-
-def start_from(inputs: Inputs, rows: np.ndarray) -> Inputs:
-    """Return inputs of which the training images that a set starts from are `rows` alone, integers "k"; steps see all."""
-    return replace(
-        inputs,
-        num_train=len(rows),
-        images=lambda chosen: inputs.images(rows[chosen]),
-        view_reprs=lambda chosen, views: inputs.view_reprs(rows[chosen], views),
-        train_reprs=lambda: inputs.train_reprs()[rows],
     )
 
 
@@ -101,7 +92,7 @@ class MethodRun:
     Args:
         context: of the run.
         name: of the method.
-        rows: training images that sets start from, integers "k"; all if None.
+        rows: training images that sets are made of, integers "k"; all if None.
     """
 
     def __init__(self, context: Context, name: str, rows: np.ndarray | None = None):
@@ -109,9 +100,8 @@ class MethodRun:
         self.method: Method = METHODS[self.spec.kind]
         self.plan: Plan = context.plan(name)
         self.devices = make_devices(pool_axis(context.spec.devices, context.spec.pool.members_per_step))
-        self.inputs = make_inputs(context, name, self.devices)
+        self.inputs = make_inputs(context, name, self.devices, rows)
         if rows is not None:
-            self.inputs = start_from(self.inputs, rows)
             self.plan = replace(self.plan, num_images=min(self.plan.num_images, len(rows)))
         self.phases = self.method.phases(self.spec, self.plan, self.inputs)
         self.inits = [jax.jit(over_leading_axis(phase.init)) for phase in self.phases]
@@ -120,7 +110,7 @@ class MethodRun:
     def distill(self, seeds: Sequence[int]) -> None:
         """Distil for a group of seeds and save the sets, unless sets with the same settings exist."""
         context, name = self.context, self.name
-        identity = context.distilled_digest(name)
+        identity, choice = context.distilled_digest(name), context.choice_seconds.get(name, 0.0)
         folders = [context.distilled_folder(name, seed) for seed in seeds]
         if hosts.agree(hosts.is_writer() and all(is_complete(context, folder, identity) for folder in folders)):
             return
@@ -129,7 +119,7 @@ class MethodRun:
         states, seconds_before, stopped = self.states(seeds, checkpoints)
         if not hosts.is_writer():
             return
-        seconds = round((time.monotonic() - started + seconds_before) / len(seeds), 1)
+        seconds = round((time.monotonic() - started + seconds_before) / len(seeds) + choice, 1)
         # The same settings make a stopped set again, from the checkpoint of that step if it is kept.
         identity, cut_off = (identity, {}) if stopped is None else (f"{identity}, stopped", {"steps": stopped})
         for seed, folder, state in zip(seeds, folders, states, strict=True):

@@ -3,8 +3,9 @@ from math import inf, log
 
 import pytest
 
+from ssdd_jax.errors import InputError
 from ssdd_jax.methods import regression
-from ssdd_jax.methods.automatic import GRIDS, ROWS, choose, first_choice, is_automatic
+from ssdd_jax.methods.automatic import GRIDS, ROWS, choose, first_choice, is_automatic, view_choices
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.settings.methods import AUTO
 from ssdd_jax.settings.presets import AUTOMATIC, PRESETS
@@ -77,7 +78,6 @@ def test_no_more_trials_than_asked_for_and_impossible_settings_are_passed_over(m
     trial, tried = counted(lambda spec: -len(tried))
     choose(AUTOMATIC, SIZES, trial, most)
     assert len(tried) == most
-    assert choose(AUTOMATIC, SIZES, lambda spec: inf, most) == first_choice(AUTOMATIC, SIZES)
     best = choose(AUTOMATIC, SIZES, lambda spec: inf if spec.frequencies == 192 else 1.0, 50)
     assert best.frequencies != 192
 
@@ -129,3 +129,41 @@ def test_the_side_of_bases_of_pixels_is_chosen_likewise():
     trial, tried = counted(lambda spec: abs(spec.base_size - 16))
     assert choose(asked, SIZES, trial, 50).base_size == 16
     assert {spec.frequencies for spec in tried} == {0}
+
+
+def test_where_bases_are_too_many_there_are_fewer():
+    # Of 20 training images there are 19 components.
+    few = replace(SIZES, num_train=20)
+    first = first_choice(AUTOMATIC, few)
+    assert (first.image_bases, first.repr_bases) == (19, 19)
+    # What the representations span is not known before: the search begins where trials are possible, with those of images as they were.
+    trial, tried = counted(lambda spec: inf if spec.repr_bases > 3 else abs(log(spec.frequencies / 384)) if spec.frequencies else 9.0)
+    chosen = choose(AUTOMATIC, SIZES, trial, 50)
+    assert (chosen.frequencies, chosen.repr_bases) == (384, 0)
+    assert tried[1].image_bases == tried[0].image_bases
+    # Where nothing is possible, all of that was tried.
+    trial, tried = counted(lambda spec: inf)
+    choose(AUTOMATIC, SIZES, trial, 50)
+    assert any((spec.image_bases, spec.repr_bases) == (0, 0) for spec in tried)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(bits=0), "bits is 0, expected one of 32, 8, 4"),
+        (dict(views=("auto", "hflip")), "'auto' stands alone"),
+        (dict(view_targets=("stored", "shared")), "leave them, or name the views"),
+        (dict(joint=0.5), "leave them, or name the views"),
+    ],
+)
+def test_what_contradicts_a_choice_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        regression.plan("auto", replace(AUTOMATIC, **settings), SIZES)
+
+
+def test_a_view_without_a_known_shift_is_not_tried():
+    known = replace(SIZES, shifts={"identity": 0.0, "hflip": 0.2})
+    trial, tried = counted(lambda spec: 1 / len(spec.views))
+    assert choose(AUTOMATIC, known, trial, 50).views == ("identity", "hflip")
+    assert view_choices((8, 12, 3)) == ("identity", "hflip", "vflip")
+    assert set(view_choices((8, 8, 3))) == {"identity", "hflip", "vflip", "rot90", "rot180", "rot270"}

@@ -8,6 +8,8 @@ import pytest
 from quick import VIEWS
 
 from ssdd_jax.cli import load_config
+from ssdd_jax.core.real import RealImages
+from ssdd_jax.errors import InputError
 from ssdd_jax.io.manifest import read_manifest
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
@@ -50,11 +52,14 @@ def test_trials_choose_once_and_an_interrupted_choice_goes_on(spec, tmp_path, mo
     assert seen[1] == seen[2] != seen[0]
     (file,) = (tmp_path / "checkpoints").glob("choice-auto-*.json")
     trials = json.loads(file.read_text())
-    assert [set(trial) for trial in trials.values()] == [{"settings", "images", "error"}] * 2
+    assert [set(trial) for trial in trials.values()] == [{"settings", "images", "error", "seconds"}] * 2
     assert "auto, trial 2: image_bases=" in capfd.readouterr().out
     # The set is of the better of the two, and says of which settings.
     best = min(trials.values(), key=lambda trial: trial["error"])["settings"]
-    chosen = read_manifest(tmp_path / "distilled" / "auto" / "seed_0")["chosen"]
+    manifest = read_manifest(tmp_path / "distilled" / "auto" / "seed_0")
+    # The trials are part of what a set takes.
+    assert manifest["seconds"] >= sum(trial["seconds"] for trial in trials.values())
+    chosen = manifest["chosen"]
     assert {name: chosen[name] for name in best} == best
     assert not list((tmp_path / "checkpoints").glob("choice-auto-*/"))
 
@@ -70,17 +75,28 @@ def test_trials_choose_once_and_an_interrupted_choice_goes_on(spec, tmp_path, mo
     assert len(seen) == 3
     assert (tmp_path / "distilled" / "auto" / "seed_0" / "manifest.json").stat().st_mtime_ns == before
     monkeypatch.setattr(choose._Trials, "_run", lambda *_: {"refused": "nothing fits"})
-    pipeline.run(replace(spec, trials=replace(spec.trials, steps=3)), tmp_path, "distill", accept_changes=True)
-    assert "nothing fits" in capfd.readouterr().out
+    with pytest.raises(InputError, match=r"config\.methods\.auto .* none of 2 trials was possible, .* because: nothing fits"):
+        pipeline.run(replace(spec, trials=replace(spec.trials, steps=3)), tmp_path, "distill", accept_changes=True)
+
+    # Half a file of trials is no reason to stop, and what did not fit into memory is tried again.
+    file.write_text(file.read_text()[:40])
+    monkeypatch.setattr(choose._Trials, "_run", lambda *_: {"refused": "too large", "too_large": True})
+    with pytest.raises(InputError, match="too large"):
+        pipeline.run(spec, tmp_path, "distill", accept_changes=True)
+    assert f"{file} is damaged; the trials of auto are made again" in capfd.readouterr().out
+    assert json.loads(file.read_text()) == {}
 
 
-def test_a_trial_is_judged_by_images_that_its_set_does_not_start_from(spec, tmp_path):
-    data = load_data(spec.data, "test")
-    context = Context(spec, data, tmp_path, Metrics(tmp_path / "metrics.jsonl"), Display(quiet=True))
-    judged = choose._Trials(context, "auto", MethodRun).judged
-    assert len(judged) == len(data.train_images)
-    assert judged.sum() == -(-len(judged) // 10)
-    others = np.flatnonzero(~judged)
+@pytest.fixture
+def context(spec, tmp_path):
+    return Context(spec, load_data(spec.data, "test"), tmp_path, Metrics(tmp_path / "metrics.jsonl"), Display(quiet=True))
+
+
+def test_a_trial_is_judged_by_images_that_its_set_is_not_made_of(context):
+    trials, total = choose._Trials(context, "auto", MethodRun), len(context.data.train_images)
+    judged, others = trials.judged, trials.others
+    assert len(judged) == -(-total // 10)
+    assert sorted([*judged, *others]) == list(range(total))
     # As many images as there are others, so that all of them are taken.
     context.chosen["auto"] = RegressionSpec(steps=0)
     run = MethodRun(context, "auto", others)
@@ -91,3 +107,20 @@ def test_a_trial_is_judged_by_images_that_its_set_does_not_start_from(spec, tmp_
     np.testing.assert_allclose(order(distilled.reprs.rows[0]), order(context.reprs("train")[others]), rtol=1e-4, atol=1e-4)
     # There are no more images than that to start from.
     assert MethodRun(context, "auto", np.arange(3)).plan.num_images == 3
+
+    # Steps draw the others alone, and bases are components of them.
+    rows, targets = run.inputs.real.draw(3, 0)
+    assert set(np.asarray(rows).tolist()) <= set(others.tolist())
+    assert isinstance(run.inputs.real, RealImages)
+    np.testing.assert_array_equal(targets % total, rows)
+    all_rows, few = context.pca(None, 2, "auto"), run.inputs.repr_pca(2)
+    np.testing.assert_allclose(few.mean, context.reprs("train")[others].mean(0), rtol=1e-4, atol=1e-5)
+    assert np.abs(few.mean - all_rows.mean).max() > 1e-4
+
+
+def test_an_error_that_is_not_finite_is_a_refusal(context, monkeypatch, tmp_path):
+    trials = choose._Trials(context, "auto", MethodRun)
+    monkeypatch.setattr(choose._Trials, "_error_of_student", lambda *_: float("inf"))
+    assert trials.error(RegressionSpec(steps=0)) == float("inf")
+    (trial,) = json.loads(trials.file.read_text()).values()
+    assert "training images is inf" in trial["refused"]
