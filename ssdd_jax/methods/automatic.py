@@ -173,10 +173,10 @@ def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> Regress
 
 def _groups(sizes: Sizes) -> Iterator[tuple[str, ...]]:
     """Yield the groups of views that can be added: flips if the teacher hardly moves, rotations of square images."""
+    possible = set(view_choices(sizes.image_shape)) & set(sizes.shifts)
     for group in GROUPS:
-        if set(group) <= set(view_choices(sizes.image_shape)) & set(sizes.shifts):
-            if len(group) > 1 or sizes.shifts[group[0]] < SHARE_BELOW:
-                yield group
+        if set(group) <= possible and (len(group) > 1 or sizes.shifts[group[0]] < SHARE_BELOW):
+            yield group
 
 
 def _with_views(spec: RegressionSpec, asked: RegressionSpec, groups: Sequence[tuple[str, ...]] = ()) -> RegressionSpec:
