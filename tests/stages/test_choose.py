@@ -16,11 +16,12 @@ from ssdd_jax.progress import Display
 from ssdd_jax.runtime import stop
 from ssdd_jax.settings.methods import RegressionSpec
 from ssdd_jax.settings.parse import to_spec
-from ssdd_jax.settings.presets import AUTOMATIC, smoke, to_config
+from ssdd_jax.settings.presets import AUTOMATIC, PRESETS, smoke, to_config
 from ssdd_jax.stages import choose, pipeline
 from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.dataset import load_data
 from ssdd_jax.stages.distill import MethodRun
+from ssdd_jax.stages.features import Features
 
 
 @pytest.fixture
@@ -124,3 +125,11 @@ def test_an_error_that_is_not_finite_is_a_refusal(context, monkeypatch, tmp_path
     assert trials.error(RegressionSpec(steps=0)) == float("inf")
     (trial,) = json.loads(trials.file.read_text()).values()
     assert "training images is inf" in trial["refused"]
+
+
+def test_features_that_lack_views_are_chosen_from_those_that_they_have(context):
+    rows = np.ones((len(context.data.train_images), 4), np.float32)
+    context.given = replace(context.given, teacher=Features({"identity": rows, "hflip": rows}))
+    assert context.views_of(AUTOMATIC) == ("identity", "hflip")
+    # What is asked for by name is refused if it is missing.
+    assert context.views_of(PRESETS["ours"]) == PRESETS["ours"].views
