@@ -309,11 +309,12 @@ def _depthwise_by_kernel(images: Images, kernel: Kernel, gradient: Outputs, wind
 
     def add_part(total: Array, part: tuple[Images, Outputs]) -> tuple[Array, None]:
         images, gradient = part
-        return total + jnp.stack([reduce(add, list(tap * gradient)) for tap in _taps(images, kernel, window)]), None
+        products = [(tap * gradient).astype(total.dtype) for tap in _taps(images, kernel, window)]
+        return total + jnp.stack([reduce(add, list(product)) for product in products]), None
 
     parts = (split_in_chunks(images, IMAGES_AT_ONCE), split_in_chunks(gradient, IMAGES_AT_ONCE))
-    start = jnp.zeros((kernel.shape[0] * kernel.shape[1], *gradient.shape[1:]), gradient.dtype)
-    return jax.lax.scan(add_part, start, parts)[0].sum((1, 2)).reshape(kernel.shape)
+    start = jnp.zeros((kernel.shape[0] * kernel.shape[1], *gradient.shape[1:]), jnp.promote_types(gradient.dtype, jnp.float32))
+    return jax.lax.scan(add_part, start, parts)[0].sum((1, 2)).reshape(kernel.shape).astype(kernel.dtype)
 
 
 _convolve_depthwise.defvjp(_depthwise_forward, _depthwise_backward)

@@ -69,7 +69,7 @@ def make_inputs(context: Context, name: str, devices: Devices | None, rows: np.n
         num_train=len(data.train_images if rows is None else rows),
         image_shape=shape,
         num_classes=data.num_classes,
-        labels=data.train_labels if rows is None else data.train_labels[rows],
+        labels=data.train_labels if rows is None or data.train_labels is None else data.train_labels[rows],
         normalize=data.normalize,
         images=lambda chosen: context.normalized_images(of(chosen)),
         learner=context.learner,
