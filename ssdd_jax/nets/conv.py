@@ -155,8 +155,8 @@ def _is_product(kernel: Kernel, window: Window) -> bool:
 
 def _on_cpu(images: Images, kernel: Kernel, window: Window) -> Outputs:
     if _is_product(kernel, window):
-        down, right = window.strides
-        return jnp.matmul(images[:, ::down, ::right], kernel[0, 0], precision=window.precision)
+        (pixels,) = _taps(images, kernel, window)
+        return jnp.matmul(pixels, kernel[0, 0], precision=window.precision)
     if _few_channels(kernel):
         columns = _columns(kernel)
         rows = _gather(images, kernel, window, columns)
@@ -231,9 +231,8 @@ def _turned(kernel: Kernel, window: Window) -> tuple[Kernel, Window]:
 def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window) -> Kernel:
     """Return the gradient with respect to the kernel, summed over parts of the images."""
     if _is_product(kernel, window):
-        down, right = window.strides
-        product = jnp.matmul(_flat(images[:, ::down, ::right]).T, _flat(gradient), precision=window.precision)
-        return product.reshape(kernel.shape)
+        (pixels,) = _taps(images, kernel, window)
+        return jnp.matmul(_flat(pixels).T, _flat(gradient), precision=window.precision).reshape(kernel.shape)
     if _few_channels(kernel):
         return jax.vjp(lambda kernel: _on_cpu(images, kernel, window), kernel)[1](gradient)[0]
 

@@ -281,10 +281,10 @@ class Context:
 
     def views_of(self, method: Any) -> tuple[str, ...]:
         """Return the views that a method's settings ask for or, automatic ones, may choose: with features, those that these have."""
-        views = views_of(method, self.data.image_shape)
-        if self.features is None or method_views(method) != AUTO_VIEWS:
-            return views
-        return tuple(view for view in views if view == "identity" or view in self.features.arrays)
+        choices = view_choices(self.data.image_shape)
+        if self.features is not None:
+            choices = tuple(view for view in choices if view in self.features.arrays)
+        return views_of(method, choices)
 
     def settings(self, name: str) -> Any:
         """Return the settings of a method, those that were chosen in the place of automatic ones."""
@@ -336,7 +336,7 @@ def absent_methods(spec: RunSpec, data: Data, names: Sequence[str], width: int) 
     for name in names:
         settings = spec.methods[name]
         # The teacher's shifts are not known yet.
-        shifts = dict.fromkeys(views_of(settings, data.image_shape), 0.0)
+        shifts = dict.fromkeys(views_of(settings, view_choices(data.image_shape)), 0.0)
         try:
             METHODS[settings.kind].plan(name, settings, sizes_of(spec, data, width, shifts))
         except BudgetError as error:
@@ -351,12 +351,7 @@ def experts_of(method: Any) -> ExpertSpec | None:
     return getattr(method, "experts", None)
 
 
-def method_views(method: Any) -> tuple[str, ...]:
-    """Return the views that a method's settings ask for, `AUTO_VIEWS` among them; only the identity if they have none."""
-    return getattr(method, "views", ("identity",))
-
-
-def views_of(method: Any, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """Return the views that a method's settings ask for, or may choose for such images."""
-    views = method_views(method)
-    return view_choices(image_shape) if views == AUTO_VIEWS else views
+def views_of(method: Any, choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the views that a method's settings ask for, `choices` where these are left to the rule; the identity if they have none."""
+    views = getattr(method, "views", ("identity",))
+    return choices if views == AUTO_VIEWS else views

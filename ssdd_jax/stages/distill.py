@@ -73,7 +73,7 @@ def make_inputs(context: Context, name: str, devices: Devices | None, rows: np.n
         normalize=data.normalize,
         images=lambda chosen: context.normalized_images(of(chosen)),
         learner=context.learner,
-        real=context.real if rows is None else context.real_among(rows),
+        real=context.real_among(rows),
         view_reprs=lambda chosen, views: context.view_reprs(of(chosen), views),
         train_reprs=lambda: context.reprs("train")[every],
         represent_in_step=represent_in_step,
