@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ssdd_jax.cli import load_config
-from ssdd_jax.settings.presets import PRESETS, smoke, to_config, two_core_labels
+from ssdd_jax.settings.presets import AUTOMATIC, PRESETS, smoke, to_config, two_core_labels
 from ssdd_jax.settings.spec import DataSpec
 
 VIEWS = {"views": PRESETS["ours"].views}
@@ -27,6 +27,7 @@ def get_config(variant=""):
     config = load_config(run["base"])
     for name, changes in ABLATED.items():
         config.methods[name] = to_config({**config.methods["ours"].to_dict(), **changes})
+    config.methods.auto = to_config(AUTOMATIC)
     if not run["base"].startswith("cifar100"):
         # cifar100 has its own.
         two_core_labels(config)

@@ -11,10 +11,13 @@ from experiments.paper.published import BUDGETS, TARGETS
 TABLES = ("cross_architecture", "downstream", "budgets", "ablation", "figure")
 PAPER_ROWS = ("random", "dsa", "idm", "datm", "krr_st", "ours")
 CONTROL_ROWS = ("kmeans", "herding", "raw_small", "basis")
-CURVES = ("random", "kmeans", "krr_st", "raw_small", "basis", "ours")
+# Ours without the paper's settings: nothing is set but N, and storage is counted in bits.
+BEYOND_ROWS = ("auto",)
+CURVES = ("random", "kmeans", "krr_st", "raw_small", "basis", "ours", *BEYOND_ROWS)
+AT_MAIN = (*PAPER_ROWS, *CONTROL_ROWS, *BEYOND_ROWS)
 ABLATION_ROWS = ("krr_st", "raw_small", "basis_init", "basis", "stored_views", "no_bases", "ours")
 OF_LABELS = ("dsa", "idm", "datm")
-ROWS = tuple(dict.fromkeys((*PAPER_ROWS, *CONTROL_ROWS, *ABLATION_ROWS)))
+ROWS = tuple(dict.fromkeys((*PAPER_ROWS, *CONTROL_ROWS, *ABLATION_ROWS, *BEYOND_ROWS)))
 # Of the configs for two cores; the paper's are in `published`.
 SMALL_BUDGETS, SMALL_MAIN = (10, 20, 50, 100, 200), 50
 SMALL_BASES = 30
@@ -119,9 +122,9 @@ def runs_of(table: str, scale: Scale) -> Iterator[Run]:
     """Yield the runs of a table, each with one seed, in the order of what they tell."""
     main = scale.main
     if table == "cross_architecture":
-        yield Run(main, (*PAPER_ROWS, *CONTROL_ROWS), students=())
+        yield Run(main, AT_MAIN, students=())
     elif table == "downstream":
-        yield Run(main, (*PAPER_ROWS, *CONTROL_ROWS), targets=True)
+        yield Run(main, AT_MAIN, targets=True)
     elif table == "ablation":
         yield Run(main, ABLATION_ROWS)
     elif table == "figure":

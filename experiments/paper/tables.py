@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.paper import published
-from experiments.paper.plans import ABLATION_ROWS, CONTROL_ROWS, CURVES, OF_LABELS, PAPER_ROWS, Scale
+from experiments.paper.plans import ABLATION_ROWS, AT_MAIN, BEYOND_ROWS, CURVES, OF_LABELS, Scale
 from ssdd_jax.report.tables import CONTROL_LABELS, LOWER_IS_BETTER, NOTHING, Cell
 
 Row = Mapping[str, Any]
@@ -137,7 +137,7 @@ def _at_main_budget(
     """Return methods by `axis` at the main budget, a table for every score that there is; the columns `first` come first."""
     columns = list(dict.fromkeys([*first, *(row[axis] for row in rows)]))
     why = {(name, columns[0]): reason for (name, n), reason in absent.items() if n == scale.main} if columns else {}
-    methods, same_data = ("none", *PAPER_ROWS, *CONTROL_ROWS, "full"), _is_papers(scale, scale.main)
+    methods, same_data = ("none", *AT_MAIN, "full"), _is_papers(scale, scale.main)
     found = {score: scores_of(rows, score, lambda row: (row["method"], row[axis])) for score in scores}
     name = f"{title}, N = {scale.main}"
     return [crossed(name, methods, columns, found[score], score, theirs, same_data, why) for score in scores if found[score]]
@@ -148,7 +148,7 @@ def _is_papers(scale: Scale, num_pairs: int) -> bool:
 
 
 def budgets(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], str]) -> list[Table]:
-    """Return the table over budgets, and what `ours` saves."""
+    """Return the table over budgets, and how much storage `ours` and the rows beyond the paper save."""
     main = [row for row in rows if row["student"] == "convnet" and row["own"]]
     columns = sorted({row["num_pairs"] for row in main})
     found = {score: scores_of(main, score, lambda row: (row["method"], row["num_pairs"])) for score in SCORES}
@@ -167,12 +167,14 @@ def budgets(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], 
         if found[score]
     ]
     lines = [
-        [against, SCORES[score], text]
+        [name, SCORES[score], against, text]
+        for name in ("ours", *BEYOND_ROWS)
         for score in ("linear", "repr_error")
         for against in ("krr_st", "random")
-        if (text := saving_in_words(found[score], columns, score, against))
+        if (text := saving_in_words(found[score], columns, score, name, against))
     ]
-    saved = Table("What `ours` saves", ["against", "score", "storage at which it reaches what `ours` has at the least budget"], lines, [])
+    header = ["row at its least budget", "score", "against", "storage at which that reaches it"]
+    saved = Table("Storage saved", header, lines, ["In bits: N is the storage of N pairs in numbers of 32 bits, whatever a row's numbers have."])
     return [*tables, saved] if lines else tables
 
 
@@ -194,18 +196,20 @@ def saving(curve: Sequence[tuple[int, float]], goal: float, lower_is_better: boo
     return None
 
 
-def saving_in_words(found: Mapping[tuple[str, int], Sequence[float]], columns: Sequence[int], score: str, against: str) -> str:
-    """Return the factor by which `ours` at the least budget saves storage against another method, with the range over seeds."""
-    least = next((n for n in columns if ("ours", n) in found), None)
+def saving_in_words(
+    found: Mapping[tuple[str, int], Sequence[float]], columns: Sequence[int], score: str, name: str, against: str
+) -> str:
+    """Return how much storage another method needs for the score that `name` has at its least budget, with the number of every seed."""
+    least = next((n for n in columns if (name, n) in found), None)
     if least is None:
         return ""
     curve = {n: found[against, n] for n in columns if (against, n) in found}
-    seeds = min([len(found["ours", least]), *map(len, curve.values())], default=0)
+    seeds = min([len(found[name, least]), *map(len, curve.values())], default=0)
     if not curve or not seeds:
         return ""
     lower = score in LOWER_IS_BETTER
-    mean = saving([(n, statistics.fmean(values)) for n, values in curve.items()], statistics.fmean(found["ours", least]), lower)
-    each = [saving([(n, values[i]) for n, values in curve.items()], found["ours", least][i], lower) for i in range(seeds)]
+    mean = saving([(n, statistics.fmean(values)) for n, values in curve.items()], statistics.fmean(found[name, least]), lower)
+    each = [saving([(n, values[i]) for n, values in curve.items()], found[name, least][i], lower) for i in range(seeds)]
     most = max(curve)
     words = lambda n: f"{n / least:.1f} times" if n is not None else f"more than {most / least:g} times"
     return words(mean) + (f" (seeds: {', '.join(words(n) for n in each)})" if seeds > 1 else "")
