@@ -6,7 +6,7 @@ not start from. So the rule sees training images and the teacher, never a label 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import ceil, inf, sqrt
 
 from ssdd_jax.methods.plan import Sizes
 from ssdd_jax.settings.methods import AUTO, AUTO_STEPS, AUTO_VIEWS, RegressionSpec
@@ -148,7 +148,9 @@ def _at(spec: RegressionSpec, sizes: Sizes, place: Mapping[str, int]) -> Regress
     # Plain images have all their pixels.
     plain = place["image_bases"] == NONE
     if automatic("base_size"):
-        side = 0 if plain else max(1, round(GRIDS["base_size"][place["base_size"]] * min(height, width)))
+        # Bases have at least as many pixels as frequencies that are asked for.
+        least, most = ceil(sqrt(max(kept, 1) / channels)), min(height, width)
+        side = 0 if plain else min(most, max(least, round(GRIDS["base_size"][place["base_size"]] * most)))
     pixels = (side * side if side else height * width) * channels
     if automatic("frequencies") and plain:
         kept = 0

@@ -131,6 +131,13 @@ def test_the_side_of_bases_of_pixels_is_chosen_likewise():
     assert {spec.frequencies for spec in tried} == {0}
 
 
+def test_bases_have_room_for_the_frequencies_that_are_asked_for():
+    spec = replace(AUTOMATIC, base_size=AUTO, frequencies=600)
+    trial, tried = counted(lambda spec: spec.base_size or inf)
+    assert choose(spec, SIZES, trial, 50).base_size == 15
+    assert all(plain.base_size == 0 or plain.base_size**2 * 3 >= 600 for plain in tried)
+
+
 def test_where_bases_are_too_many_there_are_fewer():
     # Of 20 training images there are 19 components.
     few = replace(SIZES, num_train=20)
