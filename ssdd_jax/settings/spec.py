@@ -128,7 +128,7 @@ class TrialsSpec:
 
     Attributes:
         most: largest number of trials for one method.
-        steps: outer steps of a trial, where a set is to have any.
+        steps: outer steps of a trial, where a set is to have any; whether it is to have any is tried with all of them, and the whole pool.
         pool_size: members of a trial's pool.
         updates: updates of the student that a trial is judged by, of `config.student`'s network: SGD as in `RecipeSpec`, with a cosine to
             zero.

@@ -30,6 +30,7 @@ from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.runtime.memory import TooLarge
 from ssdd_jax.settings.digest import digest, json_ready
 from ssdd_jax.settings.evaluation import RECIPES
+from ssdd_jax.settings.methods import AUTO_STEPS
 from ssdd_jax.settings.spec import EvaluationSpec
 from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.student import Compiled, get_student, pretrain
@@ -100,7 +101,7 @@ class _Trials:
         return np.setdiff1d(np.arange(len(self.context.data.train_images)), self.judged)
 
     def error(self, spec: Any) -> float:
-        """Return the error of a student of a set that is made with few steps; infinite where the settings are impossible."""
+        """Return the error of a student of a set with some settings; infinite where they are impossible."""
         key = digest(spec)
         trial = self.found[key] = self.earlier.get(key) or {"settings": self._changed(spec), **self._run(spec, self.folder / key)}
         if hosts.is_writer() and key not in self.earlier:
@@ -126,13 +127,16 @@ class _Trials:
         context, trials, started = self.context, self.context.spec.trials, time.monotonic()
         # What all trials share is computed once, before the context is copied.
         _ = context.teacher, context.learner, context.real, context.train_images, context.real_targets
-        trial = copy.copy(context)
+        trial, steps, pool = copy.copy(context), num_steps(context.spec, spec), context.spec.pool
+        # Whether steps pay shows in as many as the set would take, of the same pool; sizes are ranked by fewer.
+        if steps and context.spec.methods[self.name].steps != AUTO_STEPS:
+            steps, pool = trials.steps, replace(pool, size=trials.pool_size, members_per_step=1)
         trial.spec = replace(
             context.spec,
-            methods={self.name: replace(spec, steps=trials.steps if num_steps(context.spec, spec) else 0)},
+            methods={self.name: replace(spec, steps=steps)},
             only="",
             evaluation=EvaluationSpec(updates=trials.updates, recipes=RECIPE),
-            pool=replace(context.spec.pool, size=trials.pool_size, members_per_step=1),
+            pool=pool,
             checkpoints=replace(context.spec.checkpoints, every=0),
         )
         trial.chosen, trial.metrics = {}, Metrics(folder / "metrics.jsonl")

@@ -133,3 +133,17 @@ def test_features_that_lack_views_are_chosen_from_those_that_they_have(context):
     assert context.views_of(AUTOMATIC) == ("identity", "hflip")
     # What is asked for by name is refused if it is missing.
     assert context.views_of(PRESETS["ours"]) == PRESETS["ours"].views
+
+
+def test_whether_steps_pay_is_tried_with_all_of_them(context):
+    seen = []
+
+    def record(trial, name, among):
+        seen.append((trial.spec.methods[name].steps, trial.spec.pool.size))
+        raise InputError("seen")
+
+    choose._Trials(context, "auto", record).error(RegressionSpec())
+    context.spec = replace(context.spec, methods={"auto": replace(AUTOMATIC, steps=7)})
+    choose._Trials(context, "auto", record).error(RegressionSpec(steps=7))
+    assert seen == [(context.spec.outer.steps, context.spec.pool.size), (context.spec.trials.steps, context.spec.trials.pool_size)]
+    assert seen[0] != seen[1]
