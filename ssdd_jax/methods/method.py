@@ -145,6 +145,7 @@ class Method(NamedTuple):
         is_automatic: spec -> whether settings are left to `choose`.
         choose: (spec, sizes, trial, largest number of trials) -> settings of which none is automatic; `trial` takes such settings and
             returns the error of a student of such a set, see `ssdd_jax.methods.automatic`.
+        choice_version: likewise part of the digests of sets whose settings are automatic: raise it when others are chosen.
     """
 
     spec: type[Any]
@@ -157,3 +158,4 @@ class Method(NamedTuple):
     finish: Callable[[Any, Plan, Inputs, Any], Finished]
     is_automatic: Callable[[Any], bool] = lambda spec: False
     choose: Callable[[Any, Sizes, Callable[[Any], float], int], Any] = lambda spec, sizes, trial, most: spec
+    choice_version: int = 1

@@ -308,4 +308,5 @@ METHOD = Method(
     finish=finish,
     is_automatic=is_automatic,
     choose=choose,
+    choice_version=2,
 )

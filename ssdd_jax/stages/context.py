@@ -316,7 +316,7 @@ class Context:
             spec = replace(spec, experts=self._by_content(experts))
         # Automatic settings stand for what is chosen, which is a function of all this.
         if method.is_automatic(spec):
-            sections.append(self.spec.trials)
+            sections += [self.spec.trials, method.choice_version]
         return digest(made_from, self.budget, sections, spec, method.version)
 
 

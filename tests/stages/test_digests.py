@@ -184,8 +184,10 @@ def test_every_setting_changes_the_digests_of_what_it_affects_or_is_known_to_aff
 
 
 def test_other_code_has_other_digests(spec, tmp_path, monkeypatch):
-    before = digests_of(spec, tmp_path)
-    monkeypatch.setitem(METHODS._objects, "regression", METHODS["regression"]._replace(version=99))
+    before, regression = digests_of(spec, tmp_path), METHODS["regression"]
+    monkeypatch.setitem(METHODS._objects, "regression", regression._replace(choice_version=99))
+    assert {name for name, old in digests_of(spec, tmp_path).items() if old != before[name]} == {"automatic set"}
+    monkeypatch.setitem(METHODS._objects, "regression", regression._replace(version=99))
     assert {name for name, old in digests_of(spec, tmp_path).items() if old != before[name]} == {"set", "automatic set"}
     monkeypatch.setitem(PROTOCOLS._objects, "knn", PROTOCOLS["knn"]._replace(version=99))
     moved = {name for name, old in digests_of(spec, tmp_path).items() if old != before[name]}
