@@ -174,7 +174,8 @@ def budgets(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], 
         if (text := saving_in_words(found[score], columns, score, name, against))
     ]
     header = ["row at its least budget", "score", "against", "storage at which that reaches it"]
-    saved = Table("Storage saved", header, lines, ["In bits: N is the storage of N pairs in numbers of 32 bits, whatever a row's numbers have."])
+    counted = "In bits: N is the storage of N pairs in numbers of 32 bits, whatever a row's numbers have."
+    saved = Table("Storage saved", header, lines, [counted])
     return [*tables, saved] if lines else tables
 
 
@@ -196,9 +197,7 @@ def saving(curve: Sequence[tuple[int, float]], goal: float, lower_is_better: boo
     return None
 
 
-def saving_in_words(
-    found: Mapping[tuple[str, int], Sequence[float]], columns: Sequence[int], score: str, name: str, against: str
-) -> str:
+def saving_in_words(found: Mapping[tuple[str, int], Sequence[float]], columns: Sequence[int], score: str, name: str, against: str) -> str:
     """Return how much storage another method needs for the score that `name` has at its least budget, with the number of every seed."""
     least = next((n for n in columns if (name, n) in found), None)
     if least is None:

@@ -1,7 +1,7 @@
 """Settings that choose themselves: which of the regression's are automatic, and the rule that finds them by short trials.
 
-A trial makes a set with some settings, in few steps or none unless steps are what it is about, and returns the error of a student of it on training images that the set does
-not start from. So the rule sees training images and the teacher, never a label or the test split.
+A trial makes a set with some settings, in few steps or none unless steps are what it is about, and returns the error of a student of it
+on training images that the set does not start from. So the rule sees training images and the teacher, never a label or the test split.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -96,7 +96,8 @@ def test_the_saving_is_that_of_the_least_budget():
 
 
 def test_the_row_beyond_the_paper_is_in_its_tables_and_its_saving_is_counted():
-    rows = [row("auto", 0.58, num_pairs=10), row("ours", 0.5, num_pairs=10), row("krr_st", 0.5, num_pairs=10), row("krr_st", 0.6, num_pairs=1000)]
+    ten, thousand = {"num_pairs": 10}, {"num_pairs": 1000}
+    rows = [row("auto", 0.58, **ten), row("ours", 0.5, **ten), row("krr_st", 0.5, **ten), row("krr_st", 0.6, **thousand)]
     assert "auto" in [line[0] for line in tables.cross_architecture([row("auto", 0.58)], scale(), {})[0].rows]
     *_, saved = tables.budgets(rows, scale(), {})
     assert [line[0] for line in saved.rows] == ["ours", "auto"]
