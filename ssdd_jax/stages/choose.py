@@ -127,18 +127,13 @@ class _Trials:
         context, trials, started = self.context, self.context.spec.trials, time.monotonic()
         # What all trials share is computed once, before the context is copied.
         _ = context.teacher, context.learner, context.real, context.train_images, context.real_targets
-        trial, steps, pool = copy.copy(context), num_steps(context.spec, spec), context.spec.pool
+        trial = copy.copy(context)
+        trial.spec = replace(context.spec, only="", evaluation=EvaluationSpec(updates=trials.updates, recipes=RECIPE))
         # Whether steps pay shows in as many as the set would take, of the same pool; sizes are ranked by fewer.
-        if steps and context.spec.methods[self.name].steps != AUTO_STEPS:
-            steps, pool = trials.steps, replace(pool, size=trials.pool_size, members_per_step=1)
-        trial.spec = replace(
-            context.spec,
-            methods={self.name: replace(spec, steps=steps)},
-            only="",
-            evaluation=EvaluationSpec(updates=trials.updates, recipes=RECIPE),
-            pool=pool,
-            checkpoints=replace(context.spec.checkpoints, every=0),
-        )
+        if num_steps(context.spec, spec) and context.spec.methods[self.name].steps != AUTO_STEPS:
+            spec, pool = replace(spec, steps=trials.steps), replace(context.spec.pool, size=trials.pool_size, members_per_step=1)
+            trial.spec = replace(trial.spec, pool=pool, checkpoints=replace(context.spec.checkpoints, every=0))
+        trial.spec = replace(trial.spec, methods={self.name: spec})
         trial.chosen, trial.metrics = {}, Metrics(folder / "metrics.jsonl")
         # Half a trial says nothing, so a stop ends the choice.
         trial.given = replace(context.given, partial=False)
@@ -148,7 +143,7 @@ class _Trials:
             folder.mkdir(parents=True, exist_ok=True)
         try:
             run = self.method_run(trial, self.name, self.others)
-            (state,), *_ = run.states([SEED], folder)
+            (state,), seconds_before, _ = run.states([SEED], folder)
             error = self._error_of_student(trial, run.method.finish(run.spec, run.plan, run.inputs, state), folder)
         except TooLarge as refusal:
             return {"refused": str(refusal), "too_large": True}
@@ -156,7 +151,7 @@ class _Trials:
             return {"refused": str(refusal)}
         if not isfinite(error):
             return {"refused": f"the error of its student on {len(self.judged)} training images is {error}"}
-        return {"images": run.plan.num_images, "error": error, "seconds": round(time.monotonic() - started, 1)}
+        return {"images": run.plan.num_images, "error": error, "seconds": round(time.monotonic() - started + seconds_before, 1)}
 
     def _error_of_student(self, trial: Context, finished: Finished, folder: Path) -> float:
         """Return the error of a student of a set in predicting the representations of the images that trials are judged by."""

@@ -8,6 +8,7 @@ import pytest
 from quick import VIEWS
 
 from ssdd_jax.cli import load_config
+from ssdd_jax.core.optimizers import num_steps
 from ssdd_jax.core.real import RealImages
 from ssdd_jax.errors import InputError
 from ssdd_jax.io.manifest import read_manifest
@@ -139,11 +140,14 @@ def test_whether_steps_pay_is_tried_with_all_of_them(context):
     seen = []
 
     def record(trial, name, among):
-        seen.append((trial.spec.methods[name].steps, trial.spec.pool.size))
+        seen.append((num_steps(trial.spec, trial.spec.methods[name]), trial.spec.pool.size, trial.spec.checkpoints.every))
         raise InputError("seen")
 
     choose._Trials(context, "auto", record).error(RegressionSpec())
     context.spec = replace(context.spec, methods={"auto": replace(AUTOMATIC, steps=7)})
     choose._Trials(context, "auto", record).error(RegressionSpec(steps=7))
-    assert seen == [(context.spec.outer.steps, context.spec.pool.size), (context.spec.trials.steps, context.spec.trials.pool_size)]
-    assert seen[0] != seen[1]
+    # The long one goes on from its checkpoints.
+    long = (context.spec.outer.steps, context.spec.pool.size, context.spec.checkpoints.every)
+    assert seen == [long, (context.spec.trials.steps, context.spec.trials.pool_size, 0)]
+    assert 0 not in long
+    assert long[:2] != seen[1][:2]
