@@ -167,13 +167,14 @@ def budgets(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], 
         if found[score]
     ]
     lines = [
-        [name, SCORES[score], against, text]
+        [f"{name}, N = {least}", SCORES[score], against, text]
         for name in ("ours", *BEYOND_ROWS)
+        for least in sorted({row["num_pairs"] for row in main if row["method"] == name})[:1]
         for score in ("linear", "repr_error")
         for against in ("krr_st", "random")
-        if (text := saving_in_words(found[score], columns, score, name, against))
+        if (text := saving_in_words(found[score], score, (name, least), against))
     ]
-    header = ["row at its least budget", "score", "against", "storage at which that reaches it"]
+    header = ["row", "score", "against", "storage at which that reaches it"]
     counted = "In bits: N is the storage of N pairs in numbers of 32 bits, whatever a row's numbers have."
     saved = Table("Storage saved", header, lines, [counted])
     return [*tables, saved] if lines else tables
@@ -197,19 +198,19 @@ def saving(curve: Sequence[tuple[int, float]], goal: float, lower_is_better: boo
     return None
 
 
-def saving_in_words(found: Mapping[tuple[str, int], Sequence[float]], columns: Sequence[int], score: str, name: str, against: str) -> str:
-    """Return how much storage another method needs for the score that `name` has at its least budget, with the number of every seed."""
-    least = next((n for n in columns if (name, n) in found), None)
-    if least is None:
-        return ""
-    curve = {n: found[against, n] for n in columns if (against, n) in found}
-    seeds = min([len(found[name, least]), *map(len, curve.values())], default=0)
-    if not curve or not seeds:
+def saving_in_words(found: Mapping[tuple[str, int], Sequence[float]], score: str, row: tuple[str, int], against: str) -> str:
+    """Return how much storage another method needs for the score of a row at its budget, with the number of every seed.
+
+    Nothing where that method has not been measured with more storage.
+    """
+    (_, least), goals = row, found.get(row, ())
+    curve = {n: values for (name, n), values in found.items() if name == against and n >= least}
+    seeds, most = min([len(goals), *map(len, curve.values())]), max(curve, default=0)
+    if most <= least or not seeds:
         return ""
     lower = score in LOWER_IS_BETTER
-    mean = saving([(n, statistics.fmean(values)) for n, values in curve.items()], statistics.fmean(found[name, least]), lower)
-    each = [saving([(n, values[i]) for n, values in curve.items()], found[name, least][i], lower) for i in range(seeds)]
-    most = max(curve)
+    mean = saving([(n, statistics.fmean(values)) for n, values in curve.items()], statistics.fmean(goals), lower)
+    each = [saving([(n, values[i]) for n, values in curve.items()], goals[i], lower) for i in range(seeds)]
     words = lambda n: f"{n / least:.1f} times" if n is not None else f"more than {most / least:g} times"
     return words(mean) + (f" (seeds: {', '.join(words(n) for n in each)})" if seeds > 1 else "")
 

@@ -90,7 +90,7 @@ def test_savings_are_interpolated_between_measured_points_and_never_beyond(goal,
 def test_the_saving_is_that_of_the_least_budget():
     rows = [row("ours", 0.55, num_pairs=10), row("krr_st", 0.5, num_pairs=10), row("krr_st", 0.6, num_pairs=1000)]
     *_, saved = tables.budgets(rows, scale(), {})
-    assert saved.rows == [["ours", "Linear evaluation", "krr_st", "10.0 times"]]
+    assert saved.rows == [["ours, N = 10", "Linear evaluation", "krr_st", "10.0 times"]]
     rows[0]["linear"] = 0.7
     assert tables.budgets(rows, scale(), {})[-1].rows[0][3] == "more than 100 times"
 
@@ -100,8 +100,10 @@ def test_the_row_beyond_the_paper_is_in_its_tables_and_its_saving_is_counted():
     rows = [row("auto", 0.58, **ten), row("ours", 0.5, **ten), row("krr_st", 0.5, **ten), row("krr_st", 0.6, **thousand)]
     assert "auto" in [line[0] for line in tables.cross_architecture([row("auto", 0.58)], scale(), {})[0].rows]
     *_, saved = tables.budgets(rows, scale(), {})
-    assert [line[0] for line in saved.rows] == ["ours", "auto"]
-    assert saved.rows[1] == ["auto", "Linear evaluation", "krr_st", "39.8 times"]
+    assert [line[0] for line in saved.rows] == ["ours, N = 10", "auto, N = 10"]
+    assert saved.rows[1] == ["auto, N = 10", "Linear evaluation", "krr_st", "39.8 times"]
+    # With as much storage as there is of the others, nothing can be said.
+    assert tables.budgets([{**row, "num_pairs": 10} for row in rows[:3]], scale(), {})[-1].title != "Storage saved"
 
 
 def test_the_ablation_has_a_line_for_every_part():
