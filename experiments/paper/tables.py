@@ -166,13 +166,13 @@ def budgets(rows: Sequence[Row], scale: Scale, absent: Mapping[tuple[str, int], 
         for score in SCORES
         if found[score]
     ]
+    least = {name: min(n) for name in ("ours", *BEYOND_ROWS) if (n := [row["num_pairs"] for row in main if row["method"] == name])}
     lines = [
-        [f"{name}, N = {least}", SCORES[score], against, text]
-        for name in ("ours", *BEYOND_ROWS)
-        for least in sorted({row["num_pairs"] for row in main if row["method"] == name})[:1]
+        [f"{name}, N = {num_pairs}", SCORES[score], against, text]
+        for name, num_pairs in least.items()
         for score in ("linear", "repr_error")
         for against in ("krr_st", "random")
-        if (text := saving_in_words(found[score], score, (name, least), against))
+        if (text := saving_in_words(found[score], score, (name, num_pairs), against))
     ]
     header = ["row", "score", "against", "storage at which that reaches it"]
     counted = "In bits: N is the storage of N pairs in numbers of 32 bits, whatever a row's numbers have."

@@ -127,13 +127,14 @@ class _Trials:
         context, trials, started = self.context, self.context.spec.trials, time.monotonic()
         # What all trials share is computed once, before the context is copied.
         _ = context.teacher, context.learner, context.real, context.train_images, context.real_targets
+        steps, of_run, evaluation = num_steps(context.spec, spec), context.spec, EvaluationSpec(updates=trials.updates, recipes=RECIPE)
+        # Whether steps pay shows in as many as the set would take, of the same pool; sizes are ranked by fewer, and by none.
+        if not (steps and context.spec.methods[self.name].steps == AUTO_STEPS):
+            spec = replace(spec, steps=trials.steps if steps else 0)
+            pool = replace(of_run.pool, size=trials.pool_size, members_per_step=1)
+            of_run = replace(of_run, pool=pool, checkpoints=replace(of_run.checkpoints, every=0))
         trial = copy.copy(context)
-        trial.spec = replace(context.spec, only="", evaluation=EvaluationSpec(updates=trials.updates, recipes=RECIPE))
-        # Whether steps pay shows in as many as the set would take, of the same pool; sizes are ranked by fewer.
-        if num_steps(context.spec, spec) and context.spec.methods[self.name].steps != AUTO_STEPS:
-            spec, pool = replace(spec, steps=trials.steps), replace(context.spec.pool, size=trials.pool_size, members_per_step=1)
-            trial.spec = replace(trial.spec, pool=pool, checkpoints=replace(context.spec.checkpoints, every=0))
-        trial.spec = replace(trial.spec, methods={self.name: spec})
+        trial.spec = replace(of_run, methods={self.name: spec}, only="", evaluation=evaluation)
         trial.chosen, trial.metrics = {}, Metrics(folder / "metrics.jsonl")
         # Half a trial says nothing, so a stop ends the choice.
         trial.given = replace(context.given, partial=False)

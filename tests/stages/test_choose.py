@@ -144,10 +144,12 @@ def test_whether_steps_pay_is_tried_with_all_of_them(context):
         raise InputError("seen")
 
     choose._Trials(context, "auto", record).error(RegressionSpec())
+    choose._Trials(context, "auto", record).error(RegressionSpec(steps=0))
     context.spec = replace(context.spec, methods={"auto": replace(AUTOMATIC, steps=7)})
     choose._Trials(context, "auto", record).error(RegressionSpec(steps=7))
     # The long one goes on from its checkpoints.
     long = (context.spec.outer.steps, context.spec.pool.size, context.spec.checkpoints.every)
-    assert seen == [long, (context.spec.trials.steps, context.spec.trials.pool_size, 0)]
+    members = context.spec.trials.pool_size
+    assert seen == [long, (0, members, 0), (context.spec.trials.steps, members, 0)]
     assert 0 not in long
-    assert long[:2] != seen[1][:2]
+    assert long[:2] != seen[2][:2]
