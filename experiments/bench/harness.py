@@ -18,6 +18,8 @@ from ssdd_jax.runtime.memory import step_bytes
 
 # Calls are repeated until a measurement takes at least this long (s); after the pause (s), threads that busy-wait for work have stopped.
 MIN_SECONDS, PAUSE = 0.05, 0.2
+# Uncounted calls after the pause: a step of 24 ms takes ten more when threads sleep and caches are cold, and a run does not pause.
+WARM_CALLS = 2
 # After this time (s) a part is not measured again, once it has the fewest repetitions.
 MAX_SECONDS, MIN_REPETITIONS = 240.0, 3
 
@@ -67,12 +69,14 @@ def product(side: int) -> Callable[[], None]:
 
 
 def measure(contenders: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
-    """Return the seconds of one call of each contender, `repetitions` times alternating, after one uncounted call."""
-    calls = {}
+    """Return the seconds of one call of each contender, `repetitions` times alternating, each time after uncounted calls."""
+    calls, warm = {}, {}
     for name, run in contenders.items():
         first = _seconds(run)
+        is_long = first > 10 * MIN_SECONDS
         # The first call may find cold caches.
-        calls[name] = 1 if first > 10 * MIN_SECONDS else max(1, round(MIN_SECONDS / _seconds(run)))
+        calls[name] = 1 if is_long else max(1, round(MIN_SECONDS / _seconds(run)))
+        warm[name] = 0 if is_long else WARM_CALLS
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     started = time.perf_counter()
     for number in range(repetitions):
@@ -80,6 +84,8 @@ def measure(contenders: Mapping[str, Callable[[], Any]], repetitions: int) -> di
             break
         for name, run in contenders.items():
             time.sleep(PAUSE)
+            for _ in range(warm[name]):
+                run()
             seconds[name].append(_seconds(run, calls[name]))
     return seconds
 
