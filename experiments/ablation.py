@@ -89,6 +89,27 @@ QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
             "twice the rate": Line("basis", {"learning_rate": 0.04}),
         },
     ),
+    "loss": (
+        "Which error of the predicted representations is minimized?",
+        {name: Line("basis", {"loss": name}) for name in ("squared", "whitened", "centres")},
+    ),
+    "averaging": (
+        "Is the mean of the set over the last steps better than the last one?",
+        {str(share): Line("basis", {"averaged": share}) for share in (0.0, 0.25, 0.5)},
+    ),
+    "real": (
+        "How do real images enter a step?",
+        {
+            name: Line("basis", run={"outer.real_augment": kind, **settings})
+            for name, kind, settings in (
+                ("as they are", "views", {}),
+                ("flipped or not", "views", {"outer.real_views": ("identity", "hflip")}),
+                ("8 crops, flipped", "crops", {}),
+                ("fresh crops, flipped", "fresh", {}),
+                ("as they are, 512 of them", "views", {"outer.batch_size": 512}),
+            )
+        },
+    ),
     "sizes": (
         "How is the budget spent: on the resolution of the bases (side s), on their number U, on V, or on images?",
         {

@@ -1,4 +1,4 @@
-"""What a network of classes is trained on: cross-entropies of its outputs, by the kind of its targets."""
+"""Losses besides the squared error: cross-entropies of a network of classes, and errors of predicted representations."""
 
 import jax
 import jax.numpy as jnp
@@ -14,3 +14,21 @@ def label_loss(outputs: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Fl
 def logit_loss(outputs: Float[Array, "n k"], targets: Float[Array, "n k"]) -> Float[Array, ""]:
     """Return the mean cross-entropy against softmax(targets), at temperature 1."""
     return optax.softmax_cross_entropy(outputs, jax.nn.softmax(targets)).mean()
+
+
+def whitened_error(outputs: Float[Array, "n d"], targets: Float[Array, "n d"], factor: Float[Array, "d r"]) -> Float[Array, ""]:
+    """Return the mean square of the error times `factor`, whose columns are directions divided by how much targets vary along them."""
+    return jnp.mean(jnp.matmul(outputs - targets, factor, precision=jax.lax.Precision.HIGHEST) ** 2)
+
+
+def nearness_loss(
+    outputs: Float[Array, "n d"], targets: Float[Array, "n d"], centres: Float[Array, "k d"], temperature: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Return the mean divergence KL(q || p) of softmaxes over centres: of -|c - target|^2 / temperature and -|c - output|^2 / temperature.
+
+    It is the cross-entropy less what no output can go below, so that it is 0 where outputs equal targets.
+    """
+    # Without |row|^2, which all centres share.
+    product = lambda rows: jnp.matmul(rows, centres.T, precision=jax.lax.Precision.HIGHEST)
+    logits = lambda rows: (2 * product(rows) - jnp.sum(centres**2, -1)[None]) / temperature
+    return jnp.mean(optax.kl_divergence(jax.nn.log_softmax(logits(outputs)), jax.nn.softmax(logits(targets))))

@@ -6,6 +6,7 @@ from functools import partial
 from math import prod
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array
@@ -17,6 +18,7 @@ from ssdd_jax.core.distilled import DistilledSet, Layout, compress, finished_sha
 from ssdd_jax.core.kernel import Kernel
 from ssdd_jax.core.optimizers import continue_with_networks, num_steps, outer_optimizer, sgd
 from ssdd_jax.core.outer import (
+    Loss,
     OuterState,
     init_outer,
     make_outer_step,
@@ -24,12 +26,14 @@ from ssdd_jax.core.outer import (
     warm_up_ages,
     without_pool,
 )
+from ssdd_jax.core.pool import mean_squared_error
 from ssdd_jax.core.quantise import BITS
 from ssdd_jax.core.sharding import Shard, unsharded
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.automatic import choose, first_choice, is_automatic
 from ssdd_jax.methods.kernel import check_kernel, check_rows, kernel_settings, ridge_warnings
 from ssdd_jax.methods.method import TEACHER, Finished, Inputs, Method, Phase
+from ssdd_jax.methods.outer_loss import make_loss
 from ssdd_jax.methods.plan import Plan, Sizes, fill_budget
 from ssdd_jax.methods.selection import select_images
 from ssdd_jax.methods.stores import factor_scale, make_stores
@@ -41,10 +45,11 @@ from ssdd_jax.settings.spec import RunSpec
 
 @struct.dataclass
 class State:
-    """The outer loop's state, and R^2 "A" of the approximation networks once they are fitted."""
+    """The outer loop's state, R^2 "A" of the approximation networks once they are fitted, and the set's mean over steps if it is kept."""
 
     outer: OuterState
     r2: Array | None
+    mean: DistilledSet | None
 
     @property
     def distilled(self) -> DistilledSet:
@@ -130,10 +135,13 @@ def make_kernel(spec: RegressionSpec, run: RunSpec, learner: Any, *, chunk_size:
     return KERNELS[spec.kernel](learner, **settings, **kernel_settings(spec))
 
 
-def step_settings(spec: RegressionSpec, run: RunSpec, kernel: Kernel, *, first: int = 0, shard: Shard = unsharded) -> dict[str, Any]:
+def step_settings(
+    spec: RegressionSpec, run: RunSpec, kernel: Kernel, loss: Loss = mean_squared_error, *, first: int = 0, shard: Shard = unsharded
+) -> dict[str, Any]:
     """Return the arguments of `make_outer_step`: the one place where settings become a step; networks take part from step `first` on."""
     return dict(
         kernel=kernel,
+        loss=loss,
         optimizer=outer_optimizer(run, spec, first),
         inner_optimizer=sgd(run.pool),
         max_age=run.pool.max_age,
@@ -156,6 +164,8 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
     joint = round(spec.joint * total) if networks else 0
     free = total - joint
     kernel = make_kernel(spec, run, inputs.learner, chunk_size=inputs.chunk_size(inputs.learner), shard=inputs.shard)
+    # A copy, since the state is donated.
+    mean_of = lambda distilled: jax.tree.map(jnp.copy, distilled) if spec.averaged else None
 
     def begin(seed: Array, distilled: DistilledSet) -> State:
         """Return the state before the first step; without free steps the networks are fitted first."""
@@ -165,13 +175,13 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
         pool_kernel = kernel if total else kernel._replace(learner=None)
         optimizers = dict(optimizer=outer_optimizer(run, spec), inner_optimizer=sgd(run.pool))
         outer = init_outer(step_key(seed, Stream.POOL_INIT), distilled, kernel=pool_kernel, **optimizers, pool_size=run.pool.size)
-        return State(outer, r2)
+        return State(outer, r2, mean_of(distilled))
 
     def join(seed: Array, state: State) -> State:
         """Fit the networks and drop what they replace; the outer loop goes on with what is kept."""
         distilled, r2 = fit(spec, plan, state.outer.distilled, step_key(seed, Stream.NETWORKS))
         opt_state = continue_with_networks(outer_optimizer(run, spec, free), state.outer.opt_state, distilled, plan.layout)
-        return State(replace(state.outer, distilled=distilled, opt_state=opt_state), r2)
+        return State(replace(state.outer, distilled=distilled, opt_state=opt_state), r2, mean_of(distilled))
 
     go_on = lambda seed, state: state
     steps = partial(_steps, spec, plan, inputs)
@@ -222,12 +232,20 @@ def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: i
     """Return a phase of outer steps; the schedule goes on from its step `first`."""
     real, shard = inputs.real, inputs.shard
     kernel = make_kernel(spec, inputs.run, inputs.learner, chunk_size=inputs.chunk_size(inputs.learner), shard=shard)
-    outer_step = make_outer_step(**step_settings(spec, inputs.run, kernel, first=first, shard=shard))
+    loss = make_loss(spec.loss, inputs)
+    outer_step = make_outer_step(**step_settings(spec, inputs.run, kernel, loss, first=first, shard=shard))
     advance = on_batches(outer_step, real, inputs.represent_in_step)
+    # Sets with and without networks have no mean.
+    total = num_steps(inputs.run, spec)
+    unaveraged = max(total - round(spec.averaged * total), first)
 
     def step(state: State, number: Array, batch: Any, seed: Array, variables: Any) -> tuple[State, dict[str, Array]]:
         outer, metrics = advance(state.outer, number, batch, seed, variables)
-        return replace(state, outer=outer), metrics
+        mean = state.mean
+        if mean is not None:
+            share = 1 / jnp.maximum(outer.step - unaveraged, 1).astype(jnp.float32)
+            mean = jax.tree.map(lambda old, new: old + share * (new - old), mean, outer.distilled)
+        return replace(state, outer=outer, mean=mean), metrics
 
     def smaller() -> Iterator[tuple[str, Phase]]:
         """Yield settings that take less and less memory, nearest to the present ones first, each with the phase built from them."""
@@ -294,7 +312,7 @@ def finish(spec: RegressionSpec, plan: Plan, inputs: Inputs, state: State | Dist
     r2 = None if state.r2 is None else dict(zip(network_views(plan.layout), map(float, state.r2), strict=True))
     facts |= {"steps": num_steps(inputs.run, spec), "ridge_increases": increases, "approximation": r2}
     warnings = ridge_warnings(increases, f"config.outer.ridge ({inputs.run.outer.ridge})")
-    return Finished(state.outer.distilled, facts, warnings)
+    return Finished(state.outer.distilled if state.mean is None else state.mean, facts, warnings)
 
 
 METHOD = Method(

@@ -116,8 +116,8 @@ def correct_images(
     return np.concatenate([of_class(label) for label in range(num_classes)])
 
 
-def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return the rows nearest to the centres of k-means with k = `count`, each row once."""
+def centres_of(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return the centres "count d" of k-means."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -125,10 +125,18 @@ def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:
     settings = dict(n_clusters=count, n_init=1, random_state=seed)
     large = len(reprs) * count > MAX_DISTANCES
     means = MiniBatchKMeans(batch_size=SAMPLE, **settings) if large else KMeans(**settings)
-    # One thread, since several would sum in any order. Fewer distinct rows than centres are not an error: no row is chosen twice.
+    # One thread, since several would sum in any order. Fewer distinct rows than centres are not an error.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        centres = means.fit(reprs).cluster_centers_
+        return np.asarray(means.fit(reprs).cluster_centers_)
+
+
+def nearest_to_centres(reprs: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return the rows nearest to the centres of k-means with k = `count`, each row once, even if fewer are distinct."""
+    from threadpoolctl import threadpool_limits
+
+    centres = centres_of(reprs, count, seed)
+    with threadpool_limits(1):
         norms, taken, chosen = np.sum(reprs**2, 1), np.zeros(len(reprs), np.float32), []
         at_once = max(1, MAX_DISTANCES // len(reprs))
         for first in range(0, count, at_once):

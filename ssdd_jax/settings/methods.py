@@ -55,6 +55,10 @@ class RegressionSpec:
         images: m; 0 takes as many as the budget holds, at most all training images.
         bits: of every number that is stored, 32, 8 or 4, or -1, which chooses; a row of fewer than 32 has a step of 32 bits besides. The
             budget stays N (H W C + d) numbers of 32 bits.
+        loss: error of the representations that a regression predicts. squared is the mean square (KRR-ST); whitened weights every principal
+            component of the teacher's representations by its variance; centres is the cross-entropy of which of
+            `ssdd_jax.methods.outer_loss.CENTRES` clusters of them is near.
+        averaged: last share of the outer steps over which the set is averaged; 0 keeps that of the last step.
         rounding: whether steps already see the rounded numbers (trained; gradients pass straight through), or they are rounded at the end.
         steps: outer steps; -1 takes `outer.steps`, -2 chooses between them and none.
         learning_rate: learning rate of the outer optimizer.
@@ -81,6 +85,8 @@ class RegressionSpec:
     factor_scale: str = "balanced"
     images: int = within(0, 0)
     bits: int = within(32, AUTO, 32)
+    loss: str = one_of("squared", "whitened", "centres")
+    averaged: float = within(0.0, 0.0, 1.0)
     rounding: str = one_of("trained", "end")
     steps: int = within(-1, AUTO_STEPS)
     learning_rate: float = within(1e-2, 0.0)

@@ -12,14 +12,15 @@ from ssdd_jax.stages import pipeline
 
 @pytest.fixture
 def distil(tmp_path):
-    """Return run(spec, **changes): distil digits, one image a class, with the settings of a smoke run; the set, and the run's folder."""
+    """Return run(spec, into, **changes): distil digits, one image a class, with the settings of a smoke run; the set, and its folder."""
 
-    def run(spec, **changes):
+    def run(spec, into="", **changes):
         config = default_config(mine=spec)
         smoke(config)
         config.update({"num_pairs": 10, **changes})
-        pipeline.run(to_spec(config), tmp_path, "distill")
-        return load_distilled(tmp_path / "distilled" / "mine" / "seed_0"), tmp_path
+        folder = tmp_path / into
+        pipeline.run(to_spec(config), folder, "distill")
+        return load_distilled(folder / "distilled" / "mine" / "seed_0"), folder
 
     return run
 
