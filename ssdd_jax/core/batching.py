@@ -1,6 +1,8 @@
 """Functions of many rows, computed one part at a time."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,47 @@ def map_in_chunks(fn: Callable[[Array], Array], rows: Float[Array, "n *row"], ch
     results = jax.lax.map(fn, split_in_chunks(rows, chunk_size))
     # The results of the zeros at the end are dropped.
     return results.reshape(-1, *results.shape[2:])[: len(rows)]
+
+
+def sum_in_chunks(fn: Callable[..., Array], rows: tuple[Float[Array, "n ..."], ...], chunk_size: int) -> Array:
+    """Return the sum of fn(*rows), one part of at most `chunk_size` rows after the other.
+
+    `fn` must be a sum over rows to which rows of zeros add nothing. Parts are cut out of the arrays as these are: XLA's CPU backend would
+    merge splitting an array with what computes it, and not vectorize that. The gradient is that of splitting, though, since the one of
+    cutting adds up arrays of the whole's size.
+    """
+    return _sum_of_cuts(rows, fn, chunk_size)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _sum_of_cuts(rows: tuple[Array, ...], fn: Callable[..., Array], chunk_size: int) -> Array:
+    length = len(rows[0])
+    size = -(-length // -(-length // chunk_size))
+    whole = length // size
+    cut = lambda number: (jax.lax.dynamic_slice_in_dim(part, number * size, size) for part in rows)
+    total = jax.lax.fori_loop(0, whole, lambda number, total: total + fn(*cut(number)), _zeros(fn, rows))
+    return total + fn(*(part[whole * size :] for part in rows)) if whole * size < length else total
+
+
+def _sum_of_chunks(rows: tuple[Array, ...], fn: Callable[..., Array], chunk_size: int) -> Array:
+    chunks = tuple(split_in_chunks(part, chunk_size) for part in rows)
+    return jax.lax.scan(lambda total, chunk: (total + fn(*chunk), None), _zeros(fn, rows), chunks)[0]
+
+
+def _zeros(fn: Callable[..., Array], rows: tuple[Array, ...]) -> Array:
+    result = jax.eval_shape(fn, *rows)
+    return jnp.zeros(result.shape, result.dtype)
+
+
+def _sum_forward(rows: tuple[Array, ...], fn: Callable[..., Array], chunk_size: int) -> tuple[Array, tuple[Array, ...]]:
+    return _sum_of_cuts(rows, fn, chunk_size), rows
+
+
+def _sum_backward(fn: Callable[..., Array], chunk_size: int, rows: tuple[Array, ...], gradient: Array) -> Any:
+    return jax.vjp(lambda rows: _sum_of_chunks(rows, fn, chunk_size), rows)[1](gradient)
+
+
+_sum_of_cuts.defvjp(_sum_forward, _sum_backward)
 
 
 def batches_per_epoch(num_rows: int, batch_size: int) -> int:

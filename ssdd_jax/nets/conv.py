@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ssdd_jax.core.batching import map_in_chunks, split_in_chunks
+from ssdd_jax.core.batching import map_in_chunks, split_in_chunks, sum_in_chunks
 from ssdd_jax.nets.winograd import PATCH, TAPS, convolve_by_tiles, tiles_per_image
 
 Images = Float[Array, "n H W c"]
@@ -256,7 +256,9 @@ def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window
         return product.reshape(columns, kernel.shape[2], rows, kernel.shape[3]).transpose(2, 0, 1, 3)
 
     def by_tiles(images: Images, gradient: Outputs) -> Kernel:
-        return jax.vjp(lambda kernel: convolve_by_tiles(images, kernel, window.padding), kernel)[1](gradient)[0]
+        # Linear in the kernel, so that its gradient is the same at zeros.
+        zeros = jnp.zeros(kernel.shape, kernel.dtype)
+        return jax.vjp(lambda kernel: convolve_by_tiles(images, kernel, window.padding), zeros)[1](gradient)[0]
 
     if min(kernel.shape[2:]) >= MIN_TILED_KERNEL and (tiled_at_once := _tiled_at_once(images, kernel, window)):
         by_part, at_once = by_tiles, tiled_at_once
@@ -265,9 +267,7 @@ def _by_kernel(images: Images, kernel: Kernel, gradient: Outputs, window: Window
         by_part, at_once = by_shifts, max(1, COPIED_BYTES // (4 * copied * images.shape[1] * gradient.shape[2]))
     else:
         by_part, at_once = by_taps, IMAGES_AT_ONCE
-    # The zero images that fill up the last part add nothing.
-    parts = (split_in_chunks(images, at_once), split_in_chunks(gradient, at_once))
-    return jax.lax.scan(lambda total, part: (total + by_part(*part), None), jnp.zeros_like(kernel), parts)[0]
+    return sum_in_chunks(by_part, (images, gradient), at_once)
 
 
 def convolve_depthwise(

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssdd_jax.core.batching import map_in_chunks
+from ssdd_jax.core.batching import map_in_chunks, sum_in_chunks
 
 pytestmark = pytest.mark.core
 
@@ -21,6 +21,17 @@ def test_rows_in_parts_have_the_values_and_gradients_of_all_at_once(chunk_size, 
     np.testing.assert_allclose(parts(rows), fn(rows), rtol=1e-5, atol=1e-6)
     gradient = lambda fn: jax.grad(lambda rows: jnp.sum(fn(rows) ** 2))(rows)
     np.testing.assert_allclose(gradient(parts), gradient(fn), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 5, 11, 20])
+def test_a_sum_over_parts_has_the_value_and_the_gradients_of_the_whole(chunk_size):
+    rows, weights = draw(11, 3, 2), draw(11, 4, seed=1)
+    whole = lambda rows, weights: jnp.einsum("nij,nk->ijk", jnp.sin(rows), weights)
+    parts = lambda rows, weights: sum_in_chunks(whole, (rows, weights), chunk_size)
+    np.testing.assert_allclose(parts(rows, weights), whole(rows, weights), rtol=1e-5, atol=1e-6)
+    gradients = lambda fn: jax.grad(lambda *arrays: jnp.sum(fn(*arrays) ** 2), (0, 1))(rows, weights)
+    for mine, theirs in zip(gradients(parts), gradients(whole), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_parts_run_one_after_the_other_and_remat_keeps_none_of_their_activations(compiled_well):

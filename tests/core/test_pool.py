@@ -142,6 +142,7 @@ def test_members_come_in_the_order_of_the_index(pool):
     taken = take(pool, jnp.array([2, 0]))
     assert_equal(member_of(taken, 0), member_of(pool, 2))
     assert_equal(member_of(taken, 1), member_of(pool, 0))
+    assert_equal(member_of(jax.jit(take)(pool, jnp.array([1])), 0), member_of(pool, 1))
 
 
 @pytest.mark.parametrize("length", [1, 3])

@@ -94,6 +94,18 @@ def test_average_pool_is_the_mean_of_blocks_and_drops_an_odd_row():
     np.testing.assert_allclose(average_pool(x)[0, :, :, 0], [[2.0], [8.0]])
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (2, 5, 7, 3)])
+def test_the_gradient_of_average_pool_is_the_derived_one(shape):
+    def loss(x):
+        return jnp.sum(jnp.tanh(average_pool(x)) * draw(2, 3, 2, 3)[:, : shape[1] // 2, :1])
+
+    def plain(x):
+        with conv.plain_convolutions():
+            return loss(x)
+
+    np.testing.assert_allclose(*(jax.jit(jax.grad(fn))(draw(*shape, seed=1)) for fn in (loss, plain)), rtol=1e-6)
+
+
 def test_a_pooled_convnet_is_the_spatial_mean_of_its_flattened_features(key):
     flat, pooled = (make_learner("convnet", (4, 8), (8, 8, 1), 0, pooled=p) for p in (False, True))
     variables, x = fill(flat), jax.random.normal(key, (3, 8, 8, 1))
