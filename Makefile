@@ -31,7 +31,7 @@ chaos: .venv/installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --chaos -m chaos $(PYTEST_ARGS)
 
 bench: .venv-bench/installed
-	OPENBLAS_NUM_THREADS=1 .venv-bench/bin/python -m experiments.bench $(BENCH_ARGS)
+	.venv-bench/bin/python -m experiments.bench $(BENCH_ARGS)
 
 lint: .venv/installed
 	.venv/bin/ruff check

@@ -17,6 +17,7 @@ from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
 from ssdd_jax.progress import Display
 from ssdd_jax.runtime import health, hosts, stop
+from ssdd_jax.runtime.blas import one_blas_thread
 from ssdd_jax.runtime.devices import Devices, on_cpu
 from ssdd_jax.runtime.feed import Reader, Table
 from ssdd_jax.runtime.memory import check_fits, in_words
@@ -209,7 +210,7 @@ class Loop:
         state, args = hosts.agree((state, tuple(args)))
         asked_so_far: deque[jax.Array] = deque()
         state, placed_tables, placed_args = put(state), put(tuple(tables) if on_device else ()), put(args)
-        with display.task(name, num_steps) as task, closing(planned), stop.deferred():
+        with display.task(name, num_steps) as task, closing(planned), stop.deferred(), one_blas_thread():
             for first, length, batches in planned:
                 if devices is not None and reader is not None:
                     batches = devices.spread_rows(batches, reader.batch_sizes, axis=1 if length == 1 else 2)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ssdd_jax.io.checkpoints import Checkpoints
 from ssdd_jax.io.metrics import Metrics
@@ -30,6 +31,18 @@ def test_seeds_side_by_side_equal_seeds_alone():
 
 def test_steps_in_one_dispatch_equal_steps_one_by_one():
     np.testing.assert_array_equal(run(Loop(walk, (0,), 5), 13, log_every=4), run(Loop(walk, (0,), 1), 13))
+
+
+@pytest.mark.parametrize("asked", ["", "2"])
+def test_lapack_has_one_thread_while_steps_run_and_what_it_had_afterwards(tmp_path, monkeypatch, asked):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", asked)
+    threads = lambda: {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+    jax.block_until_ready(jnp.linalg.cholesky(jnp.eye(2)))
+    with threadpool_limits(2, user_api="blas"), Checkpoints(tmp_path, every=2) as checkpoints:
+        found = []
+        run(Loop(walk, (0,)), 2, checkpoints=checkpoints, on_save=lambda *_: found.append(threads()))
+        assert found == [{2} if asked else {1}]
+        assert threads() == {2}
 
 
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
