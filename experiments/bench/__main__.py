@@ -22,6 +22,7 @@ from experiments.bench.cases import CASES, Case, Work
 from experiments.bench.flops import count_operations
 from experiments.bench.harness import OURS, PEAKS, cells, measure, product, result, table
 from experiments.bench.parts import OUTER_PARTS, STAGES, Part, builders
+from ssdd_jax.cores import available_cores
 from ssdd_jax.runtime.allocation import keep_memory
 from ssdd_jax.runtime.blas import one_blas_thread
 from ssdd_jax.stages.provenance import device
@@ -103,7 +104,7 @@ def main() -> None:
     if not options.without_torch:
         import torch
 
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+        torch.set_num_threads(available_cores())
         torch.manual_seed(0)
     if options.check:
         from experiments.bench.parity import parity

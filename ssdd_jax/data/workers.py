@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
+from ssdd_jax.cores import available_cores
 from ssdd_jax.progress import Display
 
 
 def num_workers() -> int:
     """Return how many processes decode: one per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()
 
 
 @contextmanager

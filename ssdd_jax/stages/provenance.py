@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 import ssdd_jax
+from ssdd_jax.cores import available_cores
 from ssdd_jax.errors import InputError, StorageError
 from ssdd_jax.settings.digest import json_ready
 from ssdd_jax.settings.spec import RunSpec
@@ -38,8 +39,7 @@ def device() -> str:
     words = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     if jax.default_backend() != "cpu":
         return words
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{words} ({cores} cores)"
+    return f"{words} ({available_cores()} cores)"
 
 
 def provenance(spec: RunSpec, fingerprint: str, checkpoint: str = "", features: str = "") -> dict[str, Any]:
