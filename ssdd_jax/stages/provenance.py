@@ -1,7 +1,6 @@
 """What a run depends on, and what may change while it goes on."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
