@@ -10,6 +10,7 @@ import ssdd_jax
 PACKAGE = Path(ssdd_jax.__file__).parent
 # What each part may import of the package: imports go one way.
 ALLOWED = {
+    "cores": set(),
     "errors": set(),
     "rng": set(),
     "terminal": set(),
@@ -25,9 +26,9 @@ ALLOWED = {
     "evals": {"core", "errors", "evals", "nets", "registry", "rng", "settings"},
     "teacher": {"core", "evals", "nets", "settings", "teacher"},
     "io": {"core", "errors", "io", "registry", "settings", "terminal"},
-    "data": {"data", "errors", "io", "paths", "progress", "registry"},
+    "data": {"cores", "data", "errors", "io", "paths", "progress", "registry"},
     "report": {"core", "errors", "io", "paths", "report"},
-    "runtime": {"compat", "core", "data", "errors", "io", "progress", "runtime", "settings"},
+    "runtime": {"compat", "core", "cores", "data", "errors", "io", "progress", "runtime", "settings"},
     "cli": {"paths", "errors", "registry", "settings", "terminal"},
     "main": {"cli", "errors", "runtime", "stages", "terminal"},
 }
