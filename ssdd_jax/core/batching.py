@@ -14,10 +14,15 @@ MIN_CHUNK = 32
 
 def split_in_chunks(rows: Float[Array, "n *row"], chunk_size: int) -> Float[Array, "parts size *row"]:
     """Split rows into the fewest equal parts of at most `chunk_size` rows; zeros fill up the last part."""
-    num_parts = -(-len(rows) // chunk_size)
-    size = -(-len(rows) // num_parts)
+    num_parts, size = _equal_parts(len(rows), chunk_size)
     filled = jnp.pad(rows, ((0, num_parts * size - len(rows)), *((0, 0),) * (rows.ndim - 1)))
     return filled.reshape(num_parts, size, *rows.shape[1:])
+
+
+def _equal_parts(num_rows: int, chunk_size: int) -> tuple[int, int]:
+    """Return the number and the size of the fewest equal parts of at most `chunk_size` rows."""
+    num_parts = -(-num_rows // chunk_size)
+    return num_parts, -(-num_rows // num_parts)
 
 
 def map_in_chunks(fn: Callable[[Array], Array], rows: Float[Array, "n *row"], chunk_size: int, *, remat: bool = False) -> Array:
@@ -47,7 +52,7 @@ def sum_in_chunks(fn: Callable[..., Array], rows: tuple[Float[Array, "n ..."], .
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _sum_of_cuts(rows: tuple[Array, ...], fn: Callable[..., Array], chunk_size: int) -> Array:
     length = len(rows[0])
-    size = -(-length // -(-length // chunk_size))
+    _, size = _equal_parts(length, chunk_size)
     whole = length // size
     cut = lambda number: (jax.lax.dynamic_slice_in_dim(part, number * size, size) for part in rows)
     total = jax.lax.fori_loop(0, whole, lambda number, total: total + fn(*cut(number)), _zeros(fn, rows))

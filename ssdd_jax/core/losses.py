@@ -28,7 +28,10 @@ def nearness_loss(
 
     It is the cross-entropy less what no output can go below, so that it is 0 where outputs equal targets.
     """
-    # Without |row|^2, which all centres share.
-    product = lambda rows: jnp.matmul(rows, centres.T, precision=jax.lax.Precision.HIGHEST)
-    logits = lambda rows: (2 * product(rows) - jnp.sum(centres**2, -1)[None]) / temperature
+    logits = lambda rows: nearness(rows, centres) / temperature
     return jnp.mean(optax.kl_divergence(jax.nn.log_softmax(logits(outputs)), jax.nn.softmax(logits(targets))))
+
+
+def nearness(rows: Float[Array, "n d"], centres: Float[Array, "k d"]) -> Float[Array, "n k"]:
+    """Return -|c - row|^2 without |row|^2, which all centres share and a softmax over them does not see."""
+    return 2 * jnp.matmul(rows, centres.T, precision=jax.lax.Precision.HIGHEST) - jnp.sum(centres**2, -1)[None]

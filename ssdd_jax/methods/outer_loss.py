@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ssdd_jax.core.losses import nearness_loss, whitened_error
+from ssdd_jax.core.losses import nearness, nearness_loss, whitened_error
 from ssdd_jax.core.outer import Loss
 from ssdd_jax.core.pool import mean_squared_error
 from ssdd_jax.methods.method import Inputs
@@ -36,16 +36,17 @@ def make_loss(name: str, inputs: Inputs) -> Loss:
 
 def temperature_of(reprs: Float[Array, "n d"], centres: Float[Array, "k d"]) -> Float[Array, ""]:
     """Return the temperature at which representations are undecided among `PERPLEXITY` centres, by bisection; at most among all."""
-    distances = jnp.sum(reprs**2, 1, keepdims=True) - 2 * reprs @ centres.T + jnp.sum(centres**2, 1)[None]
+    near = nearness(reprs, centres)
     wanted = min(np.log(PERPLEXITY), 0.9 * np.log(len(centres)))
 
     def halve(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         low, high = bounds
         middle = (low + high) / 2
-        logs = jax.nn.log_softmax(-distances / jnp.exp(middle))
+        logs = jax.nn.log_softmax(near / jnp.exp(middle))
         above = -jnp.mean(jnp.sum(jnp.exp(logs) * logs, -1)) > wanted
         return (jnp.where(above, low, middle), jnp.where(above, middle, high)), None
 
-    scale = jnp.log(jnp.mean(distances) + jnp.finfo(distances.dtype).tiny)
+    distance = jnp.mean(jnp.sum(reprs**2, 1)) - jnp.mean(near)
+    scale = jnp.log(distance + jnp.finfo(distance.dtype).tiny)
     (low, high), _ = jax.lax.scan(halve, (scale - 20, scale + 20), length=40)
     return jnp.exp((low + high) / 2)

@@ -184,9 +184,9 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
         return State(replace(state.outer, distilled=distilled, opt_state=opt_state), r2, mean_of(distilled))
 
     go_on = lambda seed, state: state
-    steps = partial(_steps, spec, plan, inputs)
     if not total:
         return (Phase("joint", 0, begin, go_on, watch=watched, causes=_causes(spec, inputs)),) if networks else ()
+    steps = partial(_steps, spec, plan, inputs, make_loss(spec.loss, inputs))
     warm = kernel.learner is not None
     found = [steps("free", free, go_on if warm else begin)] if free else []
     if networks:
@@ -228,11 +228,10 @@ def _warm_up(spec: RegressionSpec, inputs: Inputs, kernel: Kernel, init: Any) ->
     return Phase("warm_up", length, init, step, preparatory=True, watch=watched, causes=_causes(spec, inputs))
 
 
-def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: int, init: Any, first: int = 0) -> Phase:
+def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, loss: Loss, name: str, count: int, init: Any, first: int = 0) -> Phase:
     """Return a phase of outer steps; the schedule goes on from its step `first`."""
     real, shard = inputs.real, inputs.shard
     kernel = make_kernel(spec, inputs.run, inputs.learner, chunk_size=inputs.chunk_size(inputs.learner), shard=shard)
-    loss = make_loss(spec.loss, inputs)
     outer_step = make_outer_step(**step_settings(spec, inputs.run, kernel, loss, first=first, shard=shard))
     advance = on_batches(outer_step, real, inputs.represent_in_step)
     # Sets with and without networks have no mean.
@@ -255,7 +254,7 @@ def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, name: str, count: i
         images = spec.support_images or plan.num_images
         while images:
             fewer = f" --config.methods.{inputs.name}.support_images={images}" if images != spec.support_images else ""
-            yield flags + fewer, _steps(replace(spec, support_images=images), plan, less, name, count, init, first)
+            yield flags + fewer, _steps(replace(spec, support_images=images), plan, less, loss, name, count, init, first)
             images //= 2
 
     return Phase(
