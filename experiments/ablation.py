@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ FLIP = {"views": ("identity", "hflip"), "view_targets": ("stored", "shared")}
 CODED = {
     **{"base_size": 0, "frequencies": 256, "image_bases": 96, "repr_bases": 80},
     **{"factor_scale": "each", "bits": 4, "steps": 0},
+}
+NETS = {
+    "convnet": {"net": "convnet", "widths": (16, 32, 64)},
+    **{net: {"net": net, "width_factor": factor} for net, factor in (("vgg11", 0.25), ("alexnet", 0.25), ("resnet18", 0.125))},
 }
 IN_LOOP = {"view_targets": ("stored", "network", "network", "network")}
 QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
@@ -152,6 +157,18 @@ QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
         "How many members take part in a step?",
         {str(count): Line("basis", run={"pool.members_per_step": count}) for count in (1, 2, 4)},
     ),
+    "architectures": (
+        "Do members of several architectures make a set that others learn more from? Members of the pool, and the student:",
+        {
+            name: Line("basis", {"steps": steps}, {"pool.nets": {net: NETS[net] for net in nets}, "evaluation.only": ",".join(NETS)})
+            for name, nets, steps in (
+                ("convnet", ("convnet",), 400),
+                ("convnet, vgg11, alexnet", ("convnet", "vgg11", "alexnet"), 400),
+                ("convnet, vgg11, alexnet, 1,200 steps", ("convnet", "vgg11", "alexnet"), 1200),
+                ("convnet, 1,200 steps", ("convnet",), 1200),
+            )
+        },
+    ),
     "student": (
         "Does the student's training limit what a set can show?",
         {str(updates): Line("basis", run={"evaluation.updates": updates}) for updates in (300, 1500)},
@@ -176,20 +193,25 @@ def difference(values: Sequence[float], first: Sequence[float], score: str) -> s
 
 
 def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[str], list[list[str]]]:
-    """Return the table of a question: rows of results.json by the names of its lines, the first being what the others are compared with."""
-    scores = [score for score in SCORES if any(score in row for found in rows.values() for row in found)]
-    of = lambda name, score: {row["seed"]: row[score] for row in rows[name] if score in row}
+    """Return the table of a question: rows of results.json by the names of its lines, the first being what the others are compared with.
+
+    Of several students each has its lines.
+    """
+    every = [row for found in rows.values() for row in found]
+    scores = [score for score in SCORES if any(score in row for row in every)]
+    students = list(dict.fromkeys(row["student"] for row in every))
+    of = lambda name, student, score: {row["seed"]: row[score] for row in rows[name] if row["student"] == student and score in row}
     first, lines = next(iter(rows)), []
-    for name, found in rows.items():
+    for student, name in product(students, rows):
+        found, cells = rows[name], []
         size = f"{found[0]['num_images']} x {found[0]['num_views']}" if found else NOTHING
-        cells = []
         for score in scores:
-            ours, theirs = of(name, score), of(first, score)
+            ours, theirs = of(name, student, score), of(first, student, score)
             seeds = sorted(set(ours) & set(theirs))
             text = text_of([ours[seed] for seed in sorted(ours)], score)
             paired = difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds], score) if seeds and name != first else ""
             cells.append(f"{text} ({paired})" if paired else text)
-        lines.append([name, size, *cells])
+        lines.append([f"{name}; {student}" if len(students) > 1 else name, size, *cells])
     return ["", "images x views", *(SCORES[score] for score in scores)], lines
 
 

@@ -29,7 +29,7 @@ from ssdd_jax.runtime.loop import Loop, stack
 from ssdd_jax.runtime.memory import chunk_size
 from ssdd_jax.settings.spec import OuterSpec
 from ssdd_jax.stages.dataset import Data
-from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
+from ssdd_jax.stages.networks import member_learners, repr_width, teacher_learner
 from ssdd_jax.stages.teacher import Teacher
 
 TABLE_ROWS = 2048
@@ -106,7 +106,7 @@ class Work:
         self.spec = parse(["--config", case.config, "--workdir", "none", *settings]).spec
         self.method = self.spec.methods[case.method]
         self.width = repr_width(self.spec.teacher, case.image_shape)
-        self.learner = member_learner(self.spec, case.image_shape, self.width)
+        (self.learner,) = member_learners(self.spec, case.image_shape, self.width).values()
         self.chunk_size = chunk_size(self.spec.memory, self.learner, case.image_shape)
         self.widths = net_widths(self.spec.student.net, self.spec.student.widths, case.image_shape, self.spec.student.width_factor)
         # Every view shifts the teacher's representation by its full variance, so that none is shared.
@@ -173,7 +173,7 @@ class Work:
         teacher = Teacher(teacher_learner(self.spec.teacher, self.case.image_shape), None, np.zeros(self.width, np.float32), 1.0, "")
         rows = settings.get("chunk_size", chunk_size(self.spec.memory, teacher.learner, self.case.image_shape)) if fresh else 0
         represent = lambda variables, images: map_in_chunks(lambda part: teacher.represent_with(variables, part), images, rows)
-        step = regression.on_batches(self.outer_step(**settings), real, represent)
+        step = regression.on_batches([self.outer_step(**settings)], real, represent)
         loop = Loop(step, (0, None), 1, lambda number, seed, _: real.draw(number, seed), watch=lambda state: replace(state, pool=None))
         state = stack([self.start(jax.random.key(1))])
         tables = [jnp.asarray(self.data.train_images), *([] if fresh else [self.targets])]

@@ -26,14 +26,15 @@ class OuterState:
         step: number of outer steps done.
         distilled: the distilled set.
         opt_state: state of the outer optimizer.
-        pool: L members, stacked; None for a kernel without members.
+        pool: L members, stacked; None for a kernel without members; a tuple of such pools where several kernels take turns, see
+            `ssdd_jax.core.turns`.
         ridge_increases: how many times a singular kernel's ridge was increased tenfold so far, see `solve_regularized`.
     """
 
     step: Int[Array, ""]
     distilled: DistilledSet
     opt_state: Any
-    pool: MemberState | None
+    pool: MemberState | tuple[MemberState, ...] | None
     ridge_increases: Int[Array, ""]
 
 

@@ -35,7 +35,7 @@ class Inputs:
         labels: labels of the training images, int32 "n", or None; for methods that need them.
         normalize: uint8 images, or float images in [0, 1] -> images in the student's normalized space; works under jit.
         images: rows of training images, integers "k" -> normalized images "k H W C".
-        learner: network of the pool's members, with as many outputs as the teacher's representation is wide.
+        learners: networks of the pool's members by label, with as many outputs as the teacher's representation is wide.
         real: how real images enter a step.
         view_reprs: (rows of training images, integers "k"; names of A views) -> the teacher's representations "A k d" of the images under
             them; a NumPy array.
@@ -58,7 +58,7 @@ class Inputs:
     labels: np.ndarray | None
     normalize: Callable[[Array], Array]
     images: Callable[[np.ndarray], jax.Array]
-    learner: Learner
+    learners: Mapping[str, Learner]
     real: RealImages
     view_reprs: Callable[[np.ndarray, Sequence[str]], np.ndarray]
     train_reprs: Callable[[], np.ndarray]

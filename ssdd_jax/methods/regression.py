@@ -1,6 +1,6 @@
 """KRR-ST (Lee et al., 2024) and its extension by Yu et al. (2025): kernel ridge regression in closed form moves the set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -20,7 +20,6 @@ from ssdd_jax.core.optimizers import continue_with_networks, num_steps, outer_op
 from ssdd_jax.core.outer import (
     Loss,
     OuterState,
-    init_outer,
     make_outer_step,
     make_warm_up_step,
     warm_up_ages,
@@ -29,6 +28,7 @@ from ssdd_jax.core.outer import (
 from ssdd_jax.core.pool import mean_squared_error
 from ssdd_jax.core.quantise import BITS
 from ssdd_jax.core.sharding import Shard, unsharded
+from ssdd_jax.core.turns import in_turn, init_in_turn, key_of_pool, on_pool
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.automatic import choose, first_choice, is_automatic
 from ssdd_jax.methods.kernel import check_kernel, check_rows, kernel_settings, ridge_warnings
@@ -135,6 +135,15 @@ def make_kernel(spec: RegressionSpec, run: RunSpec, learner: Any, *, chunk_size:
     return KERNELS[spec.kernel](learner, **settings, **kernel_settings(spec))
 
 
+def make_kernels(spec: RegressionSpec, inputs: Inputs) -> dict[str, Kernel]:
+    """Return the kernel of every network of the pool, by label; one that has no members is the only one."""
+    found = {
+        label: make_kernel(spec, inputs.run, learner, chunk_size=inputs.chunk_size(learner), shard=inputs.shard)
+        for label, learner in inputs.learners.items()
+    }
+    return {label: kernel for i, (label, kernel) in enumerate(found.items()) if kernel.learner is not None or not i}
+
+
 def step_settings(
     spec: RegressionSpec, run: RunSpec, kernel: Kernel, loss: Loss = mean_squared_error, *, first: int = 0, shard: Shard = unsharded
 ) -> dict[str, Any]:
@@ -158,12 +167,13 @@ def bits_in_steps(spec: RegressionSpec) -> int:
 
 
 def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...]:
-    """Return the warm-up of the pool, the free steps, and the steps in which approximation networks take part."""
+    """Return the warm-up of the pools, the free steps, and the steps in which approximation networks take part."""
     run, total, layout = inputs.run, num_steps(inputs.run, spec), plan.layout
     networks = layout.count("network") > 0
     joint = round(spec.joint * total) if networks else 0
     free = total - joint
-    kernel = make_kernel(spec, run, inputs.learner, chunk_size=inputs.chunk_size(inputs.learner), shard=inputs.shard)
+    kernels = make_kernels(spec, inputs)
+    warm = all(kernel.learner is not None for kernel in kernels.values())
     # A copy, since the state is donated.
     mean_of = lambda distilled: jax.tree.map(jnp.copy, distilled) if spec.averaged else None
 
@@ -172,9 +182,9 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
         r2 = None
         if networks and not free:
             distilled, r2 = fit(spec, plan, distilled, step_key(seed, Stream.NETWORKS))
-        pool_kernel = kernel if total else kernel._replace(learner=None)
+        pooled = list(kernels.values()) if total else [Kernel(next(iter(kernels.values())).predict, None)]
         optimizers = dict(optimizer=outer_optimizer(run, spec), inner_optimizer=sgd(run.pool))
-        outer = init_outer(step_key(seed, Stream.POOL_INIT), distilled, kernel=pool_kernel, **optimizers, pool_size=run.pool.size)
+        outer = init_in_turn(step_key(seed, Stream.POOL_INIT), distilled, kernels=pooled, **optimizers, pool_size=run.pool.size)
         return State(outer, r2, mean_of(distilled))
 
     def join(seed: Array, state: State) -> State:
@@ -187,12 +197,14 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
     if not total:
         return (Phase("joint", 0, begin, go_on, watch=watched, causes=_causes(spec, inputs)),) if networks else ()
     steps = partial(_steps, spec, plan, inputs, make_loss(spec.loss, inputs))
-    warm = kernel.learner is not None
     found = [steps("free", free, go_on if warm else begin)] if free else []
     if networks:
         found.append(steps("joint", joint, join, free) if free else steps("joint", joint, go_on if warm else begin))
-    # The warm-up takes less memory than the steps that follow: settings that make these fit make it fit too.
-    return (_warm_up(spec, inputs, kernel, begin)._replace(smaller=found[0].smaller), *found) if warm else tuple(found)
+    if not warm:
+        return tuple(found)
+    warm_ups = [_warm_up(spec, inputs, kernels, label, go_on if i else begin) for i, label in enumerate(kernels)]
+    # A warm-up takes less memory than the steps that follow: settings that make these fit make it fit too.
+    return (*(phase._replace(smaller=found[0].smaller) for phase in warm_ups), *found)
 
 
 def fit(spec: RegressionSpec, plan: Plan, distilled: DistilledSet, key: Array) -> tuple[DistilledSet, Array]:
@@ -210,30 +222,33 @@ def network_views(layout: Layout) -> list[str]:
     return [view for view, kind in zip(layout.views, layout.view_targets, strict=True) if kind == "network"]
 
 
-def _warm_up(spec: RegressionSpec, inputs: Inputs, kernel: Kernel, init: Any) -> Phase:
-    """Return the phase that gives every member of the pool its random age, trained on the initial set."""
-    pool = inputs.run.pool
-    ages_of = lambda seed: warm_up_ages(step_key(seed, Stream.POOL_WARM_UP), pool.size, pool.max_age)
+def _warm_up(spec: RegressionSpec, inputs: Inputs, kernels: Mapping[str, Kernel], label: str, init: Any) -> Phase:
+    """Return the phase that gives every member of one network's pool its random age, trained on the initial set."""
+    pool, index, alone = inputs.run.pool, list(kernels).index(label), len(kernels) == 1
+    key = lambda seed, number=0: key_of_pool(step_key(seed, Stream.POOL_WARM_UP, number), index)
+    ages_of = lambda seed: warm_up_ages(key(seed), pool.size, pool.max_age)
     seen = dict(support_images=spec.support_images, bits=bits_in_steps(spec))
-    train = make_warm_up_step(kernel=kernel, inner_optimizer=sgd(pool), **seen, shard=inputs.shard)
+    train = make_warm_up_step(kernel=kernels[label], inner_optimizer=sgd(pool), **seen, shard=inputs.shard)
+    train = train if alone else on_pool(index, train)
 
     def step(state: State, number: Array, batch: Any, seed: Array, shared: Any) -> tuple[State, dict[str, Array]]:
         # One member after the other; a seed whose pool is done waits for the others. Ages are drawn with key 0, steps use keys from 1 on.
         ages = ages_of(seed)
         member = jnp.minimum(jnp.searchsorted(jnp.cumsum(ages), number, side="right"), pool.size - 1)
-        outer, metrics = train(state.outer, member, ages, step_key(seed, Stream.POOL_WARM_UP, number + 1))
+        outer, metrics = train(state.outer, member, ages, key(seed, number + 1))
         return replace(state, outer=outer), metrics
 
     length = lambda seeds: max(int(ages_of(seed).sum()) for seed in seeds)
-    return Phase("warm_up", length, init, step, preparatory=True, watch=watched, causes=_causes(spec, inputs))
+    name = "warm_up" if alone else f"warm_up_{label}"
+    return Phase(name, length, init, step, preparatory=True, watch=watched, causes=_causes(spec, inputs))
 
 
 def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, loss: Loss, name: str, count: int, init: Any, first: int = 0) -> Phase:
     """Return a phase of outer steps; the schedule goes on from its step `first`."""
     real, shard = inputs.real, inputs.shard
-    kernel = make_kernel(spec, inputs.run, inputs.learner, chunk_size=inputs.chunk_size(inputs.learner), shard=shard)
-    outer_step = make_outer_step(**step_settings(spec, inputs.run, kernel, loss, first=first, shard=shard))
-    advance = on_batches(outer_step, real, inputs.represent_in_step)
+    settings = dict(first=first, shard=shard)
+    steps = [make_outer_step(**step_settings(spec, inputs.run, kernel, loss, **settings)) for kernel in make_kernels(spec, inputs).values()]
+    advance = on_batches(steps, real, inputs.represent_in_step)
     # Sets with and without networks have no mean.
     total = num_steps(inputs.run, spec)
     unaveraged = max(total - round(spec.averaged * total), first)
@@ -272,16 +287,18 @@ def _steps(spec: RegressionSpec, plan: Plan, inputs: Inputs, loss: Loss, name: s
     )
 
 
-def on_batches(outer_step: Any, real: Any, represent: Any) -> Any:
+def on_batches(outer_steps: Sequence[Any], real: Any, represent: Any) -> Any:
     """Return the outer step on a drawn batch: (state, step number, batch, seed, teacher's variables if needed) -> (state, metrics).
 
-    A batch has images and, unless they are augmented afresh in every step, the teacher's representations.
+    There is an outer step for each of the pools, which take turns. A batch has images and, unless they are augmented afresh in every
+    step, the teacher's representations.
     """
+    outer_step = in_turn(outer_steps)
 
     def step(state, step_number, batch, seed, variables):
         images = real.images(batch[0], step_number, seed)
         reprs = batch[1] if real.names else represent(variables, images)
-        return outer_step(state, images, reprs, real.outer_key(step_number, seed))
+        return outer_step(step_number, state, images, reprs, real.outer_key(step_number, seed))
 
     return step
 

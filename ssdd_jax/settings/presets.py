@@ -91,8 +91,8 @@ def smoke(config: Any) -> None:
     config.data.limit = 256
     config.teacher.update(net="convnet", widths=(16,), steps=4, batch_size=32, warmup_steps=1, projector_width=16)
     config.student.update(net="convnet", widths=(8,))
-    for student in config.evaluation.students.values():
-        student.width_factor = 1 / 16
+    for net in (*config.evaluation.students.values(), *config.pool.nets.values()):
+        net.width_factor = 1 / 16
     config.pool.update(size=2, max_age=3)
     config.outer.update(steps=6, batch_size=32)
     config.evaluation.update(epochs=0, updates=5)

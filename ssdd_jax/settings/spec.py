@@ -112,7 +112,12 @@ class NetSpec:
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """The pool of inner models; all have the student's architecture. SGD with coupled weight decay (KRR-ST)."""
+    """The pool of inner models. SGD with coupled weight decay (KRR-ST).
+
+    Attributes:
+        size: members, of every architecture.
+        nets: their architectures, by label, which the outer steps take in turn; without any, all are of `config.student`.
+    """
 
     size: int = within(5, 1)
     max_age: int = within(60, 1)
@@ -120,6 +125,7 @@ class PoolSpec:
     learning_rate: float = within(0.1, 0.0)
     momentum: float = within(0.9, 0.0, 1.0)
     weight_decay: float = within(1e-3, 0.0)
+    nets: Mapping[str, NetSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -328,6 +334,10 @@ class RunSpec:
         _check_names("config.evaluation.recipes", "kinds of targets", tuple(self.evaluation.recipes), dict.fromkeys(TARGET_KINDS))
         _check_names("config.only", "methods", self.chosen_methods(), self.methods)
         _check_names("config.evaluation.only", "students", self.chosen_students(), self.students())
+
+    def members(self) -> Mapping[str, NetSpec]:
+        """Return the networks of the pool's members, by label."""
+        return self.pool.nets or {self.student.net: self.student}
 
     def chosen_methods(self) -> tuple[str, ...]:
         """Return the names of the methods to run."""

@@ -14,7 +14,7 @@ from ssdd_jax.settings.spec import RunSpec
 from ssdd_jax.stages.context import Context, absent_methods, experts_of
 from ssdd_jax.stages.dataset import Data
 from ssdd_jax.stages.experts import trajectory_files
-from ssdd_jax.stages.networks import member_learner, repr_width, teacher_learner
+from ssdd_jax.stages.networks import member_learners, repr_width, teacher_learner
 
 
 def check_sizes(spec: RunSpec, data: Data, methods: Sequence[str], width: int | None = None) -> None:
@@ -31,7 +31,7 @@ def check_sizes(spec: RunSpec, data: Data, methods: Sequence[str], width: int | 
         teacher_learner(spec.teacher, image_shape)
         width = repr_width(spec.teacher, image_shape)
     if methods:
-        member_learner(spec, image_shape, width)
+        member_learners(spec, image_shape, width)
     if methods and spec.outer.real_augment == "views":
         views = spec.outer.real_views
         try:

@@ -126,7 +126,7 @@ class _Trials:
         """Return the number of images, the error and the seconds that it took, or why there is none."""
         context, trials, started = self.context, self.context.spec.trials, time.monotonic()
         # What all trials share is computed once, before the context is copied.
-        _ = context.teacher, context.learner, context.real, context.train_images, context.real_targets
+        _ = context.teacher, context.learners, context.real, context.train_images, context.real_targets
         steps, of_run, evaluation = num_steps(context.spec, spec), context.spec, EvaluationSpec(updates=trials.updates, recipes=RECIPE)
         # Whether steps pay shows in as many as the set would take, of the same pool; sizes are ranked by fewer, and by none.
         if not (steps and context.spec.methods[self.name].steps == AUTO_STEPS):

@@ -35,7 +35,7 @@ from ssdd_jax.stages.dataset import Data, data_warnings, load_data
 from ssdd_jax.stages.experts import files_fingerprint, get_experts
 from ssdd_jax.stages.features import Features, read_features
 from ssdd_jax.stages.given import NOTHING_GIVEN, Given, features_teacher
-from ssdd_jax.stages.networks import member_learner, repr_width
+from ssdd_jax.stages.networks import member_learners, repr_width
 from ssdd_jax.stages.provenance import provenance
 from ssdd_jax.stages.teacher import (
     Teacher,
@@ -70,9 +70,9 @@ class Context:
         """How long their trials took."""
 
     @cached_property
-    def learner(self) -> Learner:
-        """Return the network of the pool's members."""
-        return member_learner(self.spec, self.data.image_shape, self.width)
+    def learners(self) -> dict[str, Learner]:
+        """Return the networks of the pool's members, by label."""
+        return member_learners(self.spec, self.data.image_shape, self.width)
 
     @cached_property
     def targets(self) -> dict[str, Data]:

@@ -72,7 +72,7 @@ def make_inputs(context: Context, name: str, devices: Devices | None, rows: np.n
         labels=data.train_labels if rows is None or data.train_labels is None else data.train_labels[rows],
         normalize=data.normalize,
         images=lambda chosen: context.normalized_images(of(chosen)),
-        learner=context.learner,
+        learners=context.learners,
         real=context.real_among(rows),
         view_reprs=lambda chosen, views: context.view_reprs(of(chosen), views),
         train_reprs=lambda: context.reprs("train")[every],

@@ -15,6 +15,8 @@ def teacher_learner(spec: TeacherSpec, image_shape: tuple[int, int, int]) -> Lea
     return student_learner(NetSpec(spec.net, spec.widths), image_shape, 0, "config.teacher", pooled=True, precision=spec.precision)
 
 
-def member_learner(spec: RunSpec, image_shape: tuple[int, int, int], width: int) -> Learner:
-    """Return the network of the pool's members with `width` outputs: the student's, at the precision of the outer step."""
-    return student_learner(spec.student, image_shape, width, "config.student", precision=spec.outer.precision)
+def member_learners(spec: RunSpec, image_shape: tuple[int, int, int], width: int) -> dict[str, Learner]:
+    """Return the networks of the pool's members with `width` outputs, by label, at the precision of the outer step."""
+    where = "config.pool.nets.{}" if spec.pool.nets else "config.student"
+    learner = lambda label, net: student_learner(net, image_shape, width, where.format(label), precision=spec.outer.precision)
+    return {label: learner(label, net) for label, net in spec.members().items()}

@@ -27,10 +27,10 @@ def distil(tmp_path):
 
 @pytest.fixture
 def goes_on_with_equal_bits(distil):
-    """Return check(spec): a run that goes on from its first checkpoint ends with the same set."""
+    """Return check(spec, **changes): a run that goes on from its first checkpoint ends with the same set."""
 
-    def check(spec):
-        changes = {"checkpoints": {"every": 1, "keep": 100}}
+    def check(spec, **changes):
+        changes["checkpoints"] = {"every": 1, "keep": 100}
         whole, folder = distil(spec, **changes)
         shutil.rmtree(folder / "distilled")
         steps = sorted((path for path in folder.glob("checkpoints/mine-*/*/*") if is_step(path)), key=lambda path: int(path.name))

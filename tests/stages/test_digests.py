@@ -15,7 +15,7 @@ from ssdd_jax.settings import digest as digests
 from ssdd_jax.settings.evaluation import RECIPES, protocol_defaults
 from ssdd_jax.settings.methods import DatmSpec, RegressionSpec
 from ssdd_jax.settings.presets import AUTOMATIC
-from ssdd_jax.settings.spec import DataSpec, EvaluationSpec, NetSpec, RunSpec, TeacherSpec
+from ssdd_jax.settings.spec import DataSpec, EvaluationSpec, NetSpec, PoolSpec, RunSpec, TeacherSpec
 from ssdd_jax.stages.cells import Cell, Scope, cell_digest
 from ssdd_jax.stages.context import Context
 from ssdd_jax.stages.dataset import load_data
@@ -86,6 +86,7 @@ def spec(tmp_path, monkeypatch):
         methods={"ours": RegressionSpec(), "datm": DatmSpec(), "auto": AUTOMATIC},
         teacher=TeacherSpec(widths=(6,)),
         student=NetSpec(widths=(6,)),
+        pool=PoolSpec(nets={"small": NetSpec(widths=(4,))}),
     )
 
 
