@@ -85,6 +85,8 @@ def batches_per_epoch(num_rows: int, batch_size: int) -> int:
     return -(-num_rows // min(batch_size, num_rows))
 
 
+# Not jitted, its loop would be compiled anew by every call.
+@partial(jax.jit, static_argnums=(1, 2, 3))
 def batch_schedule(key: PRNGKeyArray, num_rows: int, batch_size: int, num_steps: int) -> Int[Array, "s b"]:
     """Return the rows of every step's batch, every epoch being a fresh permutation, b = min(batch_size, num_rows).
 

@@ -1,6 +1,7 @@
 """A linear classifier on features, and what else several protocols share: accuracies, and subsets of the labels."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,13 +22,18 @@ class ProbeState:
 
 def init_probe(key: PRNGKeyArray, width: int, num_classes: int, optimizer: optax.GradientTransformation) -> ProbeState:
     """Return a probe initialised like PyTorch's linear layer."""
+    params = _linear_layer(key, width, num_classes)
+    return ProbeState(params=params, opt_state=optimizer.init(params))
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _linear_layer(key: PRNGKeyArray, width: int, num_classes: int) -> dict[str, Array]:
     weight_key, bias_key = jax.random.split(key)
     limit = width**-0.5
-    params = {
+    return {
         "weight": jax.random.uniform(weight_key, (width, num_classes), minval=-limit, maxval=limit),
         "bias": jax.random.uniform(bias_key, (num_classes,), minval=-limit, maxval=limit),
     }
-    return ProbeState(params=params, opt_state=optimizer.init(params))
 
 
 def probe_logits(params: dict[str, Array], features: Float[Array, "n q"]) -> Float[Array, "n k"]:
