@@ -33,6 +33,7 @@ _HOMES = {
     "ssdd_jax.core.pool": ("MemberState",),
     "ssdd_jax.core.quantise": ("quantise", "stored_numbers"),
     "ssdd_jax.core.outer": ("OuterState", "init_outer", "make_outer_step", "outer_loss"),
+    "ssdd_jax.core.turns": ("in_turn", "init_in_turn"),
     "ssdd_jax.data": ("Dataset", "Options", "load_dataset", "open_source"),
     "ssdd_jax.kernels.feature": ("feature_kernel",),
     "ssdd_jax.kernels.infinite": ("conv_kernel", "fc_kernel", "matrix_kernel"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from ssdd_jax.core.distilled import DistilledSet
 from ssdd_jax.core.kernel import Kernel
@@ -20,7 +20,17 @@ def key_of_pool(key: PRNGKeyArray, index: int) -> PRNGKeyArray:
 
 
 def init_in_turn(key: PRNGKeyArray, distilled: DistilledSet, *, kernels: Sequence[Kernel], **settings: Any) -> OuterState:
-    """Return `init_outer` for several kernels, with a tuple of their pools; for one kernel its state as it is."""
+    """Return the state before the first step of `in_turn`.
+
+    Args:
+        key: of the pools' initial members.
+        distilled: the distilled set.
+        kernels: one for each architecture.
+        settings: the other arguments of `ssdd_jax.core.outer.init_outer`, the same for all kernels.
+
+    Returns:
+        The state of `init_outer`, with a tuple of the kernels' pools; for one kernel its state as it is.
+    """
     first, *others = (init_outer(key_of_pool(key, i), distilled, kernel=kernel, **settings) for i, kernel in enumerate(kernels))
     return replace(first, pool=(first.pool, *(state.pool for state in others))) if others else first
 
@@ -36,10 +46,15 @@ def on_pool(index: int, step: Step) -> Step:
     return step_on_pool
 
 
-def in_turn(steps: Sequence[Step]) -> Callable[[Int[Array, ""], OuterState], tuple[OuterState, dict[str, Array]]]:
+def in_turn(steps: Sequence[Step]) -> Callable[..., tuple[OuterState, dict[str, Array]]]:
     """Return step(number, state, *args), which is steps[number mod A], each on its own of the state's A pools; one alone is as it is.
 
-    The number must not be mapped over, or every step would do all of them.
+    The number of the step, an integer, must not be mapped over, or every step would do all of them.
+
+    Example:
+        >>> step = jax.jit(in_turn([make_outer_step(kernel=kernel, **settings) for kernel in kernels]))  # doctest: +SKIP
+        >>> state = init_in_turn(jax.random.key(0), distilled, kernels=kernels, pool_size=5, **optimizers)  # doctest: +SKIP
+        >>> state, metrics = step(number, state, images, reprs, key)  # doctest: +SKIP
     """
     if len(steps) == 1:
         return lambda number, state, *args: steps[0](state, *args)
