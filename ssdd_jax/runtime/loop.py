@@ -3,8 +3,9 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,7 +102,7 @@ class Loop:
     ):
         self.causes, self.limit, self.devices = dict(causes or {}), limit, devices
         self.compiled: dict[Any, Any] = {}
-        """Compiled programs, by the shapes of their operands."""
+        """Compiled programs, or futures of them, by the shapes of their operands."""
         self.steps_per_dispatch = steps_per_dispatch or (1 if on_cpu() else 50)
         self.draw = None if draw is None else over_leading_axis(draw, (None, *axes))
 
@@ -143,16 +144,22 @@ class Loop:
         Raises:
             TooLarge: it takes more memory than the limit.
         """
-        leaves, structure = jax.tree.flatten(operands)
-        key = (structure, operands[2], *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
-        if key in self.compiled:
-            return self.compiled[key], 0.0
-        started = time.monotonic()
-        compiled = self.dispatch.lower(*operands).compile()
+        key = _shapes(operands)
+        found, started = self.compiled.get(key), time.monotonic()
+        if found is not None and not isinstance(found, Future):
+            return found, 0.0
+        compiled = self.dispatch.lower(*operands).compile() if found is None else found.result()
         if self.limit is not None:
             check_fits(compiled, self.limit)
         self.compiled[key] = compiled
         return compiled, time.monotonic() - started
+
+    def compile_ahead(self, *operands: Any) -> None:
+        """Begin to compile what `compile` will be asked for, while this thread goes on."""
+        key = _shapes(operands)
+        if key not in self.compiled:
+            # Traced here: a thread of its own would not have the settings of jax that hold here.
+            self.compiled[key] = _compiler().submit(self.dispatch.lower(*operands).compile)
 
     def run(
         self,
@@ -284,6 +291,17 @@ class Loop:
             np.savez(file, allow_pickle=False, step=number + 1, seed_place=place, **batch)
             line += f"; the batch is in {file}"
         return line
+
+
+@cache
+def _compiler() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "compile")
+
+
+def _shapes(operands: Sequence[Any]) -> Any:
+    """Return what a program depends on: structure, shapes and types of the operands of `Loop.dispatch`, and its number of steps."""
+    leaves, structure = jax.tree.flatten(operands)
+    return structure, operands[2], *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 def _asked(so_far: deque[jax.Array], asked: jax.Array) -> bool:

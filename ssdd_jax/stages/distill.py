@@ -14,6 +14,7 @@ import numpy as np
 from ssdd_jax.core.batching import map_in_chunks
 from ssdd_jax.core.distilled import DistilledSet
 from ssdd_jax.core.pool import over_leading_axis
+from ssdd_jax.cores import available_cores
 from ssdd_jax.errors import DataError
 from ssdd_jax.io.artifacts import save_distilled
 from ssdd_jax.io.checkpoints import Checkpoints, is_step
@@ -23,7 +24,7 @@ from ssdd_jax.methods.plan import Plan
 from ssdd_jax.registry import METHODS
 from ssdd_jax.report.figures import DRAWABLE, bases_picture, images_picture
 from ssdd_jax.runtime import health, hosts, stop
-from ssdd_jax.runtime.devices import Devices, make_devices, placement, pool_axis
+from ssdd_jax.runtime.devices import Devices, make_devices, on_cpu, placement, pool_axis
 from ssdd_jax.runtime.feed import Table
 from ssdd_jax.runtime.loop import Loop, seed_groups, stack, unstack
 from ssdd_jax.runtime.memory import TooLarge, chunk_size, limit_bytes
@@ -166,6 +167,8 @@ class MethodRun:
                 with checkpoints:
                     # A later phase has begun, so this one was completed; a short phase leaves no checkpoint.
                     if i >= begun:
+                        if phase.preparatory:
+                            self._compile_ahead(i + 1, seed_array, state)
                         try:
                             state = self._optimise(phase, loop, state, seed_array, phase.first + num_steps, done, checkpoints)
                         except stop.Stopped as error:
@@ -199,6 +202,14 @@ class MethodRun:
         except TooLarge as error:
             raise TooLarge(f"{self.name}: {error}; {self._what_fits(phase, state, seeds)}") from error
 
+    def _compile_ahead(self, i: int, seeds: jax.Array, state: Any) -> None:
+        """Begin to compile the steps of phase i, whose initial state depends on one like `state`, if there is a core to spare."""
+        if i == len(self.phases) or self.devices is not None or not on_cpu() or available_cores() == 1:
+            return
+        phase, loop = self.phases[i], self.loops[i]
+        if loop.steps_per_dispatch == 1:
+            loop.compile_ahead(*self._operands(phase, jax.eval_shape(self.inits[i], seeds, state), seeds))
+
     def _show_state(self, phase: Phase, end: int, seeds: Sequence[int], step: int, state: Any) -> None:
         """Show loggers the sets of a group of seeds while they move; those after the last step are shown when they are finished."""
         stacked = getattr(state, "distilled", None)
@@ -224,14 +235,9 @@ class MethodRun:
 
     def _what_fits(self, phase: Phase, state: Any, seeds: jax.Array) -> str:
         """Return the settings nearest to the present ones whose step fits into memory."""
-        batch = lambda table, rows: jax.ShapeDtypeStruct((len(seeds), *rows.shape, *table.shape[1:]), table.dtype)
         for flags, smaller in phase.smaller():
-            tables = self._tables(smaller)
-            on_device = all(isinstance(table, jax.Array) for table in tables)
-            drawn = () if smaller.draw is None else jax.eval_shape(smaller.draw, 0, seeds[0])
-            given = (tuple(tables), None) if on_device else ((), tuple(map(batch, tables, drawn)))
             try:
-                self._loop(smaller).compile(state, jnp.asarray(0), 1, None, *given, seeds, smaller.shared())
+                self._loop(smaller).compile(*self._operands(smaller, state, seeds))
             except TooLarge:
                 continue
             return f"what fits is {flags}"
@@ -239,6 +245,15 @@ class MethodRun:
         batch = own("batch_per_class", "batch_size") or "config.outer.batch_size"
         network = own("net", "experts") or ("config.student" if "student" in self.method.sections else "")
         return f"lower {batch}" + (f", or take a smaller {network}" if network else "")
+
+    def _operands(self, phase: Phase, state: Any, seeds: jax.Array) -> tuple[Any, ...]:
+        """Return operands of a loop's dispatch of one step; batches that are read ahead are abstract."""
+        tables = self._tables(phase)
+        batch = lambda table, rows: jax.ShapeDtypeStruct((len(seeds), *rows.shape, *table.shape[1:]), table.dtype)
+        drawn = () if phase.draw is None else jax.eval_shape(phase.draw, 0, seeds[0])
+        on_device = all(isinstance(table, jax.Array) for table in tables)
+        given = (tuple(tables), None) if on_device else ((), tuple(map(batch, tables, drawn)))
+        return state, jnp.asarray(0), 1, None, *given, seeds, phase.shared()
 
     def _tables(self, phase: Phase) -> list[Table]:
         named = {

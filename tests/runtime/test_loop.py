@@ -10,6 +10,7 @@ from ssdd_jax.progress import Display
 from ssdd_jax.rng import Stream, step_key
 from ssdd_jax.runtime.health import NumericalError
 from ssdd_jax.runtime.loop import Loop, seed_groups, stack, unstack
+from ssdd_jax.runtime.memory import TooLarge
 
 
 def walk(state, step, seed):
@@ -31,6 +32,21 @@ def test_seeds_side_by_side_equal_seeds_alone():
 
 def test_steps_in_one_dispatch_equal_steps_one_by_one():
     np.testing.assert_array_equal(run(Loop(walk, (0,), 5), 13, log_every=4), run(Loop(walk, (0,), 1), 13))
+
+
+def test_what_is_compiled_ahead_is_what_runs():
+    loop, whole = Loop(walk, (0,), 1), run(Loop(walk, (0,), 1), 3)
+    loop.compile_ahead(jax.ShapeDtypeStruct((2, 4), jnp.float32), jnp.asarray(0), 1, None, (), None, jnp.asarray((3, 5)))
+    # Without it, nothing else could be compiled.
+    loop.dispatch = None
+    np.testing.assert_array_equal(run(loop, 3), whole)
+
+
+def test_what_was_compiled_ahead_is_refused_where_it_is_too_large():
+    loop = Loop(walk, (0,), 1, limit=1)
+    loop.compile_ahead(jax.ShapeDtypeStruct((2, 4), jnp.float32), jnp.asarray(0), 1, None, (), None, jnp.asarray((3, 5)))
+    with pytest.raises(TooLarge):
+        run(loop, 3)
 
 
 @pytest.mark.parametrize("asked", ["", "2"])
