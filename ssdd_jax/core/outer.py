@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from ssdd_jax.core import pool as pools
 from ssdd_jax.core.distilled import DistilledSet, expand, num_images, take_images
 from ssdd_jax.core.kernel import Kernel
-from ssdd_jax.core.pool import MemberState, mean_squared_error, over_leading_axis
+from ssdd_jax.core.pool import mean_squared_error, over_leading_axis
 from ssdd_jax.core.quantise import quantise
 from ssdd_jax.core.sharding import Shard, replicate_then_shard, unsharded
 
@@ -26,15 +26,15 @@ class OuterState:
         step: number of outer steps done.
         distilled: the distilled set.
         opt_state: state of the outer optimizer.
-        pool: L members, stacked; None for a kernel without members; a tuple of such pools where several kernels take turns, see
-            `ssdd_jax.core.turns`.
+        pool: L members, stacked (`ssdd_jax.core.pool.MemberState`); None for a kernel without members; a tuple of such pools where several
+            kernels take turns, see `ssdd_jax.core.turns`.
         ridge_increases: how many times a singular kernel's ridge was increased tenfold so far, see `solve_regularized`.
     """
 
     step: Int[Array, ""]
     distilled: DistilledSet
     opt_state: Any
-    pool: MemberState | tuple[MemberState, ...] | None
+    pool: Any
     ridge_increases: Int[Array, ""]
 
 
