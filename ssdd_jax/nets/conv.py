@@ -199,12 +199,15 @@ def _gather(images: Images, kernel: Kernel, window: Window, columns: int) -> Flo
     """Return, for each output row and each block of neighbouring outputs in it, what these depend on."""
     (height, width), (down, right) = kernel.shape[:2], window.strides
     rows, outputs = _outputs(images, kernel, window).shape[1:3]
-    starts = [block * columns * right for block in range(-(-outputs // columns))]
-    span = (columns - 1) * right + width
+    num_blocks, step, span = -(-outputs // columns), columns * right, (columns - 1) * right + width
+    # A block is a part of the images of its own, and the first columns of the parts after it; one slice for each block compiles longer.
+    num_parts = -(-span // step)
     (top, bottom), (left, _) = window.padding
-    missing = starts[-1] + span - images.shape[2] - left
+    missing = (num_blocks + num_parts - 1) * step - images.shape[2] - left
     padded = jax.lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), (top, bottom, 0), (left, missing, 0), (0, 0, 0)))
-    blocks = jnp.stack([padded[:, :, start : start + span] for start in starts], axis=2).reshape(*padded.shape[:2], len(starts), -1)
+    parts = padded.reshape(*padded.shape[:2], -1, step, padded.shape[3])
+    shifted = [parts[:, :, i : i + num_blocks, : span - i * step] for i in range(num_parts)]
+    blocks = jnp.concatenate(shifted, axis=3).reshape(*padded.shape[:2], num_blocks, -1)
     return jnp.concatenate([blocks[:, i : i + (rows - 1) * down + 1 : down] for i in range(height)], axis=-1)
 
 
