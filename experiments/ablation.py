@@ -22,6 +22,7 @@ from experiments.runs import call, key_of, share
 from ssdd_jax.io.files import write_bytes
 from ssdd_jax.report import to_markdown
 from ssdd_jax.report.tables import NOTHING
+from ssdd_jax.settings.presets import default_config, two_core_students
 
 CONFIG = Path(__file__).with_name("ablation_config.py")
 
@@ -46,10 +47,9 @@ CODED = {
     **{"base_size": 0, "frequencies": 256, "image_bases": 96, "repr_bases": 80},
     **{"factor_scale": "each", "bits": 4, "steps": 0},
 }
-NETS = {
-    "convnet": {"net": "convnet", "widths": (16, 32, 64)},
-    **{net: {"net": net, "width_factor": factor} for net, factor in (("vgg11", 0.25), ("alexnet", 0.25), ("resnet18", 0.125))},
-}
+_SMALL = default_config()
+two_core_students(_SMALL)
+NETS = {net: _SMALL.evaluation.students[net].to_dict() for net in ("convnet", "vgg11", "alexnet", "resnet18")}
 IN_LOOP = {"view_targets": ("stored", "network", "network", "network")}
 QUESTIONS: dict[str, tuple[str, dict[str, Line]]] = {
     "networks": (
