@@ -35,9 +35,12 @@ def init_in_turn(key: PRNGKeyArray, distilled: DistilledSet, *, kernels: Sequenc
     return replace(first, pool=(first.pool, *(state.pool for state in others))) if others else first
 
 
-def on_pool(index: int, step: Step) -> Step:
-    """Return a step that works on one of the pools of a state and leaves the others."""
+def on_pools(steps: Sequence[Step]) -> list[Step]:
+    """Return the steps, each on its own of a state's pools, and leaving the others; one alone is as it is."""
+    return [_on_pool(index, step) for index, step in enumerate(steps)] if len(steps) > 1 else list(steps)
 
+
+def _on_pool(index: int, step: Step) -> Step:
     def step_on_pool(state: OuterState, *args: Any) -> tuple[OuterState, dict[str, Array]]:
         pools = state.pool
         state, metrics = step(replace(state, pool=pools[index]), *args)
@@ -56,7 +59,7 @@ def in_turn(steps: Sequence[Step]) -> Callable[..., tuple[OuterState, dict[str, 
         >>> state = init_in_turn(jax.random.key(0), distilled, kernels=kernels, pool_size=5, **optimizers)  # doctest: +SKIP
         >>> state, metrics = step(number, state, images, reprs, key)  # doctest: +SKIP
     """
-    if len(steps) == 1:
-        return lambda number, state, *args: steps[0](state, *args)
-    branches = [on_pool(index, step) for index, step in enumerate(steps)]
+    branches = on_pools(steps)
+    if len(branches) == 1:
+        return lambda number, state, *args: branches[0](state, *args)
     return lambda number, state, *args: jax.lax.switch(number % len(branches), branches, state, *args)

@@ -1,6 +1,6 @@
 """KRR-ST (Lee et al., 2024) and its extension by Yu et al. (2025): kernel ridge regression in closed form moves the set."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -28,7 +28,7 @@ from ssdd_jax.core.outer import (
 from ssdd_jax.core.pool import mean_squared_error
 from ssdd_jax.core.quantise import BITS
 from ssdd_jax.core.sharding import Shard, unsharded
-from ssdd_jax.core.turns import in_turn, init_in_turn, key_of_pool, on_pool
+from ssdd_jax.core.turns import in_turn, init_in_turn, key_of_pool, on_pools
 from ssdd_jax.errors import InputError
 from ssdd_jax.methods.automatic import choose, first_choice, is_automatic
 from ssdd_jax.methods.kernel import check_kernel, check_rows, kernel_settings, ridge_warnings
@@ -202,7 +202,12 @@ def phases(spec: RegressionSpec, plan: Plan, inputs: Inputs) -> tuple[Phase, ...
         found.append(steps("joint", joint, join, free) if free else steps("joint", joint, go_on if warm else begin))
     if not warm:
         return tuple(found)
-    warm_ups = [_warm_up(spec, inputs, kernels, label, go_on if i else begin) for i, label in enumerate(kernels)]
+    seen = dict(support_images=spec.support_images, bits=bits_in_steps(spec), shard=inputs.shard)
+    trains = on_pools([make_warm_up_step(kernel=kernel, inner_optimizer=sgd(run.pool), **seen) for kernel in kernels.values()])
+    names = [f"warm_up_{label}" for label in kernels] if len(kernels) > 1 else ["warm_up"]
+    warm_ups = [
+        _warm_up(name, spec, inputs, i, train, go_on if i else begin) for i, (name, train) in enumerate(zip(names, trains, strict=True))
+    ]
     # A warm-up takes less memory than the steps that follow: settings that make these fit make it fit too.
     return (*(phase._replace(smaller=found[0].smaller) for phase in warm_ups), *found)
 
@@ -222,14 +227,11 @@ def network_views(layout: Layout) -> list[str]:
     return [view for view, kind in zip(layout.views, layout.view_targets, strict=True) if kind == "network"]
 
 
-def _warm_up(spec: RegressionSpec, inputs: Inputs, kernels: Mapping[str, Kernel], label: str, init: Any) -> Phase:
-    """Return the phase that gives every member of one network's pool its random age, trained on the initial set."""
-    pool, index, alone = inputs.run.pool, list(kernels).index(label), len(kernels) == 1
+def _warm_up(name: str, spec: RegressionSpec, inputs: Inputs, index: int, train: Callable, init: Any) -> Phase:
+    """Return the phase in which `train` gives every member of one of the pools its random age, trained on the initial set."""
+    pool = inputs.run.pool
     key = lambda seed, number=0: key_of_pool(step_key(seed, Stream.POOL_WARM_UP, number), index)
     ages_of = lambda seed: warm_up_ages(key(seed), pool.size, pool.max_age)
-    seen = dict(support_images=spec.support_images, bits=bits_in_steps(spec))
-    train = make_warm_up_step(kernel=kernels[label], inner_optimizer=sgd(pool), **seen, shard=inputs.shard)
-    train = train if alone else on_pool(index, train)
 
     def step(state: State, number: Array, batch: Any, seed: Array, shared: Any) -> tuple[State, dict[str, Array]]:
         # One member after the other; a seed whose pool is done waits for the others. Ages are drawn with key 0, steps use keys from 1 on.
@@ -239,7 +241,6 @@ def _warm_up(spec: RegressionSpec, inputs: Inputs, kernels: Mapping[str, Kernel]
         return replace(state, outer=outer), metrics
 
     length = lambda seeds: max(int(ages_of(seed).sum()) for seed in seeds)
-    name = "warm_up" if alone else f"warm_up_{label}"
     return Phase(name, length, init, step, preparatory=True, watch=watched, causes=_causes(spec, inputs))
 
 
